@@ -1,0 +1,85 @@
+"""The error tree.
+
+    ZpipeError                  everything zpipe raises on purpose
+        ConfigError             a file, key or option is wrong; nothing was started (exit code 2)
+            TopologyError       ... in a topology file
+            BundleError         ... in a model bundle
+        ExecutorError           a stage could not be run
+            EngineMismatchError an engine was built for another model, device or version
+            BackendUnavailable  the library or device an executor needs is not here
+        WireError               bytes from a peer that the protocol refuses
+        PeerLost                a neighbour went away
+        SampleError             this sample ended without a result
+            SampleRejected      ... it was not admitted
+            SampleExpired       ... its deadline passed before a result came
+            SampleFailed        ... its stage failed, or it was cancelled
+        PipelineClosed          the pipeline was closed, or closes now
+
+A message says what was found, what was expected and the next step, in one line.
+"""
+
+from __future__ import annotations
+
+
+class ZpipeError(Exception):
+    """Base of every error zpipe raises on purpose."""
+
+
+class ConfigError(ZpipeError):
+    """A file, key or option is wrong; nothing was started."""
+
+
+class TopologyError(ConfigError):
+    """A topology file is wrong: the message names file, key, found and expected."""
+
+
+class BundleError(ConfigError):
+    """A model bundle is missing, incomplete or changed."""
+
+
+class ExecutorError(ZpipeError):
+    """A stage could not be run."""
+
+
+class EngineMismatchError(ExecutorError):
+    """An engine was built for another model, device or version."""
+
+
+class BackendUnavailable(ExecutorError):
+    """The library or device an executor needs is not here; the message says how to get it."""
+
+
+class WireError(ZpipeError):
+    """Bytes from a peer that the protocol refuses; the frame is dropped and counted."""
+
+
+class PeerLost(ZpipeError):
+    """A neighbour went away."""
+
+
+class SampleError(ZpipeError):
+    """Base of the three ways a sample ends without a result.
+
+    Attributes:
+        sample: id of the sample at its source, -1 where it never got one.
+    """
+
+    def __init__(self, message: str, *, sample: int = -1) -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
+class SampleRejected(SampleError):
+    """This sample was not admitted."""
+
+
+class SampleExpired(SampleError):
+    """This sample's deadline passed before a result came."""
+
+
+class SampleFailed(SampleError):
+    """This sample cannot be answered: its stage failed, or it was cancelled."""
+
+
+class PipelineClosed(ZpipeError):
+    """The pipeline was closed, or closes now."""

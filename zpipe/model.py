@@ -1,0 +1,282 @@
+"""Value types that every part of zpipe shares: plain data, standard library only.
+
+*Stage* = a slice of layers; *exit head* = the small classifier that ends it; *sample* = one input; *task* = a sample that
+waits for a stage; *rank* = a node's number in the topology; *source* = the node where samples enter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+#: Bytes of one element of each dtype a stage boundary may carry.
+DTYPE_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4, "int32": 4, "int64": 8}
+
+#: A threshold from here on means "never exit": confidences are probabilities, and 1.0 itself occurs in float32.
+NEVER_EXIT = 1.0
+
+GateRule = Literal["max-probability", "entropy", "margin"]
+OutcomeKind = Literal["result", "rejected", "expired", "failed"]
+
+
+# ---- the network -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape of one sample's tensor (no batch axis) and its dtype name."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of one sample in bytes."""
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHead:
+    """The classifier at the end of a stage: raw logits `[batch, classes]`, calibrated by one temperature.
+
+    Source: calibrated exits (arXiv:2010.16335): confidence = max softmax(logits / temperature).
+    """
+
+    classes: int
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """One slice of the network as the bundle describes it.
+
+    Attributes:
+        index: position in the chain, from 0.
+        file: ONNX file inside the bundle; outputs `activation` (absent in the last stage) and raw `logits`.
+        input: one sample at the stage's entrance.
+        output: one sample's activation, None for the last stage.
+        exit_head: None where the stage has no exit.
+        macs: multiply-adds per sample, exit head included.
+    """
+
+    index: int
+    file: str
+    input: TensorSpec
+    output: TensorSpec | None
+    exit_head: ExitHead | None
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PointMetrics:
+    """What an operating point gave on one split: fractions 0..1, one exit share per stage, mean multiply-adds."""
+
+    accuracy: float
+    exit_shares: tuple[float, ...]
+    mean_macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A named vector of exit thresholds (one per stage; the last is ignored) with what it costs and gives."""
+
+    name: str
+    thresholds: tuple[float, ...]
+    calibration: PointMetrics
+    test: PointMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """What the executor's exit gate evaluates for one batch, in float32, the same formula on every device.
+
+    Attributes:
+        rule: the confidence measure; all three grow with certainty and lie in 0..1.
+        temperature: logits are divided by it.
+        thresholds: one per row `[batch]`; a row exits when confidence >= threshold and threshold < NEVER_EXIT.
+        last: every row exits, whatever its confidence (the last stage).
+    """
+
+    rule: GateRule
+    temperature: float
+    thresholds: tuple[float, ...]
+    last: bool = False
+
+
+# ---- samples and tasks -------------------------------------------------------------------------
+
+
+class SampleKey(NamedTuple):
+    """A sample's name anywhere in the network: its source's rank and session, and its number there."""
+
+    source: int
+    session: int
+    sample: int
+
+
+@dataclass(slots=True)
+class Task:
+    """A sample waiting for a stage. Mutable on purpose: one object follows the sample through a node.
+
+    The first block travels (a Task message carries one row of it per sample); `budget` and `age` travel as durations, since
+    clocks are not shared, and become `deadline` and `born` on this node's clock when the task arrives.
+
+    Attributes:
+        key: the sample.
+        attempt: from 1; the source counts it up when it submits a sample again.
+        stage: the stage this task waits for.
+        thresholds: for the exits of stage, stage+1, ... last; `[]` means the last stage only.
+        part: which student's part this is (failure-resilient students), 0 in a chain.
+        priority: service class, 0 is the ordinary one.
+        weight: the source's weight gamma (PA-MDI, arXiv:2412.12371).
+        oldest: the source's lowest open sample number when the task was sent.
+        queued_seconds, service_seconds: waited and computed so far, over all nodes.
+        number: position on the link it came by (policy rule C2); -1 at its source.
+        deadline, born: this node's clock, seconds.
+        token: names the payload in this node's runtime; 0 = the source's own input.
+        peer: the rank it came from, -1 at its source.
+        since: when it entered the queue it is in, this node's clock.
+        alone: run it in a batch of one (its last batch failed).
+        stale: another attempt replaced it while it ran; drop it on completion.
+    """
+
+    key: SampleKey
+    attempt: int
+    stage: int
+    thresholds: tuple[float, ...]
+    part: int = 0
+    priority: int = 0
+    weight: float = 1.0
+    oldest: int = 0
+    queued_seconds: float = 0.0
+    service_seconds: float = 0.0
+    number: int = -1
+
+    deadline: float = math.inf
+    born: float = 0.0
+    token: int = 0
+    peer: int = -1
+    since: float = 0.0
+    alone: bool = False
+    stale: bool = False
+
+
+# ---- what nodes tell each other ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Credit:
+    """What a receiver tells a sender about one direction of their link (policy rules C3, C4). All absolute, so a repeat is harmless.
+
+    Attributes:
+        epoch: the connection it speaks of.
+        expected: 1 + the highest number seen; every lower number not in `held` is released or was lost.
+        held: numbers below `expected` that still occupy a slot.
+        limit: the first number that may not be sent.
+        carried: {stage: tasks of earlier epochs that still occupy a slot of this link}.
+        holding_seconds: how long the receiver held number `expected - 1` when it wrote this; < 0 when it says nothing.
+    """
+
+    epoch: int
+    expected: int
+    held: tuple[int, ...]
+    limit: int
+    carried: dict[int, int] = field(default_factory=dict)
+    holding_seconds: float = -1.0
+
+
+@dataclass(slots=True)
+class Report:
+    """A node's load, told to its neighbours (MDI-Exit's periodic I and Gamma).
+
+    Attributes:
+        input_length, output_length: tasks in I and O.
+        service_seconds: {stage: smoothed seconds per sample}.
+        backlog_seconds: {stage: seconds of work queued for it}.
+    """
+
+    input_length: int
+    output_length: int
+    service_seconds: dict[int, float]
+    backlog_seconds: dict[int, float]
+
+
+@dataclass(slots=True)
+class LostRow:
+    """One attempt that will not come to a result: which, and why (`peer-lost`, `stage-failed: ...`)."""
+
+    key: SampleKey
+    attempt: int
+    cause: str
+
+
+@dataclass(slots=True)
+class ResultRow:
+    """One answer on its way to its source. Timings are durations summed over the nodes it passed.
+
+    Attributes:
+        exit_stage: the stage whose head answered.
+        label: index into the bundle's classes.
+        confidence: float32 value of the gate.
+        queued_seconds, service_seconds: waited and computed, over all nodes.
+    """
+
+    key: SampleKey
+    attempt: int
+    exit_stage: int
+    label: int
+    confidence: float
+    queued_seconds: float
+    service_seconds: float
+    part: int = 0
+
+
+# ---- what the caller gets ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to one sample.
+
+    Attributes:
+        sample: its number at this source.
+        label: index into the bundle's classes.
+        class_name: the bundle's name for the label.
+        confidence: calibrated, 0..1.
+        exit_stage: the stage whose head answered, from 0.
+        latency_seconds: from submit() to here.
+        queued_seconds, service_seconds: of that, waited in queues and computed.
+        attempts: 1 unless the sample had to be submitted again.
+    """
+
+    sample: int
+    label: int
+    class_name: str
+    confidence: float
+    exit_stage: int
+    latency_seconds: float
+    queued_seconds: float
+    service_seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one sample ended: exactly one per submitted sample.
+
+    Attributes:
+        sample: its number at this source.
+        kind: `result`, `rejected`, `expired` or `failed`.
+        latency_seconds: from submit() to the outcome.
+        attempts: how often it was submitted into the network (0: never admitted).
+        result: the answer when kind is `result`, else None.
+        cause: one line saying why when kind is not `result`.
+    """
+
+    sample: int
+    kind: OutcomeKind
+    latency_seconds: float
+    attempts: int
+    result: Result | None = None
+    cause: str = ""

@@ -1,0 +1,272 @@
+"""Bundles: found in the promised order, checked byte by byte, and every complaint is one line that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zpipe.bundle import Bundle, load_bundle, manifest_digest
+from zpipe.errors import BundleError
+
+SAMPLES = 4
+
+
+def metrics(accuracy: float, first: float, macs: float) -> dict[str, Any]:
+    return {"accuracy": accuracy, "exit_shares": [first, 1.0 - first], "mean_macs": macs}
+
+
+def tiny_manifest() -> dict[str, Any]:
+    """Two stages over 4x4 images; nothing in it is a real network."""
+    exit_head = {"classes": 2, "temperature": 1.5}
+    return {
+        "schema": "zpipe.bundle/1",
+        "name": "tiny",
+        "classes": ["no", "yes"],
+        "preprocessing": {"size": 4, "channels": "RGB", "layout": "CHW", "dtype": "uint8", "note": "as it is"},
+        "stages": [
+            {
+                "file": "stage0.onnx",
+                "input": {"dtype": "uint8", "shape": [3, 4, 4]},
+                "output": {"dtype": "float32", "shape": [8, 2, 2]},
+                "activation_bytes": 128,
+                "macs": 100,
+                "parameters": 10,
+                "exit": dict(exit_head),
+            },
+            {
+                "file": "stage1.onnx",
+                "input": {"dtype": "float32", "shape": [8, 2, 2]},
+                "output": None,
+                "activation_bytes": 0,
+                "macs": 200,
+                "parameters": 20,
+                "exit": dict(exit_head),
+            },
+        ],
+        "operating_points": [
+            {
+                "name": "no-exit",
+                "thresholds": [1.0, 1.0],
+                "calibration": metrics(0.9, 0.0, 300.0),
+                "test": metrics(0.9, 0.0, 300.0),
+            },
+            {
+                "name": "t0.90",
+                "thresholds": [0.9, 0.9],
+                "calibration": metrics(0.9, 0.5, 200.0),
+                "test": metrics(0.8, 0.6, 180.0),
+            },
+        ],
+        "default_operating_point": "t0.90",
+        "evaluation": {"file": "evaluation.npz", "samples": SAMPLES},
+        "replay": {"file": "replay.npz"},
+    }
+
+
+def write_bundle(folder: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> Path:
+    """A handmade bundle whose digests are right; `change` alters the manifest before it is written."""
+    folder.mkdir(parents=True)
+    for stage in range(2):
+        (folder / f"stage{stage}.onnx").write_bytes(b"onnx" * (stage + 1))
+    whole = np.arange(SAMPLES)
+    images = np.zeros((SAMPLES, 3, 4, 4), np.uint8)
+    np.savez_compressed(folder / "evaluation.npz", images=images, labels=whole % 2, severity=whole, digit=whole)
+    labels, confidences = np.zeros((SAMPLES, 2), np.int16), np.full((SAMPLES, 2), 0.5, np.float32)
+    np.savez_compressed(folder / "replay.npz", **{"label.none": labels, "confidence.none": confidences})
+    manifest = tiny_manifest()
+    manifest["digests"] = {
+        path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(folder.iterdir())
+    }
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def complaint(call: Callable[[], object]) -> str:
+    """The message of the BundleError that `call` raises: one line, with a next step."""
+    with pytest.raises(BundleError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "found" in message
+    assert "expected" in message
+    return message
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def test_bundle_reads_back_what_was_written(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    assert bundle.name == "tiny"
+    assert bundle.classes == ("no", "yes")
+    assert bundle.full_macs == 300
+    assert [stage.index for stage in bundle.stages] == [0, 1]
+    assert bundle.stages[0].output == bundle.stages[1].input
+    assert bundle.stages[1].output is None
+    assert bundle.stage_path(1) == tmp_path / "tiny" / "stage1.onnx"
+    assert [len(bundle.evaluation()), bundle.evaluation().images.shape] == [SAMPLES, (SAMPLES, 3, 4, 4)]
+    assert bundle.replay().confidences.dtype == np.float32
+    assert "\n" not in repr(bundle)
+
+
+def test_operating_points_are_ordered_by_cost_on_calibration(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    assert [point.name for point in bundle.operating_points] == ["t0.90", "no-exit"]
+    assert bundle.default_point is bundle.point("t0.90")
+    assert "t0.90" in complaint(lambda: bundle.point("t0.99"))
+
+
+def test_digest_ignores_layout_but_no_value(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    path = bundle.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(manifest.items())), indent=4))
+    assert load_bundle(bundle.path).digest == bundle.digest == manifest_digest(manifest)
+    manifest["stages"][0]["exit"]["temperature"] = 1.25
+    path.write_text(json.dumps(manifest))
+    assert load_bundle(bundle.path).digest != bundle.digest
+
+
+# ---- finding -----------------------------------------------------------------------------------
+
+
+def test_path_wins_over_topology_folder_over_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    topology = tmp_path / "site" / "topologies" / "line.yaml"
+    topology.parent.mkdir(parents=True)
+    topology.write_text("")
+    order = [
+        tmp_path / "tiny",
+        topology.parent / "tiny",
+        topology.parent.parent / "engines" / "tiny",
+        tmp_path / "engines" / "tiny",
+    ]
+    for folder in reversed(order):
+        write_bundle(folder)
+        assert load_bundle("tiny", beside=topology).path.resolve() == folder
+    assert load_bundle("tiny", beside=topology.parent).path.resolve() == order[0]
+    assert load_bundle(topology.parent / "tiny").path == order[1]
+    assert load_bundle(topology.parent / "tiny" / "manifest.json").path == order[1]
+
+
+def test_unknown_name_lists_the_places_tried(tmp_path: Path) -> None:
+    message = complaint(lambda: load_bundle("nowhere", beside=tmp_path / "topologies"))
+    assert str(tmp_path / "topologies" / "nowhere") in message
+    assert str(tmp_path / "engines" / "nowhere") in message
+    assert str(Path("zpipe") / "data" / "engines" / "nowhere") in message
+    assert "zpipe train" in message
+
+
+# ---- refusing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stage1.onnx", "evaluation.npz", "replay.npz"])
+def test_changed_file_is_refused_unless_unverified(tmp_path: Path, name: str) -> None:
+    folder = write_bundle(tmp_path / "tiny")
+    with (folder / name).open("ab") as stream:
+        stream.write(b"x")
+    message = complaint(lambda: load_bundle(folder))
+    assert str(folder / name) in message
+    assert f"digests.{name}" in message
+    assert load_bundle(folder, verify=False).name == "tiny"
+
+
+def test_absent_file_is_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "tiny")
+    (folder / "stage0.onnx").unlink()
+    assert str(folder / "stage0.onnx") in complaint(lambda: load_bundle(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": NaN}', "\udcff"])
+def test_manifest_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert "manifest.json" in complaint(lambda: load_bundle(folder))
+
+
+def _set(*keys: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        place: Any = manifest
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (_set("schema", value="zpipe.bundle/2"), "schema"),
+        (_set("name", value=7), "name"),
+        (_set("classes", value="no"), "classes"),
+        (_set("preprocessing", "layout", value="HWC"), "preprocessing.layout"),
+        (_set("preprocessing", "size", value=5), "stages[0].input"),
+        (_set("stages", value=[]), "stages"),
+        (_set("stages", 0, "file", value="../stage0.onnx"), "stages[0].file"),
+        (_set("stages", 0, "macs", value=-1), "stages[0].macs"),
+        (_set("stages", 0, "macs", value=True), "stages[0].macs"),
+        (_set("stages", 0, "activation_bytes", value=127), "stages[0].activation_bytes"),
+        (_set("stages", 0, "output", "dtype", value="complex64"), "stages[0].output.dtype"),
+        (_set("stages", 1, "input", "shape", value=[8, 2, 3]), "stages[1].input"),
+        (_set("stages", 1, "exit", "classes", value=3), "stages[1].exit.classes"),
+        (_set("stages", 1, "exit", "temperature", value=0), "stages[1].exit.temperature"),
+        (_set("stages", 1, "exit", value=None), "stages[1].exit"),
+        (_set("operating_points", 0, "thresholds", value=[0.9]), "operating_points[0].thresholds"),
+        (_set("operating_points", 0, "test", "accuracy", value=90), "operating_points[0].test.accuracy"),
+        (_set("operating_points", 0, "name", value="t0.90"), "operating_points"),
+        (_set("default_operating_point", value="t0.99"), "default_operating_point"),
+        (_set("evaluation", "samples", value=0), "evaluation.samples"),
+        (_set("digests", value={}), "digests.stage0.onnx"),
+        (lambda manifest: manifest.pop("digests"), "digests"),
+        (lambda manifest: manifest["stages"][0].pop("macs"), "stages[0].macs"),
+        (lambda manifest: manifest["stages"].append(manifest["stages"][1]), "stages[2].input"),
+        (lambda manifest: manifest["stages"].pop(), "stages[0].output"),
+    ],
+)
+def test_wrong_key_is_named_in_one_line(tmp_path: Path, change: Callable[[dict[str, Any]], None], key: str) -> None:
+    folder = write_bundle(tmp_path / "tiny", change)
+    message = complaint(lambda: load_bundle(folder))
+    assert f"{folder / 'manifest.json'}: {key}: " in message
+
+
+def _rewrite(bundle: Bundle, name: str, **arrays: Any) -> None:
+    np.savez_compressed(bundle.path / name, **arrays)
+
+
+def test_evaluation_set_of_another_shape_is_refused(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    whole = np.arange(SAMPLES)
+    good = {"images": np.zeros((SAMPLES, 3, 4, 4), np.uint8), "labels": whole % 2, "severity": whole, "digit": whole}
+    for key, value in {
+        "images": np.zeros((SAMPLES, 3, 4, 4), np.float32),
+        "labels": whole,
+        "severity": whole[1:],
+        "digit": whole.astype(object),
+    }.items():
+        _rewrite(bundle, "evaluation.npz", **{**good, key: value})
+        assert "evaluation.npz" in complaint(bundle.evaluation)
+    (bundle.path / "evaluation.npz").write_bytes(b"PK")
+    assert "evaluation.npz" in complaint(bundle.evaluation)
+
+
+def test_replay_of_unknown_codec_is_refused(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    assert "label.zfp" in complaint(lambda: bundle.replay("zfp"))
+
+
+def test_bundle_without_evaluation_set_says_so(tmp_path: Path) -> None:
+    def drop(manifest: dict[str, Any]) -> None:
+        manifest["evaluation"] = manifest["replay"] = None
+
+    bundle = load_bundle(write_bundle(tmp_path / "tiny", drop))
+    assert "evaluation" in complaint(bundle.evaluation)
+    assert "replay" in complaint(bundle.replay)

@@ -1,0 +1,465 @@
+"""Model bundles: find one, check it, read it.
+
+A *bundle* is a folder (`engines/NAME/`): `manifest.json`, one ONNX file per stage, `evaluation.npz` (real samples with truth)
+and `replay.npz` (what every exit says about each of them). This module needs neither torch nor ONNX Runtime, so that a node
+that only emulates a network can still use it. `zpipe.models` writes bundles.
+
+Trust: each file's sha256 stands in the manifest, and `Bundle.digest` is the sha256 of the manifest itself, so two nodes that
+agree on one short string agree on every byte of the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.errors import BundleError
+from zpipe.model import DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
+
+SCHEMA = "zpipe.bundle/1"
+MANIFEST = "manifest.json"
+
+#: Bytes read at a time while hashing: a bundle must not need its own size in memory on a small board.
+_HASH_CHUNK_BYTES = 1 << 20
+
+_REMEDY = "restore the bundle's files (git checkout, or copy the folder again) or make it anew with `zpipe train`"
+
+
+# ---- what a bundle is --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a caller must do to an image before stage 0; everything else (normalisation) lies inside stage 0.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: their order, `RGB`.
+        layout: `CHW` (channels first).
+        dtype: `uint8`, values 0..255.
+        note: one sentence for people.
+    """
+
+    size: int
+    channels: str
+    layout: str
+    dtype: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """The bundle's own test samples, never used in training or calibration.
+
+    Attributes:
+        images: `[samples, 3, 32, 32] uint8`, as stage 0 takes them.
+        labels: `[samples] int64`, indices into the bundle's classes.
+        severity: `[samples] int64`, strength of the distortion, 0 = none.
+        digit: `[samples] int64`, which original image a sample shows; samples of one original are not independent, so
+            bootstrap over this column.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    severity: npt.NDArray[np.int64]
+    digit: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """What each exit answers to each evaluation sample, computed once by ONNX Runtime at batch 1.
+
+    Attributes:
+        labels: `[samples, exits] int16`.
+        confidences: `[samples, exits] float32`, max softmax(logits / temperature).
+    """
+
+    labels: npt.NDArray[np.int16]
+    confidences: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked model bundle.
+
+    Attributes:
+        name: as the manifest says, not the folder.
+        path: the folder.
+        classes: names of the labels.
+        preprocessing: what the caller must do to an image.
+        stages: the chain, in order.
+        operating_points: ordered by mean multiply-adds on calibration, cheapest first.
+        default_point: one of them, fixed before the test split was looked at.
+        digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
+        full_macs: multiply-adds of all stages for one sample, exit heads included.
+    """
+
+    name: str
+    path: Path
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    stages: tuple[StageSpec, ...]
+    operating_points: tuple[OperatingPoint, ...]
+    default_point: OperatingPoint
+    digest: str
+    full_macs: int
+    evaluation_file: str | None
+    evaluation_samples: int
+    replay_file: str | None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Bundle {self.name} | {len(self.stages)} stages, {self.full_macs / 1e6:.1f} M multiply-adds | "
+            f"default {self.default_point.name} | {self.digest[:12]}>"
+        )
+
+    def stage_path(self, stage: int) -> Path:
+        """Path of a stage's ONNX file."""
+        return self.path / self.stages[stage].file
+
+    def point(self, name: str) -> OperatingPoint:
+        """The operating point of that name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for point in self.operating_points:
+            if point.name == name:
+                return point
+        names = ", ".join(point.name for point in self.operating_points)
+        raise BundleError(f"bundle {self.name}: operating point: found {name!r}, expected one of {names}; choose one of these")
+
+    def evaluation(self) -> Evaluation:
+        """Read the evaluation set (from disk at every call: keep the answer).
+
+        Raises:
+            BundleError: the bundle has none, or the file does not hold what the manifest says.
+        """
+        if self.evaluation_file is None:
+            raise BundleError(f"{self.path / MANIFEST}: evaluation: found none, expected a file; {_REMEDY}")
+        path = self.path / self.evaluation_file
+        samples = self.evaluation_samples
+        arrays = _read_npz(
+            path,
+            {
+                "images": ("uint8", (samples, *self.stages[0].input.shape)),
+                "labels": ("int", (samples,)),
+                "severity": ("int", (samples,)),
+                "digit": ("int", (samples,)),
+            },
+        )
+        labels = arrays["labels"].astype(np.int64)
+        if samples and not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            found = f"{labels.min()}..{labels.max()}"
+            raise BundleError(f"{path}: labels: found {found}, expected 0..{len(self.classes) - 1}; {_REMEDY}")
+        return Evaluation(arrays["images"], labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
+
+    def replay(self, codec: str = "none") -> Replay:
+        """What every exit says about every evaluation sample when each stage boundary passes through `codec`.
+
+        Raises:
+            BundleError: the bundle has none, or none for this codec.
+        """
+        if self.replay_file is None:
+            raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {_REMEDY}")
+        shape = (self.evaluation_samples, len(self.stages))
+        keys = {f"label.{codec}": ("int16", shape), f"confidence.{codec}": ("float32", shape)}
+        arrays = _read_npz(self.path / self.replay_file, keys)
+        return Replay(arrays[f"label.{codec}"], arrays[f"confidence.{codec}"])
+
+
+# ---- finding one -------------------------------------------------------------------------------
+
+
+def load_bundle(name_or_path: str | Path, *, beside: Path | None = None, verify: bool = True) -> Bundle:
+    """Find a bundle by path or name, check it and read its manifest.
+
+    Looked for in this order: as a path; beside the topology file (`beside`: the file or its folder) and in `../engines` from
+    there; in `./engines`; in the installed package; in the `engines/` of a source checkout.
+
+    Args:
+        name_or_path: a bundle's folder, or its name.
+        beside: the topology file that named the bundle, if one did.
+        verify: hash every file (about 10 ms for the digits bundle). Without it only the manifest is checked.
+
+    Raises:
+        BundleError: not found (the places tried are listed), or something in it is wrong (file, key, found, expected).
+    """
+    folder = _find(Path(name_or_path), beside)
+    manifest = _read_manifest(folder / MANIFEST)
+    bundle = _parse(folder, manifest)
+    if verify:
+        _verify_files(folder, manifest, bundle)
+    return bundle
+
+
+def _find(wanted: Path, beside: Path | None) -> Path:
+    """The first place that holds a manifest."""
+    places = list(dict.fromkeys(_places(wanted, beside)))
+    for place in places:
+        if (place / MANIFEST).is_file():
+            return place
+    tried = ", ".join(str(place) for place in places)
+    raise BundleError(
+        f"bundle {str(wanted)!r}: found no {MANIFEST}, expected one in one of: {tried}; "
+        f"give a path to a bundle's folder, or make one with `zpipe train`"
+    )
+
+
+def _places(wanted: Path, beside: Path | None) -> Iterator[Path]:
+    if wanted.name == MANIFEST:
+        wanted = wanted.parent
+    yield wanted
+    if wanted.is_absolute():
+        return
+    if beside is not None:
+        folder = beside.parent if beside.is_file() else beside
+        yield folder / wanted
+        yield Path(os.path.normpath(folder / ".." / "engines" / wanted))
+    yield Path("engines") / wanted
+    package = Path(__file__).resolve().parent
+    yield package / "data" / "engines" / wanted
+    yield package.parent / "engines" / wanted
+
+
+# ---- reading the manifest ----------------------------------------------------------------------
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the manifest as canonical JSON: keys sorted, no spaces, ASCII."""
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of a file's bytes, as it stands in a manifest's `digests`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{path}: found no readable JSON ({exc}), expected a {SCHEMA} manifest; {_REMEDY}") from exc
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path}: found {_short(manifest)}, expected a JSON object; {_REMEDY}")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One place in the manifest: knows its own name, so that every complaint can say file, key, found and expected."""
+
+    file: Path
+    key: str
+    value: Any
+
+    def wrong(self, expected: str) -> BundleError:
+        return BundleError(f"{self.file}: {self.key}: found {_short(self.value)}, expected {expected}; {_REMEDY}")
+
+    def __getitem__(self, key: str) -> _Field:
+        if not isinstance(self.value, dict):
+            raise self.wrong("a JSON object")
+        name = f"{self.key}.{key}" if self.key else key
+        if key not in self.value:
+            raise BundleError(f"{self.file}: {name}: found no such key, expected one in every {SCHEMA} manifest; {_REMEDY}")
+        return _Field(self.file, name, self.value[key])
+
+    def items(self, *, count: int | None = None) -> list[_Field]:
+        if not isinstance(self.value, list):
+            raise self.wrong("a list")
+        if count is not None and len(self.value) != count:
+            raise self.wrong(f"{count} values, one per stage")
+        return [_Field(self.file, f"{self.key}[{i}]", value) for i, value in enumerate(self.value)]
+
+    def optional(self) -> _Field | None:
+        return None if self.value is None else self
+
+    def text(self) -> str:
+        if not isinstance(self.value, str) or not self.value:
+            raise self.wrong("a text")
+        return self.value
+
+    def file_name(self) -> str:
+        """A file directly inside the bundle: a manifest from elsewhere must not reach out of its folder."""
+        name = self.text()
+        if name in {".", ".."} or "/" in name or "\\" in name:
+            raise self.wrong("a plain file name inside the bundle")
+        return name
+
+    def whole(self, *, least: int = 0) -> int:
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < least:
+            raise self.wrong(f"a whole number >= {least}")
+        return self.value
+
+    def number(self, low: float, high: float) -> float:
+        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not is_number or not low <= self.value <= high:
+            raise self.wrong(f"a number {low:g}..{high:g}" if math.isfinite(high) else f"a number >= {low:g}")
+        return float(self.value)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    root = _Field(folder / MANIFEST, "", manifest)
+    if root["schema"].value != SCHEMA:
+        raise root["schema"].wrong(json.dumps(SCHEMA))
+    classes = tuple(item.text() for item in root["classes"].items())
+    preprocessing = _parse_preprocessing(root["preprocessing"])
+    stages = _parse_stages(root["stages"], preprocessing, classes)
+    points = tuple(
+        sorted(
+            (_parse_point(item, len(stages)) for item in root["operating_points"].items()),
+            key=lambda point: point.calibration.mean_macs,
+        )
+    )
+    evaluation, replay = root["evaluation"].optional(), root["replay"].optional()
+    return Bundle(
+        name=root["name"].text(),
+        path=folder,
+        classes=classes,
+        preprocessing=preprocessing,
+        stages=stages,
+        operating_points=points,
+        default_point=_default_point(root["default_operating_point"], points),
+        digest=manifest_digest(manifest),
+        full_macs=sum(stage.macs for stage in stages),
+        evaluation_file=None if evaluation is None else evaluation["file"].file_name(),
+        evaluation_samples=0 if evaluation is None else evaluation["samples"].whole(least=1),
+        replay_file=None if replay is None else replay["file"].file_name(),
+    )
+
+
+def _parse_preprocessing(field: _Field) -> Preprocessing:
+    for key, only in (("layout", "CHW"), ("channels", "RGB"), ("dtype", "uint8")):
+        if field[key].value != only:
+            raise field[key].wrong(json.dumps(only))
+    return Preprocessing(field["size"].whole(least=1), "RGB", "CHW", "uint8", field["note"].text())
+
+
+def _parse_stages(field: _Field, preprocessing: Preprocessing, classes: tuple[str, ...]) -> tuple[StageSpec, ...]:
+    """The chain: each stage must take exactly what the one before gives, the first what preprocessing gives."""
+    items = field.items()
+    if not items:
+        raise field.wrong("at least one stage")
+    stages = tuple(_parse_stage(i, item) for i, item in enumerate(items))
+    arriving: TensorSpec | None = TensorSpec(preprocessing.dtype, (3, preprocessing.size, preprocessing.size))
+    for stage, item in zip(stages, items, strict=True):
+        if stage.input != arriving:
+            expected = "no stage after one without output"
+            if arriving is not None:
+                expected = f"what arrives there, {arriving.dtype} {list(arriving.shape)}"
+            raise item["input"].wrong(expected)
+        if stage.exit_head is not None and stage.exit_head.classes != len(classes):
+            raise item["exit"]["classes"].wrong(f"{len(classes)}, the number of classes")
+        arriving = stage.output
+    if arriving is not None:
+        raise items[-1]["output"].wrong("null, for the last stage")
+    if stages[-1].exit_head is None:
+        raise items[-1]["exit"].wrong("an exit head at the last stage")
+    return stages
+
+
+def _parse_stage(index: int, item: _Field) -> StageSpec:
+    output_field, exit_field = item["output"].optional(), item["exit"].optional()
+    output = None if output_field is None else _parse_tensor(output_field)
+    expected_bytes = 0 if output is None else output.bytes
+    if item["activation_bytes"].whole() != expected_bytes:
+        raise item["activation_bytes"].wrong(f"{expected_bytes}, from dtype and shape of output")
+    head = None
+    if exit_field is not None:
+        head = ExitHead(exit_field["classes"].whole(least=1), exit_field["temperature"].number(1e-3, 1e3))
+    return StageSpec(index, item["file"].file_name(), _parse_tensor(item["input"]), output, head, item["macs"].whole())
+
+
+def _parse_tensor(field: _Field) -> TensorSpec:
+    dtype = field["dtype"].text()
+    if dtype not in DTYPE_BYTES:
+        raise field["dtype"].wrong(f"one of {', '.join(DTYPE_BYTES)}")
+    return TensorSpec(dtype, tuple(item.whole(least=1) for item in field["shape"].items()))
+
+
+def _parse_point(field: _Field, stages: int) -> OperatingPoint:
+    thresholds = tuple(item.number(0.0, math.inf) for item in field["thresholds"].items(count=stages))
+    calibration, test = (_parse_metrics(field[split], stages) for split in ("calibration", "test"))
+    return OperatingPoint(field["name"].text(), thresholds, calibration, test)
+
+
+def _parse_metrics(field: _Field, stages: int) -> PointMetrics:
+    shares = tuple(item.number(0.0, 1.0) for item in field["exit_shares"].items(count=stages))
+    return PointMetrics(field["accuracy"].number(0.0, 1.0), shares, field["mean_macs"].number(0.0, math.inf))
+
+
+def _default_point(field: _Field, points: tuple[OperatingPoint, ...]) -> OperatingPoint:
+    names = [point.name for point in points]
+    if len(set(names)) != len(names):
+        raise BundleError(f"{field.file}: operating_points: found a name twice ({names}), expected each once; {_REMEDY}")
+    for point in points:
+        if point.name == field.value:
+            return point
+    raise field.wrong(f"the name of an operating point ({', '.join(names) or 'there are none'})")
+
+
+# ---- checking and reading the files ------------------------------------------------------------
+
+
+def _verify_files(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> None:
+    """Compare every file with the digest in the manifest.
+
+    Raises:
+        BundleError: a file is absent, changed, or has no digest.
+    """
+    digests = _Field(folder / MANIFEST, "digests", manifest.get("digests"))
+    used = [stage.file for stage in bundle.stages]
+    used += [name for name in (bundle.evaluation_file, bundle.replay_file) if name is not None]
+    for name in used:
+        expected = digests[name].text()
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path}: digests.{name}: found no such file, expected {expected[:19]}...; {_REMEDY}")
+        found = file_digest(path)
+        if found != expected:
+            raise BundleError(f"{path}: digests.{name}: found {found[:19]}..., expected {expected[:19]}...; {_REMEDY}")
+
+
+def _read_npz(path: Path, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an npz, checked: {key: (dtype name, or `int` for any whole type; shape)}. Never unpickles."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in wanted if key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+        raise BundleError(f"{path}: found no readable npz ({exc}), expected arrays {', '.join(wanted)}; {_REMEDY}") from exc
+    for key, (dtype, shape) in wanted.items():
+        if key not in arrays:
+            raise BundleError(f"{path}: {key}: found no such array, expected {dtype} {list(shape)}; {_REMEDY}")
+        array = arrays[key]
+        fits = np.issubdtype(array.dtype, np.integer) if dtype == "int" else array.dtype == np.dtype(dtype)
+        if not fits or array.shape != shape:
+            found = f"{array.dtype} {list(array.shape)}"
+            raise BundleError(f"{path}: {key}: found {found}, expected {dtype} {list(shape)}; {_REMEDY}")
+    return cast("dict[str, npt.NDArray[Any]]", arrays)

@@ -1,0 +1,102 @@
+# A new clone needs no more than `make bench` and `make test`: both run in .venv, which the first of them makes.
+#   make test PYTHON=python3.12     which interpreter (3.10 or later) makes .venv; one that is there already stays
+
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamps carry a checksum of what they were installed from: a second run installs nothing, an edit of either file does.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+BASE := $(VENV)/.zpipe-base-$(KEY)
+DEV := $(VENV)/.zpipe-dev-$(KEY)
+TRAIN := $(VENV)/.zpipe-train-$(KEY)
+INSTALL := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# The protocol's tests also run on these, where they exist; .venv's own version runs everything.
+MATRIX := 3.10 3.12 3.13
+MATRIX_TESTS := $(wildcard tests/policy tests/wire tests/transport)
+QUICK_TESTS := tests/test_architecture.py $(wildcard tests/policy tests/wire)
+
+.PHONY: help bench test check static quick slow wheel clean $(MATRIX:%=test-%)
+
+help:
+	@echo "make bench   a line of four nodes classifies real images"
+	@echo "make test    the fast tests; the protocol's also on Python $(MATRIX) where these exist"
+	@echo "make check   ruff, mypy, import-linter, the quickest tests"
+	@echo "make slow    the tests marked slow or strict, within 10 minutes (installs torch)"
+	@echo "make wheel   build dist/zpipe-*.whl"
+	@echo "make clean   remove everything these made"
+
+bench: $(BASE)
+	$(BIN)/zpipe bench --topology line4.yaml
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory $(MATRIX:%=test-%)
+
+check: static quick
+
+static: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick: $(DEV)
+	$(BIN)/python -m pytest $(QUICK_TESTS)
+
+slow: $(TRAIN)
+	timeout --foreground 600 $(BIN)/python -m pytest -m "slow or strict"
+
+wheel: $(BASE)
+	rm -rf dist
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist
+
+clean:
+	rm -rf .venv .venv-3.* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find zpipe tests bench engines -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- what the above run in ---------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "zpipe needs Python 3.10 or later, '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true): name another, as in 'make PYTHON=python3.12 ...'" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp of another key is removed first: after an edit and its undoing it would vouch for an environment that is gone.
+define install
+	@echo "installing $(1) into $(VENV) ..."
+	@find $(VENV) -maxdepth 1 -name '.zpipe-*' ! -name '*-$(KEY)' -delete
+	$(BIN)/python $(INSTALL) --editable '$(1)'
+	@touch $@
+endef
+
+$(BASE): | $(BIN)/python
+	$(call install,.)
+
+$(DEV): | $(BIN)/python
+	$(call install,.[dev])
+	@touch $(BASE)
+
+$(TRAIN): | $(BIN)/python
+	$(call install,.[dev,train])
+	@touch $(BASE) $(DEV)
+
+# Asks each candidate its version: a pyenv shim is on the PATH even where the version behind it is not.
+$(MATRIX:%=test-%): test-%:
+	@[ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != $* ] || \
+	  { echo "Python $*: is the one in $(VENV), done"; exit 0; }; \
+	[ -n "$(MATRIX_TESTS)" ] || { echo "Python $*: no protocol tests found"; exit 1; }; \
+	for candidate in python$* $$(ls -d $$HOME/.pyenv/versions/$*.*/bin/python 2>/dev/null); do \
+	  [ "$$($$candidate -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = $* ] && found=$$candidate && break; \
+	done; \
+	[ -n "$$found" ] || { echo "Python $*: not found here, skipped"; exit 0; }; \
+	set -e; stamp=.venv-$*/.zpipe-test-$(KEY); \
+	if [ ! -e $$stamp ]; then \
+	  echo "Python $*: installing into .venv-$* ..."; \
+	  rm -rf .venv-$*; $$found -m venv .venv-$*; \
+	  .venv-$*/bin/python $(INSTALL) --editable '.[test]'; touch $$stamp; \
+	fi; \
+	echo "Python $*: $(MATRIX_TESTS)"; \
+	.venv-$*/bin/python -m pytest -q -p no:cacheprovider $(MATRIX_TESTS)

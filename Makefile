@@ -10,7 +10,7 @@ KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.zpipe-base-$(KEY)
 DEV := $(VENV)/.zpipe-dev-$(KEY)
 TRAIN := $(VENV)/.zpipe-train-$(KEY)
-INSTALL := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INSTALL := -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 
 # The protocol's tests also run on these, where they exist; .venv's own version runs everything.
 MATRIX := 3.10 3.12 3.13
@@ -50,7 +50,7 @@ slow: $(TRAIN)
 
 wheel: $(BASE)
 	rm -rf dist
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip --disable-pip-version-check wheel -qq --no-deps --wheel-dir dist .
 	@ls -l dist
 
 clean:

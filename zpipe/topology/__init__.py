@@ -1,0 +1,162 @@
+"""Topologies: which node hosts which stages, who is linked to whom, where samples enter, and by which policy.
+
+A topology is a short YAML file; `topologies/line4.yaml` shows how little one needs. Its keys, with their defaults:
+
+    name: the file's name
+    bundle: NAME                  the model bundle, required
+    nodes:                        required; listed by rank, from 0
+      - rank: 0                   required
+        stages: [0, 1]            required; [] for a node that only submits samples
+        address: 127.0.0.1:0      where others reach it, its control port is one higher; port 0 = started by whoever runs the bench
+        bind: ""                  host or host:port to listen on where that is not the address
+        executor: onnx            what runs the stages
+        device: ""                which device or device profile the executor uses
+        max_batch: 8              most tasks in one batch
+        slots: 64                 most samples of its own under way in this node (policy rule C1)
+    links: line                   line, ring, mesh; or {shape: line, latency: 5 ms, ...}; or a list of
+      - between: [0, 1]           required
+        bandwidth: 20 Mbit/s      none = not limited (the lab and the simulator limit it, a live link is measured)
+        latency: 0 s
+        codec: none               how activations are packed
+        medium: ""                links of one medium share its airtime
+        window: 16                slots of each direction at its receiver (policy rule C1)
+    source: 0                     a rank, or the keys below; `sources:` a list of these; the lowest rank where neither is given
+        rank: 0                   required
+        admission: aimd           fixed, mdi-rate, mdi-threshold, aimd; or {name: aimd, when_full: block, waiting: 0, OPTION: ...}
+        deadline: 30 s
+        priority: 0
+        weight: 1.0
+        accuracy: 0.0             the accuracy this source wants, 0 = no wish
+    policy: local                 an offload strategy, or the keys below
+        offload: local            local, cheapest, mdi
+        exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
+        report_interval: 100 ms
+        output_threshold: 50      T_O of MDI-Exit's Alg. 1
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zpipe.errors import TopologyError
+from zpipe.topology.check import check
+from zpipe.topology.parse import parse
+from zpipe.topology.reader import At, read_yaml
+from zpipe.topology.spec import (
+    DEFAULT_POINT,
+    LOCAL_ADDRESS,
+    NO_EXIT,
+    AdmissionSpec,
+    LinkSpec,
+    NodeSpec,
+    PolicySpec,
+    SourceSpec,
+    Topology,
+    first_difference,
+)
+
+__all__ = [
+    "DEFAULT_POINT",
+    "LOCAL_ADDRESS",
+    "NO_EXIT",
+    "AdmissionSpec",
+    "LinkSpec",
+    "NodeSpec",
+    "PolicySpec",
+    "SourceSpec",
+    "Topology",
+    "check",
+    "first_difference",
+    "from_dict",
+    "load_topology",
+    "override",
+]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+#: Where a bare name is looked up, in this order, after the path as given: the caller's folder, the installed package, a checkout.
+_PLACES = (Path("topologies"), _PACKAGE / "data" / "topologies", _PACKAGE.parent / "topologies")
+_SUFFIX = ".yaml"
+
+
+def load_topology(name_or_path: str | Path) -> Topology:
+    """Read and check a topology file: `load_topology("line4")`, `load_topology("boards/hall.yaml")`.
+
+    What depends on the bundle is left to `check(topology, stage_count)`.
+
+    Raises:
+        TopologyError: there is no such file, or something in it is wrong; one line that names file, key, found and expected.
+    """
+    path = _find(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise At(str(path)).error(f"a file that cannot be read ({exc})", "a topology in YAML, UTF-8") from exc
+    return parse(read_yaml(text, str(path)), file=str(path), path=path, name=path.stem)
+
+
+def from_dict(plain: Mapping[str, Any]) -> Topology:
+    """The inverse of `Topology.to_dict`, for a child process; checked like a file.
+
+    Raises:
+        TopologyError: as `load_topology`.
+    """
+    rest = {key: value for key, value in plain.items() if key != "path"}
+    path = plain.get("path")
+    return parse(rest, file=str(path or rest.get("name", "topology")), path=Path(path) if path else None)
+
+
+def override(
+    topology: Topology,
+    *,
+    max_batch: int | None = None,
+    executor: str | None = None,
+    offload: str | None = None,
+    exit_point: str | None = None,
+    admission: str | Mapping[str, Any] | None = None,
+    deadline_seconds: float | None = None,
+) -> Topology:
+    """A copy with some values changed at every node or every source, checked like a file: what a command line says on top of it.
+
+    Args:
+        topology: the one to start from.
+        max_batch, executor: of every node.
+        offload, exit_point: of the policy.
+        admission: of every source, a name or a mapping as in a topology file.
+        deadline_seconds: of every source.
+
+    Raises:
+        TopologyError: a value is not possible.
+    """
+    plain = topology.to_dict()
+    for entries, values in (
+        (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
+        (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
+        ([plain["policy"]], {"offload": offload, "exit": exit_point}),
+    ):
+        for entry in entries:
+            entry.update({key: value for key, value in values.items() if value is not None})
+    return from_dict(plain)
+
+
+def _find(name_or_path: str | Path) -> Path:
+    """The first file that there is.
+
+    Raises:
+        TopologyError: none; the message lists the places tried.
+    """
+    given = Path(name_or_path)
+    # Only a bare name has other places than its own.
+    folders = (Path(), *_PLACES) if given.name == str(given) else (Path(),)
+    names = (given,) if given.suffix == _SUFFIX else (given, Path(f"{given}{_SUFFIX}"))
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    tried = ", ".join(str(folder.absolute()) for folder in folders)
+    known = sorted({path.stem for folder in folders[1:] for path in folder.glob(f"*{_SUFFIX}")})
+    near = difflib.get_close_matches(given.stem, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise TopologyError(f"topology {str(name_or_path)!r}: found no such file{hint}, expected it (or it with {_SUFFIX}) in {tried}")

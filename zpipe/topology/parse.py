@@ -1,0 +1,292 @@
+"""From the plain values of a topology file to a checked `Topology`; every default is the one of its dataclass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import cast
+
+from zpipe.topology.check import check_links
+from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, number, one_of, quantity
+from zpipe.topology.spec import (
+    AdmissionSpec,
+    LinkSpec,
+    NodeSpec,
+    PolicySpec,
+    SourceSpec,
+    Topology,
+    WhenFull,
+    has_port,
+)
+
+CODECS = ("none",)
+OFFLOADS = ("local", "cheapest", "mdi")
+WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
+SHAPES = ("line", "ring", "mesh")
+
+Option = Callable[[At, object], float]
+
+
+def _positive(at: At, value: object) -> float:
+    return number(at, value, valid=lambda x: x > 0.0, expected="a number above 0")
+
+
+def _fraction(at: At, value: object) -> float:
+    return number(at, value, valid=lambda x: 0.0 < x < 1.0, expected="a number above 0 and below 1")
+
+
+def _count(at: At, value: object) -> float:
+    return integer(at, value, minimum=1)
+
+
+def _duration(at: At, value: object) -> float:
+    return quantity(at, value, TIME_UNITS)
+
+
+_BANDS: Mapping[str, Option] = {"t_q1": _count, "t_q2": _count, "alpha": _fraction, "beta": _fraction, "zeta": _fraction}
+#: {admission strategy: {option: its reader}}: the keyword arguments of the strategies in zpipe.policy.admission (a test compares).
+ADMISSION_OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "fixed": {"rate_hz": _positive},
+    "mdi-rate": {"rate_hz": _positive, "min_hz": _positive, "max_hz": _positive, **_BANDS},
+    "mdi-threshold": _BANDS,
+    "aimd": {
+        "window": _positive,
+        "max_window": _positive,
+        "decrease": _fraction,
+        "target_factor": _positive,
+        "min_target_seconds": _duration,
+    },
+}
+
+
+def parse(value: object, *, file: str, path: Path | None, name: str = "topology") -> Topology:
+    """The topology that these plain values describe.
+
+    Args:
+        value: what YAML or JSON gave.
+        file: its name in error messages.
+        path: where it was read from.
+        name: the topology's name where the file gives none.
+
+    Raises:
+        TopologyError: something is wrong; one line that names file, key, found and expected.
+    """
+    at = At(file)
+    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy"))
+    nodes = _nodes(at / "nodes", top.raw("nodes"))
+    topology = Topology(
+        name=top.text("name", name),
+        bundle=top.text("bundle"),
+        nodes=nodes,
+        links=_links(at / "links", top.raw("links"), len(nodes)),
+        sources=_sources(top, len(nodes)),
+        policy=_policy(at / "policy", top.raw("policy")),
+        path=path,
+    )
+    check_links(topology, at)
+    return topology
+
+
+# ---- nodes -------------------------------------------------------------------------------------
+
+
+def _nodes(at: At, value: object) -> tuple[NodeSpec, ...]:
+    nodes: list[NodeSpec] = []
+    ports: dict[tuple[str, int], str] = {}
+    for here, entry in items(at, value):
+        node = _node(here, entry)
+        if any(other.rank == node.rank for other in nodes):
+            raise (here / "rank").error(f"rank {node.rank} a second time", "each rank once")
+        if node.rank != len(nodes):
+            raise (here / "rank").wrong(node.rank, f"{len(nodes)}: nodes are listed by rank, from 0, without a gap")
+        if not node.launched:
+            for port, plane in ((node.port, "data"), (node.port + 1, "control")):
+                taken = ports.setdefault((node.host, port), f"the {plane} port of rank {node.rank}")
+                if taken != f"the {plane} port of rank {node.rank}":
+                    raise (here / "address").error(
+                        f"{node.address!r}, whose {plane} port {port} is {taken}",
+                        "an address of its own (the control port is one above the data port)",
+                    )
+        nodes.append(node)
+    if not nodes:
+        raise at.error("no nodes", "at least one")
+    return tuple(nodes)
+
+
+def _node(at: At, value: object) -> NodeSpec:
+    read = Fields(at, value, known=("rank", "stages", "address", "bind", "executor", "device", "max_batch", "slots"))
+    default = NodeSpec(read.integer("rank"), ())
+    return NodeSpec(
+        rank=default.rank,
+        stages=_stages(at / "stages", read.raw("stages")),
+        address=_address(at / "address", read.text("address", default.address)),
+        bind=_bind(at / "bind", read.text("bind", default.bind)),
+        executor=read.text("executor", default.executor),
+        device=read.text("device", default.device),
+        max_batch=read.integer("max_batch", default.max_batch, minimum=1),
+        slots=read.integer("slots", default.slots, minimum=1),
+    )
+
+
+def _stages(at: At, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise at.wrong(value, "a list of stage numbers such as [0, 1], [] for none")
+    stages = [integer(here, stage) for here, stage in items(at, value)]
+    for index, stage in enumerate(stages):
+        if stage in stages[:index]:
+            raise (at / index).error(f"stage {stage} a second time", "each stage once")
+    return tuple(sorted(stages))
+
+
+def _address(at: At, address: str) -> str:
+    expected = "host:port such as 192.168.1.10:5800, with a port from 0 to 65534 (the control port is one above)"
+    host, _, port = address.rpartition(":")
+    if not host or not has_port(address) or int(port) > 65534:
+        raise at.wrong(address, expected)
+    return address
+
+
+def _bind(at: At, bind: str) -> str:
+    return _address(at, bind) if has_port(bind) else bind
+
+
+# ---- links -------------------------------------------------------------------------------------
+
+_LINK_KEYS = ("bandwidth", "latency", "codec", "medium", "window")
+
+
+def _links(at: At, value: object, nodes: int) -> tuple[LinkSpec, ...]:
+    # No links: only for a single node. A word or a mapping with `shape`: all links alike. A list: one by one.
+    if value is None and nodes == 1:
+        return ()
+    if isinstance(value, str):
+        value = {"shape": value}
+    if isinstance(value, Mapping):
+        read = Fields(at, value, known=("shape", *_LINK_KEYS))
+        return tuple(_link(read, between) for between in _shape(read.text("shape", names=SHAPES), nodes))
+    if not isinstance(value, list | tuple):
+        raise at.wrong(value, f"one of {', '.join(SHAPES)}, or a list of links")
+    links: list[LinkSpec] = []
+    for here, entry in items(at, value):
+        read = Fields(here, entry, known=("between", *_LINK_KEYS))
+        link = _link(read, _between(here / "between", read.raw("between"), nodes))
+        if any(other.between == link.between for other in links):
+            raise (here / "between").error(f"a second link between {link.between[0]} and {link.between[1]}", "one")
+        links.append(link)
+    return tuple(links)
+
+
+def _link(read: Fields, between: tuple[int, int]) -> LinkSpec:
+    default = LinkSpec(between)
+    return LinkSpec(
+        between=between,
+        bandwidth_bps=read.quantity("bandwidth", BANDWIDTH_UNITS, math.inf),
+        latency_seconds=read.quantity("latency", TIME_UNITS, default.latency_seconds, zero=True),
+        codec=read.text("codec", default.codec, names=CODECS),
+        medium=read.text("medium", default.medium),
+        window=read.integer("window", default.window, minimum=1),
+    )
+
+
+def _between(at: At, value: object, nodes: int) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise at.wrong(value, "two ranks such as [0, 1]")
+    low, high = sorted(_rank(here, rank, nodes) for here, rank in items(at, value))
+    if low == high:
+        raise at.error(f"rank {low} twice", "two different ranks")
+    return low, high
+
+
+def _rank(at: At, value: object, nodes: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < nodes:
+        raise at.wrong(value, f"the rank of a node, one of 0 to {nodes - 1}")
+    return value
+
+
+def _shape(shape: str, nodes: int) -> Iterable[tuple[int, int]]:
+    if shape == "mesh":
+        return combinations(range(nodes), 2)
+    line = list(pairwise(range(nodes)))
+    # Two nodes in a ring share the one link that they have in a line.
+    return [*line, (0, nodes - 1)] if shape == "ring" and nodes > 2 else line
+
+
+# ---- sources and policy ------------------------------------------------------------------------
+
+
+def _sources(top: Fields, nodes: int) -> tuple[SourceSpec, ...]:
+    if "source" in top and "sources" in top:
+        raise (top.at / "sources").error("both source and sources", "one of the two")
+    if "source" in top:
+        return (_source(top.at / "source", top.raw("source"), nodes),)
+    if "sources" not in top:
+        return (SourceSpec(0),)
+    sources: list[SourceSpec] = []
+    for here, entry in top.items("sources"):
+        source = _source(here, entry, nodes)
+        if any(other.rank == source.rank for other in sources):
+            raise (here / "rank").error(f"a second source at rank {source.rank}", "one source per rank")
+        sources.append(source)
+    if not sources:
+        raise (top.at / "sources").error("no sources", "at least one")
+    return tuple(sorted(sources, key=lambda source: source.rank))
+
+
+def _source(at: At, value: object, nodes: int) -> SourceSpec:
+    if isinstance(value, int):
+        return SourceSpec(_rank(at, value, nodes))
+    read = Fields(at, value, known=("rank", "admission", "deadline", "priority", "weight", "accuracy"))
+    default = SourceSpec(_rank(at / "rank", read.raw("rank"), nodes))
+    return SourceSpec(
+        rank=default.rank,
+        admission=_admission(at / "admission", read.raw("admission")),
+        deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds),
+        priority=read.integer("priority", default.priority),
+        weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a number above 0"),
+        accuracy=read.number("accuracy", default.accuracy, valid=lambda x: 0.0 <= x <= 1.0, expected="a number from 0 to 1"),
+    )
+
+
+def _admission(at: At, value: object) -> AdmissionSpec:
+    default = AdmissionSpec()
+    names = tuple(ADMISSION_OPTIONS)
+    if value is None:
+        return default
+    if not isinstance(value, Mapping):
+        if value not in names:
+            raise at.wrong(value, one_of(names, value))
+        return AdmissionSpec(name=str(value))
+    name = value.get("name", default.name)
+    if name not in names:
+        raise (at / "name").wrong(name, one_of(names, name))
+    readers = ADMISSION_OPTIONS[name]
+    read = Fields(at, value, known=("name", "when_full", "waiting", *readers))
+    options = {option: reader(at / option, read.raw(option)) for option, reader in readers.items() if option in read}
+    for low, high in (("t_q1", "t_q2"), ("min_hz", "max_hz"), ("window", "max_window")):
+        if low in options and high in options and options[low] > options[high]:
+            raise (at / low).wrong(options[low], f"at most {high}, which is {options[high]:g}")
+    return AdmissionSpec(
+        name=name,
+        options=options,
+        when_full=cast(WhenFull, read.text("when_full", default.when_full, names=WHEN_FULL)),
+        waiting=read.integer("waiting", default.waiting),
+    )
+
+
+def _policy(at: At, value: object) -> PolicySpec:
+    default = PolicySpec()
+    if value is None:
+        return default
+    if isinstance(value, str):
+        if value not in OFFLOADS:
+            raise at.wrong(value, one_of(OFFLOADS, value))
+        return PolicySpec(offload=value)
+    read = Fields(at, value, known=("offload", "exit", "report_interval", "output_threshold"))
+    return PolicySpec(
+        offload=read.text("offload", default.offload, names=OFFLOADS),
+        exit_point=read.text("exit", default.exit_point),
+        report_interval_seconds=read.quantity("report_interval", TIME_UNITS, default.report_interval_seconds),
+        output_threshold=read.integer("output_threshold", default.output_threshold),
+    )

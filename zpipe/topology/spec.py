@@ -1,0 +1,366 @@
+"""What a topology is, as values, and the questions one may ask it; `zpipe.topology` documents the file's keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from zpipe.errors import TopologyError
+
+WhenFull = Literal["block", "latest", "deadline"]
+
+LOCAL_ADDRESS = "127.0.0.1:0"
+#: `exit:` names that are no operating points.
+DEFAULT_POINT, NO_EXIT = "default", "no-exit"
+
+
+# ---- what a topology is ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One process on one board.
+
+    Attributes:
+        rank: its number, 0 to nodes - 1.
+        stages: what it hosts, rising; may be empty at a source.
+        address: `host:port` of its data plane as its neighbours reach it; port 0 = chosen at start.
+        bind: host or `host:port` it listens on, "" = the address.
+        executor: name of what runs its stages.
+        device: which device or device profile, in the executor's own words.
+        max_batch: most tasks in one batch.
+        slots: most samples of its own under way in this node (policy rule C1, `own_slots`).
+    """
+
+    rank: int
+    stages: tuple[int, ...]
+    address: str = LOCAL_ADDRESS
+    bind: str = ""
+    executor: str = "onnx"
+    device: str = ""
+    max_batch: int = 8
+    slots: int = 64
+
+    @property
+    def host(self) -> str:
+        """Host part of the address."""
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        """Data port; 0 = chosen at start."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def control_address(self) -> str:
+        """`host:port` of its control plane: one above the data port."""
+        return f"{self.host}:{self.port + 1}"
+
+    @property
+    def bind_address(self) -> str:
+        """`host:port` to listen on for data."""
+        if not self.bind:
+            return self.address
+        return self.bind if has_port(self.bind) else f"{self.bind}:{self.port}"
+
+    @property
+    def launched(self) -> bool:
+        """Whoever runs the bench starts this node, on a port that is free then."""
+        return self.port == 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """A connection between two nodes, both ways.
+
+    Attributes:
+        between: the two ranks, lower first.
+        bandwidth_bps: bits per second and direction, `inf` = not limited.
+        latency_seconds: one way.
+        codec: how activations are packed.
+        medium: links of one name share its airtime; "" = a medium of its own.
+        window: slots of each direction at its receiver (policy rule C1).
+    """
+
+    between: tuple[int, int]
+    bandwidth_bps: float = math.inf
+    latency_seconds: float = 0.0
+    codec: str = "none"
+    medium: str = ""
+    window: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSpec:
+    """How a source lets its samples in.
+
+    Attributes:
+        name: strategy, one of `fixed`, `mdi-rate`, `mdi-threshold`, `aimd`.
+        options: keyword arguments of the strategy; what is absent has the strategy's default.
+        when_full: who gives way when the waiting room is full.
+        waiting: samples the waiting room holds, 0 = the mode's default.
+    """
+
+    name: str = "aimd"
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
+    when_full: WhenFull = "block"
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """A node where samples enter.
+
+    Attributes:
+        rank: the node; run by whoever submits.
+        admission: how samples are let in.
+        deadline_seconds: from submit(); a sample without a result by then has expired.
+        priority: service class, 0 is the ordinary one.
+        weight: gamma of PA-MDI (arXiv:2412.12371), > 0.
+        accuracy: wanted, 0..1; 0 = no wish.
+    """
+
+    rank: int
+    admission: AdmissionSpec = AdmissionSpec()
+    deadline_seconds: float = 30.0
+    priority: int = 0
+    weight: float = 1.0
+    accuracy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """What all nodes decide by.
+
+    Attributes:
+        offload: strategy name.
+        exit_point: operating point of the bundle, `default` or `no-exit`.
+        report_interval_seconds: between two load reports to a neighbour.
+        output_threshold: T_O of MDI-Exit's Alg. 1, tasks.
+    """
+
+    offload: str = "local"
+    exit_point: str = DEFAULT_POINT
+    report_interval_seconds: float = 0.1
+    output_threshold: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A checked topology. Two nodes work together when their `digest()` is the same.
+
+    Attributes:
+        name: for reports.
+        bundle: name or path of the model bundle.
+        nodes: by rank: `nodes[rank].rank == rank`.
+        links: by their ranks.
+        sources: at least one, by rank.
+        policy: what all nodes decide by.
+        path: the file it was read from, None where there was none.
+    """
+
+    name: str
+    bundle: str
+    nodes: tuple[NodeSpec, ...]
+    links: tuple[LinkSpec, ...] = ()
+    sources: tuple[SourceSpec, ...] = (SourceSpec(0),)
+    policy: PolicySpec = PolicySpec()
+    path: Path | None = field(default=None, compare=False)
+    #: {rank: {neighbour: link}}, neighbours rising.
+    _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        adjacent: dict[int, dict[int, LinkSpec]] = {node.rank: {} for node in self.nodes}
+        for link in self.links:
+            low, high = link.between
+            adjacent[low][high] = adjacent[high][low] = link
+        object.__setattr__(self, "_adjacent", {rank: dict(sorted(links.items())) for rank, links in adjacent.items()})
+
+    def __repr__(self) -> str:
+        return f"<Topology {self.name} | {len(self.nodes)} nodes, {len(self.links)} links | {self.bundle} | {self.digest()[:12]}>"
+
+    # ---- who and where -------------------------------------------------------------------------
+
+    def node(self, rank: int) -> NodeSpec:
+        """The node of that rank.
+
+        Raises:
+            TopologyError: there is none.
+        """
+        if not 0 <= rank < len(self.nodes):
+            raise TopologyError(f"{self.name}: found rank {rank}, expected one of 0 to {len(self.nodes) - 1}")
+        return self.nodes[rank]
+
+    @property
+    def source(self) -> SourceSpec:
+        """The source of the lowest rank."""
+        return self.sources[0]
+
+    def source_at(self, rank: int) -> SourceSpec | None:
+        """The source at that rank, None where no samples enter."""
+        return next((source for source in self.sources if source.rank == rank), None)
+
+    def hosts(self, stage: int) -> tuple[int, ...]:
+        """Ranks that host a stage, rising."""
+        return tuple(node.rank for node in self.nodes if stage in node.stages)
+
+    def link(self, a: int, b: int) -> LinkSpec | None:
+        """The link between two ranks, None where there is none."""
+        return self._adjacent[a].get(b)
+
+    def neighbours(self, rank: int) -> tuple[int, ...]:
+        """Ranks that share a link with this one, rising."""
+        return tuple(self._adjacent[rank])
+
+    # ---- who sends what to whom ----------------------------------------------------------------
+
+    def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
+        """Stages a task may wait for when `sender` forwards it to `receiver`, rising; () where there is no link.
+
+        Those the receiver hosts whose predecessor the sender hosts (policy rule L3); and stage 0 from a source that does not
+        host it.
+        """
+        if receiver not in self._adjacent[sender]:
+            return ()
+        before = self.nodes[sender].stages
+        raw = 0 not in before and self.source_at(sender) is not None
+        return tuple(stage for stage in self.nodes[receiver].stages if stage - 1 in before or (stage == 0 and raw))
+
+    def downstream(self, rank: int) -> tuple[int, ...]:
+        """Neighbours this node may forward tasks to, rising."""
+        return tuple(peer for peer in self._adjacent[rank] if self.lanes(rank, peer))
+
+    def upstream(self, rank: int) -> tuple[int, ...]:
+        """Neighbours that may forward tasks to this node, rising."""
+        return tuple(peer for peer in self._adjacent[rank] if self.lanes(peer, rank))
+
+    def next_hops(self, target: int) -> dict[int, int]:
+        """{rank: the neighbour next on the shortest way to `target`}, the lowest rank where ways tie; without target itself."""
+        hops: dict[int, int] = {}
+        ring = [target]
+        while ring:
+            farther: dict[int, int] = {}
+            for near in sorted(ring):
+                for rank in self._adjacent[near]:
+                    if rank != target and rank not in hops:
+                        farther.setdefault(rank, near)
+            hops.update(farther)
+            ring = list(farther)
+        return hops
+
+    def next_hop(self, rank: int, target: int) -> int:
+        """The neighbour next on the shortest way over links from `rank` to `target`, the lowest rank where ways tie."""
+        return self.next_hops(target)[rank]
+
+    # ---- as plain values -----------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in the form of a topology file (numbers in base units) plus `path`; JSON can carry it to a child process."""
+        nodes = [
+            {
+                "rank": node.rank,
+                "stages": list(node.stages),
+                "address": node.address,
+                "bind": node.bind,
+                "executor": node.executor,
+                "device": node.device,
+                "max_batch": node.max_batch,
+                "slots": node.slots,
+            }
+            for node in self.nodes
+        ]
+        links = [
+            {
+                "between": list(link.between),
+                "bandwidth": None if link.bandwidth_bps == math.inf else link.bandwidth_bps,
+                "latency": link.latency_seconds,
+                "codec": link.codec,
+                "medium": link.medium,
+                "window": link.window,
+            }
+            for link in self.links
+        ]
+        sources = [
+            {
+                "rank": source.rank,
+                "admission": {
+                    "name": source.admission.name,
+                    "when_full": source.admission.when_full,
+                    "waiting": source.admission.waiting,
+                    **source.admission.options,
+                },
+                "deadline": source.deadline_seconds,
+                "priority": source.priority,
+                "weight": source.weight,
+                "accuracy": source.accuracy,
+            }
+            for source in self.sources
+        ]
+        policy = {
+            "offload": self.policy.offload,
+            "exit": self.policy.exit_point,
+            "report_interval": self.policy.report_interval_seconds,
+            "output_threshold": self.policy.output_threshold,
+        }
+        return {
+            "name": self.name,
+            "bundle": self.bundle,
+            "nodes": nodes,
+            "links": links,
+            "sources": sources,
+            "policy": policy,
+            "path": str(self.path) if self.path else None,
+        }
+
+    def canonical(self) -> dict[str, Any]:
+        """What must be the same at every node: everything but the path and where nodes listen."""
+        plain = self.to_dict()
+        del plain["path"]
+        for node in plain["nodes"]:
+            del node["address"], node["bind"]
+        plain["links"].sort(key=lambda link: link["between"])
+        return plain
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical form as JSON."""
+        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    # ---- the same, a little different ----------------------------------------------------------
+
+    def with_addresses(self, addresses: Mapping[int, str]) -> Topology:
+        """The same topology with the addresses found at start, {rank: "host:port"}; the digest stays."""
+        return replace(self, nodes=tuple(replace(node, address=addresses.get(node.rank, node.address)) for node in self.nodes))
+
+    def with_fixed_ports(self, first: int) -> Topology:
+        """The same topology where every launched node has a port known beforehand: rank r listens on first + 2 * r.
+
+        For nodes that are started by hand on one machine: each must know the others' ports without a parent telling it.
+        """
+        return self.with_addresses({node.rank: f"{node.host}:{first + 2 * node.rank}" for node in self.nodes if node.launched})
+
+
+def has_port(address: str) -> bool:
+    """Whether the text ends in a port: `host:5800`, `[::1]:5800`, but not `host`, `::1` or `[::1]`."""
+    host, colon, port = address.rpartition(":")
+    return bool(colon) and port.isascii() and port.isdigit() and (":" not in host or host.endswith("]"))
+
+
+def first_difference(a: object, b: object, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key at which two canonical forms differ, with both values (None where a side has none); None if they agree.
+
+    `first_difference(mine.canonical(), theirs)` gives `("nodes[2].max_batch", 8, 1)`.
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        steps = [(f"{key}.{name}" if key else str(name), a.get(name), b.get(name)) for name in [*a, *(n for n in b if n not in a)]]
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        pairs = zip_longest(a, b)
+        steps = [(f"{key}[{index}]", mine, theirs) for index, (mine, theirs) in enumerate(pairs)]
+    else:
+        return None if a == b else (key, a, b)
+    return next((found for step, mine, theirs in steps if (found := first_difference(mine, theirs, step))), None)

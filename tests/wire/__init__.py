@@ -1,0 +1,1 @@
+"""The codec: round trips, refusals, golden bytes."""

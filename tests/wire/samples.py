@@ -1,0 +1,81 @@
+"""One message of every kind, with the limits that admit it; shared by the wire's tests and its benchmark."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task, TensorSpec
+from zpipe.wire import (
+    RAW_CODEC,
+    Blocked,
+    Bye,
+    CreditUpdate,
+    Hello,
+    Lost,
+    Message,
+    Ping,
+    Refused,
+    ReportUpdate,
+    Results,
+    Stats,
+    StatsRequest,
+    TaskBatch,
+    WireLimits,
+)
+
+LIMITS = WireLimits(
+    stage_inputs={0: TensorSpec("uint8", (3, 2, 2)), 1: TensorSpec("float32", (2, 3)), 2: TensorSpec("float16", (5,))},
+    codec_inputs={("int8", 1): TensorSpec("uint8", (14,))},
+    max_rows=8,
+)
+
+#: The receiver's clock in these tests.
+NOW = 1000.0
+
+
+def task(sample: int = 7, *, deadline: float = NOW + 2.5, thresholds: tuple[float, ...] = (0.9, 0.8)) -> Task:
+    """A task of stage 1 whose every travelling field differs from its default."""
+    return Task(
+        SampleKey(0, 123456789, sample),
+        2,
+        1,
+        thresholds,
+        part=1,
+        priority=3,
+        weight=2.5,
+        oldest=5,
+        queued_seconds=0.125,
+        service_seconds=0.0625,
+        number=11,
+        deadline=deadline,
+        born=NOW - 0.5,
+        peer=1,
+        epoch=4,
+        since=NOW,
+    )
+
+
+def task_batch(rows: int = 2) -> TaskBatch:
+    """`rows` tasks of stage 1."""
+    payload = np.arange(rows * 6, dtype=np.float32).reshape(rows, 2, 3)
+    return TaskBatch(1, 4, RAW_CODEC, 1, [task(7 + row) for row in range(rows)], payload)
+
+
+SAMPLES: dict[str, Message] = {
+    "Hello": Hello(2, "peer", 2**40 + 1, 3, "sha256:ab", "sha256:cd", {"name": "line4", "nodes": [{"rank": 0, "x": None}]}),
+    "Refused": Refused(2, "policy.window", "8", "16"),
+    "TaskBatch": task_batch(),
+    "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004)),
+    "Blocked": Blocked(1, 4, 108),
+    "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02})),
+    "Lost": Lost(2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost"), LostRow(SampleKey(0, 123456789, 9), 2, "é")]),
+    "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1)]),
+    "Ping": Ping(-1, 77, echo=False),
+    "StatsRequest": StatsRequest(-1, 78),
+    "Stats": Stats(3, 78, {"counts": {"submitted": 5}, "latency_ms": [1.5, 2.0], "up": True}),
+    "Bye": Bye(3, "stopped"),
+}
+
+UNBOUNDED = task(deadline=math.inf)

@@ -1,0 +1,71 @@
+"""Wire version 1, byte for byte: a change here breaks every node in the field and needs a new WIRE_VERSION."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.wire.samples import LIMITS, NOW, SAMPLES
+from zpipe.wire import decode, encode
+
+#: {kind: frames in hex}, made with `now=NOW, transit_seconds=0.25` from `SAMPLES`.
+GOLDEN: dict[str, list[str]] = {
+    "Hello": [
+        (
+            "9a010102a470656572cf00000100000000010301a97368613235363a6162a97368613235363a6364c42e7b226e616d65223a226c696e"
+            "6534222c226e6f646573223a5b7b2272616e6b223a302c2278223a6e756c6c7d5d7d430e77ae56904148"
+        ),
+    ],
+    "Refused": [
+        "96010202ad706f6c6963792e77696e646f77a138a23136c67f08d5699a56d9",
+    ],
+    "TaskBatch": [
+        (
+            "9701030104a372617701929e0b00ce075bcd150702010305ce00225510ce000b71b0cb4004000000000000cb3fc0000000000000cb3f"
+            "b000000000000092cb3feccccccccccccdcb3fe999999999999a9e0b00ce075bcd150802010305ce00225510ce000b71b0cb40040000"
+            "00000000cb3fc0000000000000cb3fb000000000000092cb3feccccccccccccdcb3fe999999999999abb0387355203f3d6"
+        ),
+        "000000000000803f0000004000004040000080400000a0400000c0400000e04000000041000010410000204100003041",
+    ],
+    "CreditUpdate": [
+        "990104030464930a03016c9401020201cb3f70624dd2f1a9fc1f06eb719d472ae3",
+    ],
+    "Blocked": [
+        "95010501046c78ebfb8b4c282465",
+    ],
+    "ReportUpdate": [
+        "9701060305019401cb3f70624dd2f1a9fc02cb3fe00000000000009201cb3f947ae147ae147b64e7664ba111e25d",
+    ],
+    "Lost": [
+        "94010702929500ce075bcd150701a9706565722d6c6f73749500ce075bcd150902a2c3a9a649ce1b4bbb1d21",
+    ],
+    "Results": [
+        "94010803919a00ce075bcd150701010209cb3fedc28f60000000cb3fc0000000000000cb3fb000000000000037c52ec3c0e9798d",
+    ],
+    "Ping": [
+        "950109ff4dc24cedca2464b93e14",
+    ],
+    "StatsRequest": [
+        "94010aff4e6a9e01efb3c3657c",
+    ],
+    "Stats": [
+        (
+            "95010b034ec43b7b22636f756e7473223a7b227375626d6974746564223a357d2c226c6174656e63795f6d73223a5b312e352c322e30"
+            "5d2c227570223a747275657d63937bf95b6fb8a2"
+        ),
+    ],
+    "Bye": [
+        "94010c03a773746f70706564c0579a1a0b9854b6",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_bytes_on_the_wire(name: str) -> None:
+    frames = encode(SAMPLES[name], now=NOW, transit_seconds=0.25)
+    assert [bytes(frame).hex() for frame in frames] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_bytes_from_the_wire(name: str) -> None:
+    message = decode([bytes.fromhex(frame) for frame in GOLDEN[name]], limits=LIMITS, now=NOW)
+    assert encode(message, now=NOW) == [bytes.fromhex(frame) for frame in GOLDEN[name]]

@@ -1,0 +1,99 @@
+"""The wire, version 1: what one node may send another, byte for byte. This text is the specification.
+
+**Planes.** *Data*: PUSH to a bound PULL, one PUSH per neighbour; carries Task and Blocked, in order, so that a Blocked
+tells the receiver which of the numbers before it were lost. *Control*: DEALER to a bound ROUTER; carries all else, both
+ways. A node ignores a kind that came on the other plane (`DATA_PLANE` names the two).
+
+**Frames.** A message is a header frame, and for Task one buffer frame.
+
+    header   msgpack array of the fields below (fixarray, so byte 1 is the version), then 8 bytes checksum
+    buffer   the rows' tensors `[rows, *shape]`, C order, little-endian, no padding
+    checksum XXH3-64 (canonical, big-endian) of the array's bytes; with a buffer: XXH3-64 of the buffer, seeded with the
+             XXH3-64 of the array's bytes. It finds damage; it is no protection against a forger (that is CURVE's part).
+
+**Fields.** Every header begins `[version=1, kind, sender]`; `sender` is a rank, or -1 for an observer, which may send
+only Hello, Ping, StatsRequest and Bye. Integers are 0 .. 2**63-1 and floats finite and >= 0 unless said. `[x]` is an
+array. The header holds no maps and no extension types; the two documents are JSON objects in a bin (no NaN, no infinity,
+16 levels at most), since a JSON decoder allocates by what is there and not by what is claimed.
+
+    kind              plane    fields after sender
+    ----------------  -------  --------------------------------------------------------------------------------------
+     1 Hello          control  role, session, epoch, wire_version, bundle_digest, topology_digest, topology (document)
+     2 Refused        control  key, here, there
+     3 Task           data     epoch, codec, stage, [task row]                                             + buffer
+     4 Credit         control  epoch, expected, [expected - held number], limit, [stage, slots, ...], holding_seconds
+     5 Blocked        data     epoch, next_number
+     6 Report         control  input_length, output_length, [stage, service_seconds, ...], [stage, backlog_seconds, ...]
+     7 Lost           control  [lost row]
+     8 Result         control  [result row]
+     9 Ping           control  token, echo (bool)
+    10 StatsRequest   control  token
+    11 Stats          control  token, body (document)
+    12 Bye            control  reason
+
+    task row          number, source, session, sample, attempt, part, priority, oldest, budget_us, age_us, weight,
+                      queued_seconds, service_seconds, [threshold]
+    lost row          source, session, sample, attempt, cause
+    result row        source, session, sample, attempt, part, exit_stage, label, confidence, queued_seconds,
+                      service_seconds
+
+- role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
+- budget_us is the time left when the message arrives, -1 without a deadline; age_us the time since submit(). Clocks are
+  not shared, so the sender takes half the measured round trip from the one and adds it to the other.
+- thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
+- confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
+- holding_seconds is -1.0 when the receiver does not say.
+- codec `raw` is the stage's input itself. Any other codec has one exact size per stage, known to both ends.
+- rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result.
+- Hello travels in version 1 whatever its wire_version field asks for, so that a mismatch can be refused in words.
+
+Nothing is ever unpickled, and `decode` raises WireError, and nothing else, on every byte string not described here.
+"""
+
+from zpipe.wire.decoder import decode
+from zpipe.wire.encoder import encode
+from zpipe.wire.limits import WireLimits
+from zpipe.wire.messages import (
+    DATA_PLANE,
+    NO_RANK,
+    RAW_CODEC,
+    WIRE_VERSION,
+    Blocked,
+    Bye,
+    CreditUpdate,
+    Hello,
+    Lost,
+    Message,
+    Ping,
+    Refused,
+    ReportUpdate,
+    Results,
+    Role,
+    Stats,
+    StatsRequest,
+    TaskBatch,
+)
+
+__all__ = [
+    "DATA_PLANE",
+    "NO_RANK",
+    "RAW_CODEC",
+    "WIRE_VERSION",
+    "Blocked",
+    "Bye",
+    "CreditUpdate",
+    "Hello",
+    "Lost",
+    "Message",
+    "Ping",
+    "Refused",
+    "ReportUpdate",
+    "Results",
+    "Role",
+    "Stats",
+    "StatsRequest",
+    "TaskBatch",
+    "WireLimits",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,56 @@
+"""Numbers and header layouts of the message kinds, shared by encoder and decoder."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    """Second field of every header. A number is never reused for another meaning."""
+
+    HELLO = 1
+    REFUSED = 2
+    TASK = 3
+    CREDIT = 4
+    BLOCKED = 5
+    REPORT = 6
+    LOST = 7
+    RESULT = 8
+    PING = 9
+    STATS_REQUEST = 10
+    STATS = 11
+    BYE = 12
+
+
+#: {kind: types of all header fields}, after the table in `zpipe.wire`; the first three are version, kind, sender.
+HEADER_TYPES: dict[int, tuple[type, ...]] = {
+    Kind.HELLO: (int, int, int, str, int, int, int, str, str, bytes),
+    Kind.REFUSED: (int, int, int, str, str, str),
+    Kind.TASK: (int, int, int, int, str, int, tuple),
+    Kind.CREDIT: (int, int, int, int, int, tuple, int, tuple, float),
+    Kind.BLOCKED: (int, int, int, int, int),
+    Kind.REPORT: (int, int, int, int, int, tuple, tuple),
+    Kind.LOST: (int, int, int, tuple),
+    Kind.RESULT: (int, int, int, tuple),
+    Kind.PING: (int, int, int, int, bool),
+    Kind.STATS_REQUEST: (int, int, int, int),
+    Kind.STATS: (int, int, int, int, bytes),
+    Kind.BYE: (int, int, int, str),
+}
+
+#: Types of one row of a Task, a Result, a Lost.
+TASK_ROW_TYPES: tuple[type, ...] = (int,) * 10 + (float, float, float, tuple)
+RESULT_ROW_TYPES: tuple[type, ...] = (int,) * 7 + (float, float, float)
+LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str)
+
+#: The checksum that ends every header frame, in bytes.
+TRAILER_BYTES = 8
+
+#: `budget_us` of a task without deadline.
+NO_BUDGET = -1
+
+#: `holding_seconds` of a Credit that does not say.
+NO_HOLDING = -1.0
+
+#: Characters kept of a cause, reason or differing value: an exception's text may be of any length.
+MAX_TEXT = 240

@@ -135,7 +135,7 @@ class Task:
         number: position on the link it came by (policy rule C2); -1 at its source.
         deadline, born: this node's clock, seconds.
         token: names the payload in this node's runtime; 0 = the source's own input.
-        peer: the rank it came from, -1 at its source.
+        peer, epoch: the rank it came from (-1 at its source) and the epoch of that link.
         since: when it entered the queue it is in, this node's clock.
         alone: run it in a batch of one (its last batch failed).
         stale: another attempt replaced it while it ran; drop it on completion.
@@ -157,6 +157,7 @@ class Task:
     born: float = 0.0
     token: int = 0
     peer: int = -1
+    epoch: int = 0
     since: float = 0.0
     alone: bool = False
     stale: bool = False

@@ -1,0 +1,357 @@
+"""A mesh of NodePolicy objects on a virtual clock: perfect executors, FIFO links, and every fault a test asks for.
+
+The answer of a stage is a pure function of (sample, stage), so that every attempt of a sample exits where the first would have.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.exits import ExitGates, ExitLadder
+from zpipe.policy.messages import (
+    BlockedReceived,
+    CreditReceived,
+    Discard,
+    Event,
+    Forward,
+    GrantCredit,
+    LostReceived,
+    PeerLost,
+    PeerUp,
+    ReportReceived,
+    ResetLink,
+    Resolve,
+    ResultReceived,
+    RunStage,
+    SampleSubmitted,
+    SendBlocked,
+    SendLost,
+    SendReport,
+    SendResults,
+    StageCompleted,
+    StageFailed,
+    TaskReceived,
+    TimerFired,
+)
+from zpipe.policy.node import NodePolicy
+from zpipe.policy.state import NeighbourConfig, NodeConfig
+
+LINK_SECONDS = 0.001
+SERVICE_SECONDS = 0.004
+
+
+@dataclass
+class Shape:
+    """A mesh for a test: which rank hosts which stages, who neighbours whom. Rank 0 is the source."""
+
+    stages: tuple[tuple[int, ...], ...]
+    links: tuple[tuple[int, int], ...]
+    window: int = 4
+    max_batch: int = 1
+    own_slots: int = 4
+    admission: str = "fixed"
+    options: dict[str, float] = field(default_factory=dict)
+    when_full: str = "block"
+    waiting: int = 1000
+    ladder: ExitLadder | None = None
+    offload: str = "local"
+
+    @property
+    def stage_count(self) -> int:
+        return 1 + max(stage for hosted in self.stages for stage in hosted)
+
+    def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
+        return tuple(sorted(stage for stage in self.stages[receiver] if stage - 1 in self.stages[sender]))
+
+    def connects(self, sender: int, receiver: int) -> bool:
+        """Where no tasks pass either way, the lower rank connects all the same, for answers."""
+        return bool(self.lanes(sender, receiver)) or (sender < receiver and not self.lanes(receiver, sender))
+
+    def neighbours(self, rank: int) -> list[int]:
+        return sorted({b for a, b in self.links if a == rank} | {a for a, b in self.links if b == rank})
+
+    def next_hop(self, rank: int) -> dict[int, int]:
+        """Breadth first from the source, over the links."""
+        hops, frontier = {0: 0}, [0]
+        while frontier:
+            found = []
+            for at in frontier:
+                for near in self.neighbours(at):
+                    if near not in hops:
+                        hops[near] = at
+                        found.append(near)
+            frontier = found
+        return {} if rank == 0 else {0: hops[rank]}
+
+    def config(self, rank: int, session: int) -> NodeConfig:
+        neighbours = []
+        for near in self.neighbours(rank):
+            out, into = self.lanes(rank, near), self.lanes(near, rank)
+            neighbours.append(NeighbourConfig(near, out, into, max(self.window, len(out)), max(self.window, len(into))))
+        source = None
+        if rank == 0:
+            source = SourceConfig(
+                session=session,
+                ladder=self.ladder or ExitLadder(((0.5,) * self.stage_count,), 0),
+                admission=self.admission,
+                options=self.options,
+                when_full=self.when_full,  # type: ignore[arg-type]
+                waiting=self.waiting,
+            )
+        return NodeConfig(
+            rank=rank,
+            stages=self.stages[rank],
+            gates=ExitGates((1.0,) * self.stage_count),
+            neighbours=tuple(neighbours),
+            next_hop=self.next_hop(rank),
+            max_batch=self.max_batch,
+            own_slots=self.own_slots,
+            offload=self.offload,
+            source=source,
+            hang_seconds=3.0,
+        )
+
+
+def leaves_at(exit_stage: Callable[[int], int]) -> Callable[[int, int, float], tuple[bool, int, float]]:
+    """Answers for the executor: sample s leaves at `exit_stage(s)`, with label s % 10."""
+    return lambda sample, stage, threshold: (stage >= exit_stage(sample) and threshold < 1.0, sample % 10, 0.9)
+
+
+class Mesh:
+    """The world: nodes, links, clock.
+
+    Attributes:
+        lose: called with (sender, receiver, command) for each frame; True loses it.
+        repeat: likewise; True delivers the frame twice.
+        poison: (sample, stage) pairs on which the executor raises.
+        outcomes: every Resolve, with its time and by source session.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        answer: Callable[[int, int, float], tuple[bool, int, float]] | None = None,
+        seed: int = 0,
+        service: Callable[[int, int], float] | None = None,
+    ) -> None:
+        self.shape = shape
+        self.now = 0.0
+        self.rng = random.Random(seed)
+        self.answer = answer or leaves_at(lambda sample: sample % shape.stage_count)
+        self.service = service or (lambda rank, stage: SERVICE_SECONDS)
+        self.lose: Callable[[int, int, Any], bool] = lambda sender, receiver, command: False
+        self.repeat: Callable[[int, int, Any], bool] = lambda sender, receiver, command: False
+        self.poison: set[tuple[int, int]] = set()
+        self.outcomes: list[tuple[float, Resolve]] = []
+        self.handled = 0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._ids = itertools.count()
+        self._epochs = itertools.count(1)
+        self._free_at: dict[tuple[int, int], float] = {}
+        self._lives = [0] * len(shape.stages)
+        self._alive = [True] * len(shape.stages)
+        self._pairs: dict[tuple[int, int], int] = {}  # sender, receiver -> epoch of the standing connection
+        self._wakeups: list[float | None] = [None] * len(shape.stages)
+        self.nodes = [NodePolicy(shape.config(rank, 1), rng=self.rng) for rank in range(len(shape.stages))]
+        for a, b in shape.links:
+            self.connect(a, b)
+
+    # ---- the world's hand
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (when, next(self._ids), action))
+
+    def submit(self, sample: int, *, deadline: float = 1e9) -> None:
+        self.tell(0, SampleSubmitted(sample, self.now + deadline, self.now))
+
+    def connect(self, a: int, b: int) -> None:
+        """Both directions get a new epoch; the receiver hears of it first, as with Hello."""
+        for sender, receiver in ((a, b), (b, a)):
+            if self.shape.connects(sender, receiver) and self._alive[a] and self._alive[b]:
+                epoch = self._pairs[sender, receiver] = next(self._epochs)
+                self.tell(receiver, PeerUp(sender, epoch, outgoing=False))
+                self.tell(sender, PeerUp(receiver, epoch, outgoing=True))
+
+    def cut(self, a: int, b: int, *, back_after: float | None = 0.2) -> None:
+        """The connection breaks: frames on their way vanish, both ends notice."""
+        for sender, receiver in ((a, b), (b, a)):
+            if self._pairs.pop((sender, receiver), None) is not None:
+                if self._alive[sender]:
+                    self.tell(sender, PeerLost(receiver, outgoing=True, reason="cut"))
+                if self._alive[receiver]:
+                    self.tell(receiver, PeerLost(sender, outgoing=False, reason="cut"))
+        if back_after is not None:
+            self.at(self.now + back_after, lambda: self._reconnect(a, b))
+
+    def _reconnect(self, a: int, b: int) -> None:
+        if (a, b) not in self._pairs and (b, a) not in self._pairs:
+            self.connect(a, b)
+
+    def restart(self, rank: int, *, after: float = 0.3) -> None:
+        """A node dies with all it holds and comes back empty."""
+        self._alive[rank] = False
+        self._lives[rank] += 1
+        for near in self.shape.neighbours(rank):
+            self.cut(rank, near, back_after=None)
+        self._wakeups[rank] = None
+
+        life = self._lives[rank]
+
+        def rise() -> None:
+            if self._lives[rank] != life:
+                return  # it died again meanwhile; that death has a rise of its own
+            self._alive[rank] = True
+            self.nodes[rank] = NodePolicy(self.shape.config(rank, 1 + self._lives[rank]), rng=self.rng)
+            for near in self.shape.neighbours(rank):
+                self._reconnect(rank, near)
+
+        self.at(self.now + after, rise)
+
+    # ---- the machinery
+
+    def tell(self, rank: int, event: Event) -> None:
+        if not self._alive[rank]:
+            return
+        node = self.nodes[rank]
+        commands = node.handle(event, now=self.now)
+        self.handled += 1
+        node.check()
+        for command in commands:
+            self._perform(rank, command)
+        wakeup = node.next_wakeup()
+        if wakeup is not None and (self._wakeups[rank] is None or wakeup < self._wakeups[rank]):  # type: ignore[operator]
+            self._wakeups[rank] = wakeup
+            self.at(max(wakeup, self.now + 1e-6), lambda: self._wake(rank, wakeup))
+
+    def _wake(self, rank: int, wakeup: float) -> None:
+        if self._wakeups[rank] == wakeup:
+            self._wakeups[rank] = None
+            self.tell(rank, TimerFired())
+
+    def _perform(self, rank: int, command: Any) -> None:
+        match command:
+            case RunStage():
+                life = self._lives[rank]
+                seconds = self.service(rank, command.stage) * len(command.tasks)
+                self.at(self.now + seconds, lambda: self._completed(rank, life, command, seconds))
+            case Forward():
+                rows = [copy(task) for task in command.tasks]
+                self._carry(rank, command.peer, "data", command, TaskReceived(rank, command.epoch, rows), epoch=command.epoch)
+            case SendBlocked():
+                event = BlockedReceived(rank, command.epoch, command.next_number)
+                self._carry(rank, command.peer, "data", command, event, epoch=command.epoch)
+            case GrantCredit():
+                self._carry(rank, command.peer, "control", command, CreditReceived(rank, command.credit))
+            case SendReport():
+                self._carry(rank, command.peer, "control", command, ReportReceived(rank, command.report))
+            case SendResults():
+                self._carry(rank, command.peer, "control", command, ResultReceived(rank, command.rows))
+            case SendLost():
+                self._carry(rank, command.peer, "control", command, LostReceived(rank, command.rows))
+            case Resolve():
+                self.outcomes.append((self.now, command))
+            case ResetLink():
+                self.cut(rank, command.peer)
+            case Discard():
+                pass
+
+    def _completed(self, rank: int, life: int, command: RunStage, seconds: float) -> None:
+        if self._lives[rank] != life:
+            return
+        if any((task.key.sample, command.stage) in self.poison for task in command.tasks):
+            self.tell(rank, StageFailed(command.run, "poison"))
+            return
+        answers = [
+            self.answer(task.key.sample, command.stage, threshold)
+            for task, threshold in zip(command.tasks, command.gate.thresholds, strict=True)
+        ]
+        exited = [command.gate.last or answer[0] for answer in answers]
+        self.tell(
+            rank, StageCompleted(command.run, exited, [answer[1] for answer in answers], [answer[2] for answer in answers], seconds)
+        )
+
+    def _carry(self, sender: int, receiver: int, plane: str, command: Any, event: Event, *, epoch: int | None = None) -> None:
+        """A frame on a FIFO link. It vanishes with its connection."""
+        if self.lose(sender, receiver, command):
+            return
+        lives = (self._lives[sender], self._lives[receiver])
+        standing = (self._pairs.get((sender, receiver)), self._pairs.get((receiver, sender)))
+        if standing == (None, None):
+            return
+        lane = (sender, receiver) if plane == "data" else (sender + 1000, receiver)
+        arrival = max(self.now + LINK_SECONDS * self.rng.uniform(0.5, 1.5), self._free_at.get(lane, 0.0))
+        self._free_at[lane] = arrival
+
+        def arrive() -> None:
+            if lives == (self._lives[sender], self._lives[receiver]) and standing == (
+                self._pairs.get((sender, receiver)),
+                self._pairs.get((receiver, sender)),
+            ):
+                self.tell(receiver, event)
+
+        self.at(arrival, arrive)
+        if self.repeat(sender, receiver, command):
+            if isinstance(event, TaskReceived):
+                twin: Event = TaskReceived(event.peer, event.epoch, [copy(task) for task in event.tasks])
+            else:
+                twin = event
+            self.at(
+                arrival,
+                lambda: (
+                    self.tell(receiver, twin)
+                    if self._alive[receiver]
+                    and standing == (self._pairs.get((sender, receiver)), self._pairs.get((receiver, sender)))
+                    else None
+                ),
+            )
+
+    def run(self, *, until: float = 1e6, max_events: int = 1_000_000) -> None:
+        """Runs until nothing but heartbeats is left of the source's samples, or the time is up."""
+        steps = 0
+        while self._heap and self._heap[0][0] <= until:
+            when, _, action = heapq.heappop(self._heap)
+            self.now = max(self.now, when)
+            action()
+            steps += 1
+            assert steps < max_events, f"no end in sight at {self.now}: {self.nodes}"
+            if self.settled:
+                return
+
+    def run_for(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self._heap and self._heap[0][0] <= until:
+            when, _, action = heapq.heappop(self._heap)
+            self.now = max(self.now, when)
+            action()
+        self.now = until
+
+    @property
+    def settled(self) -> bool:
+        source = self.nodes[0].source
+        return source is not None and source.open_count == 0 and not self._pending_submissions
+
+    _pending_submissions = 0
+
+    def submit_at(self, when: float, sample: int, *, deadline: float = 1e9) -> None:
+        self._pending_submissions += 1
+
+        def go() -> None:
+            self._pending_submissions -= 1
+            self.submit(sample, deadline=deadline)
+
+        self.at(when, go)
+
+    def kinds(self) -> dict[int, list[str]]:
+        """{sample: its outcomes}: exactly one each, or rule D1 is broken."""
+        kinds: dict[int, list[str]] = {}
+        for _, resolve in self.outcomes:
+            kinds.setdefault(resolve.sample, []).append(resolve.kind)
+        return kinds

@@ -1,0 +1,69 @@
+"""The protocol, decided without IO: `NodePolicy.handle(event, now=...) -> [command, ...]`.
+
+The live runtime and the simulator drive the same objects, so a figure from one speaks about the other. Nothing here reads
+a clock, a socket or a random source; time and `rng` are arguments, payloads are named by a token. Code and tests cite the
+rules below by their numbers.
+
+**S. Samples and tasks**
+  S1. A sample is named by (source rank, source session, number). Sessions of a source grow; numbers count from 0 in each.
+  S2. A task is a sample waiting for a stage. A node holds at most one task per sample and part: of two attempts that meet,
+      the one at the later stage stays and takes the higher attempt number; the other's slot is free at once.
+  S3. A task leaves a node only after a stage ran on it, so it makes at most K-1 hops and cannot ping-pong.
+  S4. A task exits when its stage's gate says so, or after the last stage. The policy writes the gate (rule, temperature, one
+      threshold per row); the executor evaluates it; the policy takes the answer as given.
+  S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
+      deadline are dropped where they are met: nobody waits for them.
+
+**L. Links**
+  L1. A link has a direction, sender to receiver, and an epoch: new on every connection. Frames of another epoch are dropped.
+  L2. The sender numbers its tasks 0, 1, 2, ... in each epoch; a connection delivers in order, so a number not above the
+      highest seen is a repeat and is dropped, and a gap is a loss.
+  L3. A link's *lanes* are the stages its sender may send over it: those the receiver hosts whose predecessor the sender hosts.
+
+**C. Credit**
+  C1. Each direction of a link owns `window` slots at its receiver. A task holds one from acceptance until it exits, fails, is
+      dropped, or is sent on: input queue, executor and output queue cost no second one. Samples of this node's own hold
+      slots of their own (`own_slots`), never a link's.
+  C2. One slot per lane is reserved, the rest is shared: a sender may send on lane s when its number is below the limit and
+      either nothing of lane s is outstanding or less than `window - lanes` shared slots are taken (tasks after the first
+      of each lane). Since stages only rise and the last always drains, no circle of waiting closes.
+  C3. Credit is absolute: (epoch, expected, held, limit, carried), where limit = expected + free slots. A gap costs nothing, a
+      repeated or lost Credit does no harm. The sender forgets every number below `expected` that is not in `held`.
+  C4. After a reconnection the receiver still holds tasks of earlier epochs; they keep their slots and are told as
+      `carried` per lane, so that C2 stays true.
+  C5. Credit is sent when a quarter of the window came free, when a lane that could not send now can, and at the latest with
+      the next report.
+  C6. A sender with something to send and no credit for one report interval sends Blocked(next number) *behind its tasks*, on
+      the data plane: whatever it had sent before has arrived or is lost, so the receiver closes the gap and answers with
+      Credit. (A Blocked on the control plane could overtake tasks still on their way.)
+
+**D. Delivery at the source**
+  D1. Every submitted sample ends in exactly one outcome: result, rejected, expired or failed.
+  D2. The source keeps the input until then. The first result of any attempt counts, later ones are `second results`.
+  D3. Only the source's timer decides `expired`.
+  D4. New samples wait in a bounded room until the admission strategy and an own slot let them in. A full room rejects: the
+      newcomer (`block`, whose callers wait outside; `deadline`) or the oldest waiting (`latest`). `deadline` also
+      rejects what by prediction cannot make it.
+
+**R. Repair**
+  R1. A node that loses a neighbour tells the sources of everything that was outstanding there: Lost(sample, attempt, cause).
+  R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
+      while the task is held here, changes nothing.
+  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of delivered samples, at least 1 s, doubled per attempt. It stays within
+      a budget (resubmissions <= results / 10 + 10, beyond it one a second), so overload cannot feed itself.
+  R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such
+      failure the sample ends as failed.
+  R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew.
+
+**A. Queues at a node** (MDI-Exit, arXiv:2408.05247, our reading of Alg. 1-2)
+  A1. I: tasks this node will run. O: tasks a neighbour will run. After stage k a task goes where the offload strategy says; a
+      node that does not host k+1 has no choice.
+  A2. Heads of O are tried lane by lane, so that a lane without credit never holds up another.
+  A3. A free executor with an empty I takes back the head-most task of O whose stage it hosts.
+"""
+
+from __future__ import annotations
+
+from zpipe.policy.node import NodePolicy
+
+__all__ = ["NodePolicy"]

@@ -1,0 +1,253 @@
+"""Slots and credits of one link, both ends (rules L1-L3, C1-C6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zpipe.model import Credit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zpipe.model import SampleKey, Task
+
+#: Weight of a new round-trip sample in the smoothed one (TCP's choice, RFC 6298).
+ROUND_TRIP_GAIN = 0.125
+
+
+class Sent(NamedTuple):
+    """One task we sent and whose slot we believe taken."""
+
+    key: SampleKey
+    attempt: int
+    lane: int
+    sent_at: float
+
+
+class OutgoingLink:
+    """The sender's end: may I send, what is still out there?
+
+    Attributes:
+        epoch: of the present connection; None while there is none.
+        outstanding: #: {number: Sent} in rising order; at most `window` entries.
+        round_trip_seconds: smoothed, from the sending of a number to the Credit that names it, less the receiver's holding time.
+    """
+
+    def __init__(self, lanes: Sequence[int], window: int) -> None:
+        self.lanes = tuple(lanes)
+        self.window = window
+        self._shared = window - len(self.lanes)  #: slots not reserved for a lane; >= 0, checked at load
+        self.epoch: int | None = None
+        self.next_number = 0
+        self.limit = 0
+        self.outstanding: dict[int, Sent] = {}
+        self._taken = dict.fromkeys(self.lanes, 0)  #: {lane: outstanding + carried}
+        self._carried: dict[int, int] = {}
+        self._shared_taken = 0  #: sum over lanes of max(0, taken - 1)
+        self.round_trip_seconds = 0.0
+        self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
+
+    def __repr__(self) -> str:
+        return f"<OutgoingLink epoch {self.epoch} | next {self.next_number}, limit {self.limit}, out {len(self.outstanding)}/{self.window}>"
+
+    def open(self, epoch: int) -> None:
+        """A new connection: nothing is outstanding on it, and nothing may be sent before its first Credit."""
+        self.epoch = epoch
+        self.next_number = self.limit = 0
+        self.outstanding = {}
+        self._carried = {}
+        self.waiting_since = None
+        self._recount()
+
+    def close(self) -> list[Sent]:
+        """The connection ended. Returns what was outstanding on it."""
+        lost = list(self.outstanding.values())
+        self.open(-1)
+        self.epoch = None
+        return lost
+
+    def may_send(self, lane: int) -> bool:
+        """Rule C2."""
+        if self.epoch is None or self.next_number >= self.limit:
+            return False
+        return self._taken[lane] == 0 or self._shared_taken < self._shared
+
+    def send(self, task: Task, *, now: float) -> None:
+        """Numbers `task` and notes it as outstanding; `may_send` held."""
+        lane = task.stage
+        task.number = self.next_number
+        self.outstanding[self.next_number] = Sent(task.key, task.attempt, lane, now)
+        self.next_number += 1
+        if self._taken[lane]:
+            self._shared_taken += 1
+        self._taken[lane] += 1
+        self.waiting_since = None
+
+    def credit(self, credit: Credit, *, now: float) -> bool:
+        """Takes in a Credit (C3). Returns whether it was of this epoch and believable."""
+        if credit.epoch != self.epoch or credit.expected > self.next_number or credit.limit > credit.expected + self.window:
+            return False
+        named = self.outstanding.get(credit.expected - 1)
+        if named is not None and credit.holding_seconds >= 0.0:
+            self._measure(now - named.sent_at - credit.holding_seconds)
+        held = set(credit.held)
+        gone = [number for number in self.outstanding if number < credit.expected and number not in held]
+        for number in gone:
+            self._forget(self.outstanding.pop(number).lane)
+        self.limit = max(self.limit, credit.limit)
+        if credit.carried != self._carried:
+            self._carried = dict(credit.carried)
+            self._recount()
+        self.waiting_since = None
+        return True
+
+    def _measure(self, seconds: float) -> None:
+        if seconds < 0.0:
+            return
+        old = self.round_trip_seconds
+        self.round_trip_seconds = seconds if old == 0.0 else old + ROUND_TRIP_GAIN * (seconds - old)
+
+    def _forget(self, lane: int) -> None:
+        self._taken[lane] -= 1
+        if self._taken[lane]:
+            self._shared_taken -= 1
+
+    def _recount(self) -> None:
+        self._taken = {lane: self._carried.get(lane, 0) for lane in self.lanes}
+        for sent in self.outstanding.values():
+            self._taken[sent.lane] += 1
+        self._shared_taken = sum(max(0, taken - 1) for taken in self._taken.values())
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        assert len(self.outstanding) <= self.window, self
+        assert self.next_number <= self.limit or self.epoch is None, self
+        assert list(self.outstanding) == sorted(self.outstanding), self
+        taken, shared = dict(self._taken), self._shared_taken
+        self._recount()
+        assert (taken, shared) == (self._taken, self._shared_taken), self
+
+
+class IncomingLink:
+    """The receiver's end: is this task new, and how much more may come?
+
+    Attributes:
+        epoch: of the present connection; None while there is none.
+        held: #: {number: lane} of this epoch; len(held) + len(carried) <= window.
+        carried: #: {(epoch, number): lane} of earlier epochs (C4).
+        gaps, repeats, overruns: losses seen, repeats dropped, tasks beyond the limit dropped.
+    """
+
+    def __init__(self, lanes: Sequence[int], window: int) -> None:
+        self.lanes = tuple(lanes)
+        self.window = window
+        self._shared = window - len(self.lanes)
+        self._quarter = max(1, window // 4)
+        self.epoch: int | None = None
+        self.expected = 0
+        self.held: dict[int, int] = {}
+        self.carried: dict[tuple[int, int], int] = {}
+        self._told_limit = 0
+        self._told_carried = 0
+        self._urgent = False
+        self._arrived_at = -1.0
+        self.gaps = self.repeats = self.overruns = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<IncomingLink epoch {self.epoch} | expected {self.expected}, held {len(self.held)}+{len(self.carried)}/{self.window}, "
+            f"limit {self.limit}>"
+        )
+
+    @property
+    def limit(self) -> int:
+        """The first number that may not come: expected + free slots."""
+        return self.expected + self.window - len(self.held) - len(self.carried)
+
+    def open(self, epoch: int) -> None:
+        """A new connection: what is held keeps its slots as carried (C4)."""
+        self.close()
+        self.epoch = epoch
+        self._urgent = True
+
+    def close(self) -> None:
+        """The connection ended; tasks that came by it stay and keep their slots."""
+        for number, lane in self.held.items():
+            self.carried[(self.epoch or 0, number)] = lane
+        self.held = {}
+        self.epoch = None
+        self.expected = 0
+        self._told_limit = 0
+        self._arrived_at = -1.0
+        self._urgent = False
+
+    def accept(self, task: Task, *, now: float) -> bool:
+        """Takes a slot for `task` unless it is a repeat (L2) or beyond the limit."""
+        number = task.number
+        if number < self.expected:
+            self.repeats += 1
+            return False
+        if number >= self._told_limit or task.stage not in self.lanes:
+            self.overruns += 1
+            return False
+        self.gaps += number - self.expected
+        self.expected = number + 1
+        self.held[number] = task.stage
+        self._arrived_at = now
+        return True
+
+    def release(self, epoch: int, number: int) -> None:
+        """Frees the slot of a task that exited, failed, was dropped or sent on."""
+        lanes_before = self._lane_blocked_by_release(epoch, number)
+        if epoch == self.epoch:
+            self.held.pop(number, None)
+        else:
+            self.carried.pop((epoch, number), None)
+        self._urgent = self._urgent or lanes_before
+
+    def _lane_blocked_by_release(self, epoch: int, number: int) -> bool:
+        """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
+        lane = self.held.get(number) if epoch == self.epoch else self.carried.get((epoch, number))
+        if lane is None or len(self.lanes) == 1:
+            return False
+        taken = self._taken()
+        return taken[lane] == 1 and sum(max(0, count - 1) for count in taken.values()) >= self._shared
+
+    def _taken(self) -> dict[int, int]:
+        taken = dict.fromkeys(self.lanes, 0)
+        for lane in (*self.held.values(), *self.carried.values()):
+            taken[lane] += 1
+        return taken
+
+    def settle_blocked(self, next_number: int) -> None:
+        """Everything below `next_number` was sent before: what is missing is lost (C6). Credit is due in any case."""
+        if self.expected < next_number <= self._told_limit:
+            self.gaps += next_number - self.expected
+            self.expected = next_number
+        self._urgent = True
+
+    def credit_due(self) -> bool:
+        """Rule C5, but for the report's turn."""
+        return self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
+
+    def credit_changed(self) -> bool:
+        """Whether the sender knows less than it could; told at the latest with the next report."""
+        return self.epoch is not None and (self.limit != self._told_limit or len(self.carried) != self._told_carried)
+
+    def credit(self, *, now: float) -> Credit:
+        """The Credit to send now."""
+        self._urgent = False
+        self._told_limit = self.limit
+        self._told_carried = len(self.carried)
+        carried: dict[int, int] = {}
+        for lane in self.carried.values():
+            carried[lane] = carried.get(lane, 0) + 1
+        holding = now - self._arrived_at if self._arrived_at >= 0.0 else -1.0
+        return Credit(self.epoch or 0, self.expected, tuple(self.held), self._told_limit, carried, holding)
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        assert len(self.held) + len(self.carried) <= self.window, self
+        assert all(number < self.expected for number in self.held), self
+        assert self._told_limit <= self.limit, self
+        assert all(lane in self.lanes for lane in (*self.held.values(), *self.carried.values())), self

@@ -1,0 +1,357 @@
+"""The source's custody of its samples: admission, attempts, deadlines, outcomes (rules D1-D4, R2-R4)."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from zpipe.model import OutcomeKind, ResultRow, SampleKey, Task
+from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, Feedback
+from zpipe.policy.messages import Resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from zpipe.model import LostRow
+    from zpipe.policy.exits import ExitLadder
+
+WhenFull = Literal["block", "latest", "deadline"]
+
+#: Least retransmit timeout: one second, as TCP's (RFC 6298); a robot's WiFi pauses that long without losing anything.
+MIN_RETRANSMIT_SECONDS = 1.0
+#: Resubmissions allowed: results / 10 + 10 (R3).
+RESUBMIT_SHARE, RESUBMIT_FREE = 0.1, 10
+#: ... and beyond it one in this long: a trickle cannot feed an overload, and a slow source on a bad link still gets its answers.
+RESUBMIT_TRICKLE_SECONDS = 1.0
+#: A sample whose stage raised this often on it, alone, is poison (R4).
+MAX_STAGE_FAILURES = 2
+#: Waiting-room sizes where the topology sets none. `latest` keeps one frame: the newest.
+WAITING_SAMPLES: dict[WhenFull, int] = {"block": 64, "latest": 1, "deadline": 1024}
+#: Weights of a new sojourn in its smoothed mean and deviation (RFC 6298).
+MEAN_GAIN, DEVIATION_GAIN = 0.125, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """How this node's own samples are admitted.
+
+    Attributes:
+        session: of this source; a later session is larger (S1).
+        ladder: the thresholds samples may carry.
+        admission, options: strategy name and its keyword arguments.
+        waiting: size of the waiting room; 0 = the mode's default.
+        max_open: limit on samples admitted and not resolved, whatever the strategy says.
+    """
+
+    session: int
+    ladder: ExitLadder
+    admission: str = "aimd"
+    options: Mapping[str, float] = field(default_factory=dict)
+    when_full: WhenFull = "block"
+    waiting: int = 0
+    max_open: int = 4096
+
+
+@dataclass(slots=True)
+class OpenSample:
+    """A sample without an outcome. `attempt` 0: it still waits for admission."""
+
+    sample: int
+    submitted_at: float
+    deadline: float
+    priority: int
+    weight: float
+    attempt: int = 0
+    sent_at: float = 0.0
+    again: bool = False
+    stage_failures: int = 0
+    cause: str = ""
+
+
+@dataclass(slots=True)
+class DeliveryCounts:
+    """Totals since the start, for the report."""
+
+    submitted: int = 0
+    results: int = 0
+    second_results: int = 0
+    resubmitted: int = 0
+    by_timer: int = 0
+    strangers: int = 0  #: answers of another session, or for samples that never were
+
+
+class Source:
+    """Every sample of this source, from submit to its outcome.
+
+    The owner (NodePolicy) calls in events, pulls tasks with `next_task` while it has own slots, and drains `resolved`.
+    """
+
+    def __init__(self, config: SourceConfig, *, rank: int) -> None:
+        self.config = config
+        self.rank = rank
+        self.admission = ADMISSIONS[config.admission](
+            points=len(config.ladder), default_point=config.ladder.default, **config.options
+        )
+        self.counts = DeliveryCounts()
+        self.resolved: list[Resolve] = []
+        self._room = config.waiting or WAITING_SAMPLES[config.when_full]
+        self._open: dict[int, OpenSample] = {}
+        self._order: deque[int] = deque()  #: submitted samples in rising order, resolved ones dropped lazily from the left
+        self._waiting: OrderedDict[int, OpenSample] = OrderedDict()  #: not yet admitted, oldest first
+        self._again: deque[int] = deque()  #: to be submitted again, served before new ones
+        self._in_flight = 0  #: admitted, not resolved
+        self._next_sample = 0
+        self._deadlines: list[tuple[float, int]] = []
+        self._retransmits: list[tuple[float, int, int]] = []
+        self._resubmitted_at = -math.inf
+        self._sojourn = self._deviation = 0.0
+        self._adapt_at = -math.inf
+        self._results_at_adapt = 0
+        self._throughput_hz = 0.0
+        self._pacer_limited = False
+
+    # ---- what the owner asks -------------------------------------------------------------------
+
+    @property
+    def oldest(self) -> int:
+        """The lowest open number (S5)."""
+        order, open_samples = self._order, self._open
+        while order and order[0] not in open_samples:
+            order.popleft()
+        return order[0] if order else self._next_sample
+
+    @property
+    def open_count(self) -> int:
+        """Samples without an outcome."""
+        return len(self._open)
+
+    @property
+    def in_flight(self) -> int:
+        """Samples admitted and without an outcome."""
+        return self._in_flight
+
+    @property
+    def waiting_count(self) -> int:
+        """Samples in the waiting room."""
+        return len(self._waiting)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a new sample would find a place in the waiting room."""
+        return len(self._waiting) < self._room
+
+    def is_current(self, key: SampleKey) -> bool:
+        """Whether a task of ours still matters."""
+        return key.session == self.config.session and key.sample in self._open
+
+    def next_wakeup(self, *, slot_free: bool) -> float:
+        """The earliest time something here is due; `slot_free`: the owner could take a new task."""
+        wakeup = math.inf
+        if self._deadlines:
+            wakeup = self._deadlines[0][0]
+        if self._retransmits:
+            wakeup = min(wakeup, self._retransmits[0][0])
+        if slot_free and self._waiting and self._in_flight < self.config.max_open:
+            wakeup = min(wakeup, self.admission.next_at(in_flight=self._in_flight, now=-math.inf))
+        if self._open:
+            wakeup = min(wakeup, self._adapt_at)
+        return wakeup
+
+    # ---- what happens --------------------------------------------------------------------------
+
+    def submit(self, sample: int, *, deadline: float, submitted_at: float, priority: int, weight: float, now: float) -> None:
+        """A new sample (D1). It waits, or a full room answers as its mode says (D4)."""
+        self.counts.submitted += 1
+        self._next_sample = max(self._next_sample, sample + 1)
+        entry = self._open[sample] = OpenSample(sample, submitted_at, deadline, priority, weight)
+        self._order.append(sample)
+        if deadline <= now:
+            self._resolve(sample, "expired", now=now, cause="its deadline passed before it could be admitted")
+            return
+        if self.config.when_full == "deadline" and now + self._predicted_seconds(len(self._waiting)) > deadline:
+            self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
+            return
+        if not self.has_room:
+            if self.config.when_full != "latest":
+                self._resolve(sample, "rejected", now=now, cause=f"{self._room} samples wait already")
+                return
+            self._resolve(next(iter(self._waiting)), "rejected", now=now, cause="a newer sample took its place")
+        self._waiting[sample] = entry
+        if deadline < math.inf:
+            heapq.heappush(self._deadlines, (deadline, sample))
+
+    def cancel(self, sample: int, *, cause: str, now: float) -> None:
+        """The caller gave up."""
+        if sample in self._open:
+            self._resolve(sample, "failed", now=now, cause=cause)
+
+    def next_task(self, *, now: float) -> Task | None:
+        """The next task to start, if admission lets one in now; the owner has an own slot for it."""
+        while self._again:
+            entry = self._open.get(self._again.popleft())
+            if entry is not None:
+                entry.again = False
+                return self._start(entry, now=now)
+        while self._waiting and self._in_flight < self.config.max_open:
+            if self.admission.next_at(in_flight=self._in_flight, now=now) > now:
+                self._pacer_limited = True
+                return None
+            sample, entry = self._waiting.popitem(last=False)
+            if self.config.when_full == "deadline" and now + self._predicted_seconds(0) > entry.deadline:
+                self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
+                continue
+            self._in_flight += 1
+            self.admission.admitted(now=now)
+            return self._start(entry, now=now)
+        return None
+
+    def result(self, row: ResultRow, *, now: float) -> None:
+        """An answer arrived: the first of any attempt counts (D2)."""
+        entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
+        if entry is None or entry.attempt == 0:
+            if row.key.session == self.config.session and row.key.sample < self._next_sample and entry is None:
+                self.counts.second_results += 1
+            else:
+                self.counts.strangers += 1
+            return
+        self.counts.results += 1
+        sojourn = now - entry.sent_at
+        if row.attempt == entry.attempt:
+            self._measure(sojourn)
+        self._resolve(row.key.sample, "result", now=now, row=row)
+        self.admission.resolved(
+            queued_seconds=row.queued_seconds,
+            service_seconds=row.service_seconds,
+            sojourn_seconds=sojourn,
+            in_flight=self._in_flight,
+            now=now,
+        )
+
+    def lost(self, rows: Sequence[LostRow], *, held: Callable[[SampleKey], bool], now: float) -> None:
+        """Attempts that will not come back (R2, R4)."""
+        for row in rows:
+            entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
+            if entry is None or row.attempt != entry.attempt or held(row.key):
+                continue
+            entry.cause = row.cause
+            if row.cause.startswith("stage-failed"):
+                entry.stage_failures += 1
+                if entry.stage_failures >= MAX_STAGE_FAILURES:
+                    self._resolve(entry.sample, "failed", now=now, cause=row.cause)
+                    continue
+            self._submit_again(entry)
+
+    def tick(self, *, queue_length: int, held: Callable[[SampleKey], bool], now: float) -> None:
+        """Deadlines, retransmissions, the control interval."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, sample = heapq.heappop(self._deadlines)
+            entry = self._open.get(sample)
+            if entry is not None:
+                self._resolve(sample, "expired", now=now, cause=self._why_expired(entry))
+        while self._retransmits and self._retransmits[0][0] <= now:
+            _, sample, attempt = heapq.heappop(self._retransmits)
+            entry = self._open.get(sample)
+            if entry is not None and entry.attempt == attempt and not entry.again:
+                self._retransmit(entry, held=held, now=now)
+        if now >= self._adapt_at and self._open:
+            self._adapt(queue_length, now=now)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _start(self, entry: OpenSample, *, now: float) -> Task:
+        entry.attempt += 1
+        entry.sent_at = now
+        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
+        return Task(
+            key=SampleKey(self.rank, self.config.session, entry.sample),
+            attempt=entry.attempt,
+            stage=0,
+            thresholds=self.config.ladder.thresholds[self.admission.point],
+            priority=entry.priority,
+            weight=entry.weight,
+            oldest=self.oldest,
+            deadline=entry.deadline,
+            born=entry.submitted_at,
+            since=now,
+        )
+
+    def _submit_again(self, entry: OpenSample) -> None:
+        if not entry.again:
+            entry.again = True
+            self.counts.resubmitted += 1
+            self._again.append(entry.sample)
+
+    def _retransmit(self, entry: OpenSample, *, held: Callable[[SampleKey], bool], now: float) -> None:
+        """Rule R3; what is held here is not lost, and without budget the timer waits for another round."""
+        budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
+        allowed = self.counts.resubmitted < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
+        if allowed and not held(SampleKey(self.rank, self.config.session, entry.sample)):
+            self.counts.by_timer += 1
+            self._resubmitted_at = now
+            self._submit_again(entry)
+            return
+        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
+
+    def _retransmit_seconds(self, attempt: int) -> float:
+        return float(max(MIN_RETRANSMIT_SECONDS, self._sojourn + 4.0 * self._deviation) * 2 ** min(attempt - 1, 16))
+
+    def _measure(self, sojourn: float) -> None:
+        if self._sojourn == 0.0:
+            self._sojourn, self._deviation = sojourn, sojourn / 2.0
+            return
+        self._deviation += DEVIATION_GAIN * (abs(sojourn - self._sojourn) - self._deviation)
+        self._sojourn += MEAN_GAIN * (sojourn - self._sojourn)
+
+    def _predicted_seconds(self, ahead: int) -> float:
+        """From now to the result of a sample that `ahead` others precede in the room; 0 before anything was measured."""
+        waiting = ahead / self._throughput_hz if self._throughput_hz else 0.0
+        return waiting + self._sojourn
+
+    def _adapt(self, queue_length: int, *, now: float) -> None:
+        self.admission.adapt(Feedback(queue_length, self._pacer_limited))
+        self._pacer_limited = False
+        elapsed = now - self._adapt_at + CONTROL_INTERVAL_SECONDS
+        hz = (self.counts.results - self._results_at_adapt) / elapsed
+        if hz > self._throughput_hz or self._waiting:  # with nobody waiting it measures the arrivals, not what the nodes can do
+            self._throughput_hz += (MEAN_GAIN if self._throughput_hz else 1.0) * (hz - self._throughput_hz)
+        self._results_at_adapt = self.counts.results
+        self._adapt_at = now + CONTROL_INTERVAL_SECONDS
+
+    def _why_expired(self, entry: OpenSample) -> str:
+        if entry.attempt == 0:
+            return "it was still waiting for admission"
+        return f"no result after attempt {entry.attempt}" + (f" (last loss: {entry.cause})" if entry.cause else "")
+
+    def _resolve(self, sample: int, kind: OutcomeKind, *, now: float, row: ResultRow | None = None, cause: str = "") -> None:
+        """The one place where a sample ends."""
+        entry = self._open.pop(sample)
+        if entry.attempt:
+            self._in_flight -= 1
+        else:
+            self._waiting.pop(sample, None)
+        self._forget_resolved()
+        self.resolved.append(Resolve(sample, kind, now - entry.submitted_at, entry.attempt, row, cause))
+
+    def _forget_resolved(self) -> None:
+        """Heaps keep entries of resolved samples until their time comes: rebuilt when those are the most, so they stay bounded."""
+        most = 2 * len(self._open) + 64
+        if len(self._deadlines) > most:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._open]
+            heapq.heapify(self._deadlines)
+        if len(self._retransmits) > most:
+            self._retransmits = [entry for entry in self._retransmits if entry[1] in self._open]
+            heapq.heapify(self._retransmits)
+        if len(self._order) > most:
+            self._order = deque(sample for sample in self._order if sample in self._open)
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        admitted = sum(1 for entry in self._open.values() if entry.attempt)
+        assert self._in_flight == admitted, (self._in_flight, admitted)
+        assert len(self._waiting) <= self._room
+        assert all(sample in self._open and self._open[sample].attempt == 0 for sample in self._waiting)
+        assert self._in_flight + len(self._waiting) == len(self._open)
+        assert all(sample >= self.oldest for sample in self._open)

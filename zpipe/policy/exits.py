@@ -1,0 +1,52 @@
+"""Which thresholds a sample carries: a walk along the bundle's operating points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zpipe.model import NEVER_EXIT, GateSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zpipe.model import GateRule, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ExitLadder:
+    """The operating points a source may use, cheapest first, and the one in use when nothing adapts.
+
+    Attributes:
+        thresholds: per point, one threshold per stage `[points][stages]`; the last stage's is not looked at.
+        default: index of the point fixed before the test data was looked at.
+    """
+
+    thresholds: tuple[tuple[float, ...], ...]
+    default: int
+
+    def __len__(self) -> int:
+        return len(self.thresholds)
+
+
+def no_exit(stage_count: int) -> ExitLadder:
+    """The baseline without exits: every sample runs the whole network."""
+    return ExitLadder(((NEVER_EXIT,) * stage_count,), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitGates:
+    """What this node needs to know of every stage's gate.
+
+    Attributes:
+        temperatures: one per stage, from calibration (arXiv:2010.16335).
+        rule: the confidence measure.
+    """
+
+    temperatures: tuple[float, ...]
+    rule: GateRule = "max-probability"
+
+    def gate(self, stage: int, tasks: Sequence[Task]) -> GateSpec:
+        """The gate for one batch; a row without thresholds never leaves early."""
+        thresholds = tuple([task.thresholds[0] if task.thresholds else NEVER_EXIT for task in tasks])
+        return GateSpec(self.rule, self.temperatures[stage], thresholds, stage == len(self.temperatures) - 1)

@@ -77,8 +77,9 @@ def write_bundle(folder: Path, change: Callable[[dict[str, Any]], None] = lambda
     whole = np.arange(SAMPLES)
     images = np.zeros((SAMPLES, 3, 4, 4), np.uint8)
     np.savez_compressed(folder / "evaluation.npz", images=images, labels=whole % 2, severity=whole, digit=whole)
-    labels, confidences = np.zeros((SAMPLES, 2), np.int16), np.full((SAMPLES, 2), 0.5, np.float32)
-    np.savez_compressed(folder / "replay.npz", **{"label.none": labels, "confidence.none": confidences})
+    answers: dict[str, Any] = {"label.none": np.zeros((SAMPLES, 2), np.int16)}
+    answers["confidence.none"] = np.full((SAMPLES, 2), 0.5, np.float32)
+    np.savez_compressed(folder / "replay.npz", **answers)
     manifest = tiny_manifest()
     manifest["digests"] = {
         path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in sorted(folder.iterdir())

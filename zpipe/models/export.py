@@ -1,0 +1,155 @@
+"""From torch to one ONNX file per stage, and back again through ONNX Runtime to see that they agree."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from zpipe.errors import ExecutorError
+from zpipe.model import TensorSpec
+from zpipe.models.network import MultiExitNet, Stage
+
+#: ONNX Runtime and torch must agree on every value to this (absolute, on logits of about +-10).
+PARITY = 1e-4
+
+OPSET = 18
+
+
+def export_stages(network: MultiExitNet, example: npt.NDArray[np.uint8], folder: Path) -> list[Path]:
+    """Write `stageK.onnx` for every stage: input `input`, outputs `activation` (not in the last) and `logits`, any batch.
+
+    Args:
+        network: in eval mode.
+        example: at least two images `[batch, 3, 32, 32]`.
+        folder: exists.
+    """
+    paths = []
+    x = torch.from_numpy(example)
+    for index, stage in enumerate(network.stages):
+        path = folder / f"stage{index}.onnx"
+        onnx.save_model(_strip(_to_onnx(stage, x)), path)
+        paths.append(path)
+        with torch.no_grad():
+            answer = stage(x)
+        x = answer[0] if isinstance(answer, tuple) else x
+    return paths
+
+
+def _to_onnx(stage: Stage, x: Tensor) -> onnx.ModelProto:
+    outputs = ["logits"] if stage.last else ["activation", "logits"]
+    # A copy in plain layout: channels-last strides of the trained weights are nothing a file should know.
+    plain = stage.to(memory_format=torch.contiguous_format).eval()
+    with warnings.catch_warnings():
+        # The exporter warns about its own internals; nothing in them is ours to mend.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            plain,
+            (x.contiguous(),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what the exporter wrote about the machine it ran on: source paths and stack traces in every node."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    del graph.value_info[:]
+    return model
+
+
+class StageChain:
+    """The exported stages in ONNX Runtime, one intra-op thread, run one after the other.
+
+    This is the plain loop that everything faster is compared with.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
+
+    def run_stage(self, stage: int, x: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32]]:
+        """Activation (None after the last stage) and raw logits of one batch."""
+        session = self._sessions[stage]
+        names = [output.name for output in session.get_outputs()]
+        values = dict(zip(names, session.run(names, {"input": x}), strict=True))
+        return values.get("activation"), values["logits"]
+
+    def logits(self, images: npt.NDArray[np.uint8], *, batch: int = 1) -> npt.NDArray[np.float32]:
+        """Every exit's raw logits `[samples, exits, classes]`."""
+        parts = [self._chain(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate(parts)
+
+    def _chain(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        exits = []
+        x: npt.NDArray[np.generic] | None = images
+        for stage in range(len(self._sessions)):
+            assert x is not None  # only the last stage gives none
+            x, logits = self.run_stage(stage, x)
+            exits.append(logits)
+        return np.stack(exits, 1)
+
+
+def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[np.uint8]) -> float:
+    """Largest absolute difference between torch and ONNX Runtime, over activations and logits of every stage.
+
+    Raises:
+        ExecutorError: it is above PARITY.
+    """
+    worst = 0.0
+    x, y = torch.from_numpy(images), images
+    for index, stage in enumerate(network.stages):
+        with torch.no_grad():
+            answer = stage(x)
+        activation, logits = chain.run_stage(index, y)
+        expected = answer if isinstance(answer, tuple) else (None, answer)
+        worst = max(worst, float(np.abs(expected[1].numpy() - logits).max()))
+        if expected[0] is None or activation is None:
+            break
+        worst = max(worst, float(np.abs(expected[0].numpy() - activation).max()))
+        # Each side goes on with its own activation: errors may add up here as they would in a line.
+        x, y = expected[0], activation
+    if not worst <= PARITY:
+        raise ExecutorError(f"exported stages: found a difference of {worst:.2g} from torch, expected at most {PARITY:g}")
+    return worst
+
+
+def stage_tensors(network: MultiExitNet, example: npt.NDArray[np.uint8]) -> list[tuple[TensorSpec, TensorSpec | None]]:
+    """One sample's tensor before and after each stage."""
+    tensors = []
+    x = torch.from_numpy(example[:2])
+    for stage in network.stages:
+        before = _spec(x)
+        with torch.no_grad():
+            answer = stage(x)
+        if isinstance(answer, tuple):
+            x = answer[0]
+            tensors.append((before, _spec(x)))
+        else:
+            tensors.append((before, None))
+    return tensors
+
+
+def _spec(x: Tensor) -> TensorSpec:
+    return TensorSpec(str(x.dtype).removeprefix("torch."), tuple(x.shape[1:]))

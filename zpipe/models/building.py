@@ -7,12 +7,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zpipe.bundle import MANIFEST, Bundle, load_bundle
+from zpipe.bundle import MANIFEST, Bundle, Evaluation, load_bundle
 from zpipe.errors import ConfigError
-from zpipe.models.calibration import answers_of
+from zpipe.models.calibration import Answers, answers_of
 from zpipe.models.cifar10 import cifar10_task
 from zpipe.models.digits import digits_task
 from zpipe.models.export import StageChain, export_stages, parity_error
@@ -45,9 +46,12 @@ def build_bundle(
     """See `zpipe.models.train_bundle`."""
     tell = progress or (lambda step, fraction, line: None)
     plan = find_recipe(recipe)
+    for option, value in (("--epochs", epochs), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
     refuse_strangers(out)
     task = find_task(data, data_dir)
-    passes = epochs or task.epochs or plan.epochs
+    passes = epochs or task.epochs or plan.epochs  # none of them may be 0
 
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
         line = f"epoch {done}/{total}: loss {loss:.3f}, last exit {100 * accuracy:.1f} % while training"
@@ -96,7 +100,7 @@ def package(trained: Trained, out: Path, tell: Callable[[str, float, str], None]
         tell("export", REPLAY_START, f"{len(network.stages)} stages, at most {error:.1g} away from torch")
         test = answers_of(chain.logits(task.test.images), exits.temperatures, task.test.labels)
         tell("replay", 0.99, f"{len(task.test)} test samples through ONNX Runtime")
-        write_arrays(folder, task, test.labels.astype(np.int16), test.confidences)
+        write_arrays(folder, task.test, test)
         write_manifest(folder, trained, exits, Measured(test, error), EVALUATION_FILE, REPLAY_FILE)
         replace(folder, out)
     tell("done", 1.0, f"bundle written to {out}")
@@ -113,12 +117,17 @@ def export_checked(network: MultiExitNet, task: Task, folder: Path) -> tuple[Sta
     return chain, parity_error(network, chain, task.test.images[:PARITY_SAMPLES])
 
 
-def write_arrays(folder: Path, task: Task, labels: np.ndarray, confidences: np.ndarray) -> None:
-    """The evaluation set, and what each exit says about it."""
-    test = task.test
-    small = {"labels": test.labels.astype(np.int16), "severity": test.severity.astype(np.int8)}
-    np.savez_compressed(folder / EVALUATION_FILE, images=test.images, digit=test.digit.astype(np.int32), **small)
-    np.savez_compressed(folder / REPLAY_FILE, **{"label.none": labels, "confidence.none": confidences})
+def write_arrays(folder: Path, test: Evaluation, answers: Answers) -> None:
+    """The evaluation set, and what each exit says about it; whole numbers as narrow as they fit."""
+    evaluation: dict[str, Any] = {
+        "images": test.images,
+        "labels": test.labels.astype(np.int16),
+        "severity": test.severity.astype(np.int8),
+        "digit": test.digit.astype(np.int32),
+    }
+    replay: dict[str, Any] = {"label.none": answers.labels.astype(np.int16), "confidence.none": answers.confidences}
+    np.savez_compressed(folder / EVALUATION_FILE, **evaluation)
+    np.savez_compressed(folder / REPLAY_FILE, **replay)
 
 
 def replace(folder: Path, out: Path) -> None:

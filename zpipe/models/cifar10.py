@@ -94,7 +94,8 @@ def crop_and_flip(images: Bytes, rng: np.random.Generator) -> Bytes:
     rows = (down[:, None] + np.arange(height))[:, None, :, None]
     columns = across[:, None] + np.arange(width)
     columns = np.where(rng.random((count, 1)) < 0.5, columns[:, ::-1], columns)[:, None, None, :]
-    return padded[np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None], rows, columns]
+    samples, channels = np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None]
+    return np.asarray(padded[samples, channels, rows, columns])
 
 
 # ---- reading the files -------------------------------------------------------------------------

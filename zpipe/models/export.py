@@ -46,7 +46,7 @@ def export_stages(network: MultiExitNet, example: npt.NDArray[np.uint8], folder:
 
 def _to_onnx(stage: Stage, x: Tensor) -> onnx.ModelProto:
     outputs = ["logits"] if stage.last else ["activation", "logits"]
-    # A copy in plain layout: channels-last strides of the trained weights are nothing a file should know.
+    # In place: after this the network no longer has the channels-last weights that make training fast.
     plain = stage.to(memory_format=torch.contiguous_format).eval()
     with warnings.catch_warnings():
         # The exporter warns about its own internals; nothing in them is ours to mend.
@@ -118,7 +118,8 @@ def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[n
         ExecutorError: it is above PARITY.
     """
     worst = 0.0
-    x, y = torch.from_numpy(images), images
+    x = torch.from_numpy(images)
+    y: npt.NDArray[np.generic] = images
     for index, stage in enumerate(network.stages):
         with torch.no_grad():
             answer = stage(x)
@@ -137,7 +138,7 @@ def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[n
 
 def stage_tensors(network: MultiExitNet, example: npt.NDArray[np.uint8]) -> list[tuple[TensorSpec, TensorSpec | None]]:
     """One sample's tensor before and after each stage."""
-    tensors = []
+    tensors: list[tuple[TensorSpec, TensorSpec | None]] = []
     x = torch.from_numpy(example[:2])
     for stage in network.stages:
         before = _spec(x)

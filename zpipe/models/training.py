@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 
 from zpipe.models.network import MultiExitNet, build_network
 from zpipe.models.recipes import Recipe
@@ -43,7 +44,7 @@ def train_network(recipe: Recipe, task: Task, *, epochs: int, seed: int, on_epoc
     """
     network = build_network(width=recipe.width, stem_stride=recipe.stem_stride, classes=len(task.classes))
     # Channels last: 1.6-2.4x faster on this network's 1x1 convolutions (measured, torch 2.13, AVX-512).
-    network = network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)
     rng = np.random.default_rng([seed, 7])
     optimiser, schedule = None, None
     for epoch in range(epochs):
@@ -53,7 +54,8 @@ def train_network(recipe: Recipe, task: Task, *, epochs: int, seed: int, on_epoc
             optimiser, schedule = make_optimiser(network, recipe, steps)
         loss, accuracy = train_epoch(network, recipe, images, labels, optimiser, schedule)
         on_epoch(epoch + 1, epochs, loss, accuracy)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def steps_per_epoch(samples: int, batch: int) -> int:
@@ -61,15 +63,12 @@ def steps_per_epoch(samples: int, batch: int) -> int:
     return max(1, samples // batch)
 
 
-def make_optimiser(network: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, OneCycle]:
+def make_optimiser(network: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, OneCycleLR]:
     """SGD with Nesterov momentum and its schedule."""
     optimiser = torch.optim.SGD(
         network.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=recipe.learning_rate, total_steps=steps + 1)
-
-
-OneCycle = torch.optim.lr_scheduler.OneCycleLR
+    return optimiser, OneCycleLR(optimiser, max_lr=recipe.learning_rate, total_steps=steps + 1)
 
 
 def train_epoch(
@@ -78,7 +77,7 @@ def train_epoch(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
     optimiser: torch.optim.Optimizer,
-    schedule: OneCycle,
+    schedule: OneCycleLR,
 ) -> tuple[float, float]:
     """One pass over images already in random order.
 

@@ -15,7 +15,8 @@ INSTALL := -m pip --disable-pip-version-check install -qq --constraint constrain
 # The protocol's tests also run on these, where they exist; .venv's own version runs everything.
 MATRIX := 3.10 3.12 3.13
 MATRIX_TESTS := $(wildcard tests/policy tests/wire tests/transport)
-QUICK_TESTS := tests/test_architecture.py $(wildcard tests/policy tests/wire)
+# Without the property tests: these take a minute, and `make test` runs them anyway.
+QUICK_TESTS := tests/test_architecture.py $(wildcard tests/policy tests/wire) -k "not properties"
 
 .PHONY: help bench test check static quick slow wheel clean $(MATRIX:%=test-%)
 
@@ -23,7 +24,7 @@ help:
 	@echo "make bench   a line of four nodes classifies real images"
 	@echo "make test    the fast tests; the protocol's also on Python $(MATRIX) where these exist"
 	@echo "make check   ruff, mypy, import-linter, the quickest tests"
-	@echo "make slow    the tests marked slow or strict, within 10 minutes (installs torch)"
+	@echo "make slow    the tests marked slow or strict, within 10 minutes, and those of training (installs torch)"
 	@echo "make wheel   build dist/zpipe-*.whl"
 	@echo "make clean   remove everything these made"
 
@@ -46,6 +47,7 @@ quick: $(DEV)
 	$(BIN)/python -m pytest $(QUICK_TESTS)
 
 slow: $(TRAIN)
+	$(BIN)/python -m pytest tests/models
 	timeout --foreground 600 $(BIN)/python -m pytest -m "slow or strict"
 
 wheel: $(BASE)
@@ -61,9 +63,10 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-	  { echo "zpipe needs Python 3.10 or later, '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true): name another, as in 'make PYTHON=python3.12 ...'" >&2; exit 2; }
+	  { echo "zpipe needs Python 3.10 or later, found $(PYTHON): $$($(PYTHON) -V 2>&1 | head -n 1); name another, as in 'make PYTHON=python3.12 ...'" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+comma := ,
 # A stamp of another key is removed first: after an edit and its undoing it would vouch for an environment that is gone.
 define install
 	@echo "installing $(1) into $(VENV) ..."
@@ -80,7 +83,7 @@ $(DEV): | $(BIN)/python
 	@touch $(BASE)
 
 $(TRAIN): | $(BIN)/python
-	$(call install,.[dev,train])
+	$(call install,.[dev$(comma)train])
 	@touch $(BASE) $(DEV)
 
 # Asks each candidate its version: a pyenv shim is on the PATH even where the version behind it is not.

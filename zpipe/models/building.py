@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -102,7 +101,10 @@ def package(trained: Trained, out: Path, tell: Callable[[str, float, str], None]
         tell("replay", 0.99, f"{len(task.test)} test samples through ONNX Runtime")
         write_arrays(folder, task.test, test)
         write_manifest(folder, trained, exits, Measured(test, error), EVALUATION_FILE, REPLAY_FILE)
-        replace(folder, out)
+        # What was there goes with the scratch folder, and only once the new one is whole.
+        if out.exists():
+            out.rename(Path(scratch) / "replaced")
+        folder.rename(out)
     tell("done", 1.0, f"bundle written to {out}")
     return load_bundle(out)
 
@@ -128,10 +130,3 @@ def write_arrays(folder: Path, test: Evaluation, answers: Answers) -> None:
     replay: dict[str, Any] = {"label.none": answers.labels.astype(np.int16), "confidence.none": answers.confidences}
     np.savez_compressed(folder / EVALUATION_FILE, **evaluation)
     np.savez_compressed(folder / REPLAY_FILE, **replay)
-
-
-def replace(folder: Path, out: Path) -> None:
-    """Put the finished folder in place of what was there."""
-    if out.exists():
-        shutil.rmtree(out)
-    folder.rename(out)

@@ -143,6 +143,11 @@ class Source:
         """Whether a new sample would find a place in the waiting room."""
         return len(self._waiting) < self._room
 
+    @property
+    def room_left(self) -> int:
+        """Places in the waiting room."""
+        return self._room - len(self._waiting)
+
     def is_current(self, key: SampleKey) -> bool:
         """Whether a task of ours still matters."""
         return key.session == self.config.session and key.sample in self._open

@@ -1,0 +1,4 @@
+"""What `zpipe bench` does: start a topology, drive it with real samples, report.
+
+`drive.py` loads (closed loop, Poisson, as fast as admission lets in). `run.py` one whole run with its report.
+"""

@@ -1,0 +1,516 @@
+"""One node's loop: a NodePolicy, a transport, an executor, and nothing that decides.
+
+All that is readable in one wake-up becomes one list of events and one decision, so batches and frames come out as full as the
+traffic allows. A stage predicted to take under `INLINE_SECONDS` runs on the event loop; longer ones on a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy.typing as npt
+import psutil
+
+from zpipe.bundle import Bundle
+from zpipe.errors import ConfigError, WireError
+from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.policy import NodePolicy
+from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.exits import ExitGates
+from zpipe.policy.messages import (
+    BlockedReceived,
+    Command,
+    CreditReceived,
+    Discard,
+    Event,
+    Forward,
+    GrantCredit,
+    LostReceived,
+    ReportReceived,
+    ResetLink,
+    Resolve,
+    ResultReceived,
+    RunStage,
+    SendBlocked,
+    SendFailed,
+    SendLost,
+    SendReport,
+    SendResults,
+    StageCompleted,
+    StageFailed,
+    TaskReceived,
+    TimerFired,
+)
+from zpipe.policy.state import NeighbourConfig, NodeConfig
+from zpipe.runtime.payloads import Payloads, join
+from zpipe.runtime.peers import Peers
+from zpipe.runtime.worker import Worker
+from zpipe.topology import Topology
+from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
+from zpipe.transport.zeromq import ZeroMQTransport
+from zpipe.wire import (
+    NO_RANK,
+    RAW_CODEC,
+    Blocked,
+    Bye,
+    CreditUpdate,
+    Hello,
+    Lost,
+    Message,
+    Ping,
+    Refused,
+    ReportUpdate,
+    Results,
+    Stats,
+    StatsRequest,
+    TaskBatch,
+    WireLimits,
+    decode,
+    encode,
+)
+
+log = logging.getLogger("zpipe.node")
+
+#: A batch predicted to be shorter runs on the event loop: handing it to a thread and back costs 50-100 microseconds of CPU.
+INLINE_SECONDS = 0.001
+
+
+@dataclass(slots=True)
+class DriverCounts:
+    """Totals since the start."""
+
+    bad_frames: int = 0
+    stray_frames: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    frames_sent: int = 0
+    frames_received: int = 0
+    control_sent: int = 0
+    control_received: int = 0
+    stage_cpu_seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+
+def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
+    """What the topology and the bundle say about one node, in the policy's words."""
+    node = topology.node(rank)
+    neighbours = []
+    for peer in topology.neighbours(rank):
+        link = topology.link(rank, peer)
+        assert link is not None
+        neighbours.append(
+            NeighbourConfig(
+                rank=peer,
+                lanes_out=topology.lanes(rank, peer),
+                lanes_in=topology.lanes(peer, rank),
+                window_out=link.window,
+                window_in=link.window,
+            )
+        )
+    return NodeConfig(
+        rank=rank,
+        stages=node.stages,
+        gates=ExitGates(tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages)),
+        neighbours=tuple(neighbours),
+        next_hop={spec.rank: topology.next_hop(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
+        max_batch=node.max_batch,
+        own_slots=node.slots,
+        offload=topology.policy.offload,
+        report_seconds=topology.policy.report_interval_seconds,
+        source=source,
+    )
+
+
+def wire_limits(topology: Topology, bundle: Bundle) -> WireLimits:
+    """What this mesh's nodes may say to each other."""
+    return WireLimits(
+        stage_inputs={spec.index: spec.input for spec in bundle.stages},
+        max_rows=max(node.max_batch for node in topology.nodes),
+    )
+
+
+def zeromq(topology: Topology, bundle: Bundle, rank: int) -> Callable[[TransportHandler], Transport]:
+    """The transport of a live node, as Driver takes it."""
+    limits = wire_limits(topology, bundle)
+    bind = topology.node(rank).bind_address
+    return lambda handler: ZeroMQTransport(handler, bind=bind, max_message_bytes=limits.max_message_bytes)
+
+
+class Driver:
+    """Drives one node. Not thread-safe: everything but the worker thread happens on the loop that `start` ran on.
+
+    Args:
+        topology: with every address known.
+        bundle: the network.
+        rank: which node this is.
+        transport: makes the transport that calls this driver; not started yet.
+        executor: for the stages hosted here; None where there are none.
+        session: of this start (policy rule S1).
+        source: how samples enter here, None where they don't.
+        resolved: takes the outcome of each own sample.
+        refused: told when a neighbour refuses this node.
+        pumped: called after each round of decisions.
+        seed: of the policy's dice.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        bundle: Bundle,
+        rank: int,
+        *,
+        transport: Callable[[TransportHandler], Transport],
+        executor: StageExecutor | None,
+        session: int,
+        source: SourceConfig | None = None,
+        resolved: Callable[[Resolve], None] | None = None,
+        refused: Callable[[ConfigError], None] | None = None,
+        pumped: Callable[[], None] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.topology = topology
+        self.bundle = bundle
+        self.rank = rank
+        self.transport = transport(self)
+        self.executor = executor
+        self.session = session
+        self.counts = DriverCounts()
+        self.inputs: dict[int, npt.NDArray[Any]] = {}  #: {sample: [1, *shape]}, kept until its outcome (policy rule D2)
+        self.policy = NodePolicy(
+            node_config(topology, bundle, rank, source=source),
+            rng=random.Random(seed),
+        )
+        self._resolved = resolved or (lambda resolve: None)
+        self._on_refused = refused or (lambda error: None)
+        self._pumped = pumped or (lambda: None)
+        self._limits = wire_limits(topology, bundle)
+        self._payloads = Payloads()
+        self._events: list[Event] = []
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._worker: Worker | None = None
+        self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._stats_token = 0
+        self._process = psutil.Process()
+        self._closed = False
+        self.peers = self._make_peers()
+
+    def _make_peers(self) -> Peers:
+        return Peers(
+            rank=self.rank,
+            session=self.session,
+            topology=self.topology,
+            bundle_digest=self.bundle.digest,
+            transport=self.transport,
+            emit=self.emit,
+            refused=self._on_refused,
+        )
+
+    # ---- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> str:
+        """Binds and returns the `host:port` of the data plane; `connect` goes on once every address is known."""
+        self._loop = asyncio.get_running_loop()
+        if self.executor is not None:
+            self._worker = Worker(self.executor, self._loop, self._ran)
+        return await self.transport.start()
+
+    def connect(self, topology: Topology | None = None) -> None:
+        """Opens the channels to the neighbours; `topology`: the same one with the addresses found since."""
+        if topology is not None:
+            self.topology = topology
+            self.peers = self._make_peers()
+        self.peers.connect()
+        self.emit(TimerFired())
+
+    async def aclose(self, reason: str = "it was stopped") -> None:
+        """Says Bye, closes transport and worker. Open samples are the caller's to end first."""
+        if self._closed:
+            return
+        self._closed = True
+        self.peers.say_bye(reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.transport.aclose()
+        if self._worker is not None:
+            self._worker.close()
+        if self.executor is not None:
+            self.executor.close()
+        for waiter in self._stats_waiters.values():
+            waiter.cancel()
+
+    # ---- events in, commands out ---------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Takes in an event; it is decided on at once, or with the others of the present turn."""
+        self._events.append(event)
+        if not self._pumping and not self._closed:
+            self._pump()
+
+    def _pump(self) -> None:
+        self._pumping = True
+        try:
+            while self._events:
+                events, self._events = self._events, []
+                for command in self.policy.handle_all(events, now=time.monotonic()):
+                    self._perform(command)
+        finally:
+            self._pumping = False
+        self._arm_timer()
+        self._pumped()
+
+    def _arm_timer(self) -> None:
+        wakeup = self.policy.next_wakeup()
+        if wakeup is None:
+            return
+        delay = max(0.0, wakeup - time.monotonic())
+        when = self._loop.time() + delay
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return  # it fires early, finds nothing due and arms the next
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        if not self._closed:
+            self.emit(TimerFired())
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Forward():
+                self._forward(command)
+            case RunStage():
+                self._run(command)
+            case Resolve():
+                self.inputs.pop(command.sample, None)
+                self._resolved(command)
+            case GrantCredit():
+                self._tell(command.peer, CreditUpdate(self.rank, command.credit))
+            case SendResults():
+                self._tell(command.peer, Results(self.rank, command.rows))
+            case Discard():
+                for token in command.tokens:
+                    self._payloads.drop(token)
+            case SendBlocked():
+                self._tell_behind_tasks(command)
+            case SendReport():
+                self._tell(command.peer, ReportUpdate(self.rank, command.report))
+            case SendLost():
+                self._tell(command.peer, Lost(self.rank, command.rows))
+            case ResetLink():
+                log.warning("node %d makes its connection to node %d anew: %s", self.rank, command.peer, command.reason)
+                self.peers.reset(command.peer)
+
+    # ---- running stages ------------------------------------------------------------------------
+
+    def _run(self, command: RunStage) -> None:
+        inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])
+        predicted = self.policy.service_seconds.get(command.stage, 1.0) * len(command.tasks)
+        assert self._worker is not None, "a node without stages is never told to run one"
+        if predicted < INLINE_SECONDS:
+            self._loop.call_soon(self._run_inline, command, inputs)
+        else:
+            self._worker.put(command, inputs)
+
+    def _run_inline(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
+        if not self._closed:
+            assert self._worker is not None
+            self._ran(command, *self._worker.run(command, inputs))
+
+    def _ran(self, command: RunStage, output: StageOutput | None, error: str) -> None:
+        """A batch is done: keep what goes on, tell the policy."""
+        if self._closed:
+            return
+        if output is None:
+            log.warning("node %d: stage %d failed on %d samples: %s", self.rank, command.stage, len(command.tasks), error)
+            self.emit(StageFailed(command.run, error))
+            return
+        self.counts.stage_cpu_seconds += output.cpu_seconds
+        self.counts.busy_seconds += output.wall_seconds
+        activation = output.activation
+        for index, (task, exited) in enumerate(zip(command.tasks, output.exited, strict=True)):
+            if exited or activation is None:
+                self._payloads.drop(task.token)
+            elif task.token:
+                self._payloads.replace(task.token, activation, index)
+            else:
+                task.token = self._payloads.add(activation, index)
+        self.emit(StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds))
+
+    def _payload(self, token: int, sample: int) -> tuple[npt.NDArray[Any], int]:
+        return self._payloads.row(token) if token else (self.inputs[sample], 0)
+
+    # ---- sending -------------------------------------------------------------------------------
+
+    def _forward(self, command: Forward) -> None:
+        tasks = command.tasks
+        payload = join([self._payload(task.token, task.key.sample) for task in tasks])
+        for task in tasks:
+            self._payloads.drop(task.token)
+        link = self.policy.neighbour(command.peer).outgoing
+        transit = link.round_trip_seconds / 2.0 if link is not None else 0.0
+        batch = TaskBatch(self.rank, command.epoch, RAW_CODEC, command.stage, tasks, payload)
+        frames = encode(batch, now=time.monotonic(), transit_seconds=transit)
+        self._send_data(command.peer, command.epoch, frames)
+
+    def _tell_behind_tasks(self, command: SendBlocked) -> None:
+        self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
+
+    def _send_data(self, peer: int, epoch: int, frames: Sequence[Buffer]) -> None:
+        outgoing = self.peers.outgoing.get(peer)
+        if (
+            outgoing is None
+            or not outgoing.ready
+            or outgoing.epoch != epoch
+            or not self.transport.send_data(outgoing.channel, frames)
+        ):
+            self._events.append(SendFailed(peer, epoch))
+            return
+        self.counts.frames_sent += 1
+        self.counts.sent_bytes += sum(len(frame) for frame in frames)
+
+    def _tell(self, peer: int, message: Message) -> None:
+        channel = self.peers.control(peer)
+        if channel is not None:
+            self._answer(channel, message)
+
+    def _answer(self, channel: Channel, message: Message) -> None:
+        frames = encode(message)
+        if self.transport.send_control(channel, frames):
+            self.counts.control_sent += 1
+            self.counts.sent_bytes += len(frames[0])
+
+    # ---- looking at nodes ----------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """This node's counters since its start; plain JSON values."""
+        policy = self.policy
+        cpu = self._process.cpu_times()
+        stats: dict[str, Any] = {
+            "rank": self.rank,
+            "stages": list(policy.config.stages),
+            "cpu_seconds": cpu.user + cpu.system,
+            "rss_bytes": self._process.memory_info().rss,
+            "clock_seconds": time.monotonic(),
+            "payloads": len(self._payloads),
+            "held": policy.held_count,
+            **asdict(self.counts),
+            **asdict(policy.counts),
+        }
+        stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())
+        stats["service_seconds"] = sorted(policy.service_seconds.items())
+        if policy.source is not None:
+            stats["delivery"] = asdict(policy.source.counts)
+        return stats
+
+    async def stats_of(self, rank: int) -> dict[str, Any]:
+        """Another node's counters, asked for as an observer. Waits until that node answers: bound it with a timeout."""
+        channel = await self.peers.observe(rank)
+        self._stats_token += 1
+        waiter = self._stats_waiters[self._stats_token] = self._loop.create_future()
+        self.transport.send_control(channel, encode(StatsRequest(NO_RANK, self._stats_token)))
+        stats: dict[str, Any] = await waiter
+        return stats
+
+    # ---- receiving (TransportHandler) ----------------------------------------------------------
+
+    def on_data(self, frames: Sequence[Buffer]) -> None:
+        """One message of the data plane."""
+        message = self._decode(frames)
+        if isinstance(message, TaskBatch):
+            self.counts.frames_received += 1
+            came = self.peers.incoming.get(message.sender)
+            if came is None or came.epoch != message.epoch:
+                self.counts.stray_frames += 1
+                return
+            for index, task in enumerate(message.tasks):
+                task.token = self._payloads.add(message.payload, index)
+            self._events.append(TaskReceived(message.sender, message.epoch, message.tasks))
+        elif isinstance(message, Blocked):
+            came = self.peers.incoming.get(message.sender)
+            if came is not None and came.epoch == message.epoch:
+                self._events.append(BlockedReceived(message.sender, message.epoch, message.next_number))
+        elif message is not None:
+            self.counts.stray_frames += 1
+
+    def on_control(self, channel: Channel, frames: Sequence[Buffer]) -> None:
+        """One message of the control plane. Before its Hello a channel may say nothing else."""
+        message = self._decode(frames)
+        if message is None:
+            return
+        self.counts.control_received += 1
+        if isinstance(message, Hello):
+            self.peers.on_hello(channel, message)
+        elif isinstance(message, Refused):
+            self.peers.on_refused(channel, message)
+        elif isinstance(message, Stats):
+            waiter = self._stats_waiters.pop(message.token, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(message.body)
+        elif channel in self.peers.observers:
+            self._from_observer(channel, message)
+        else:
+            rank = self.peers.rank_of(channel)
+            if rank is None or message.sender != rank:
+                self.counts.stray_frames += 1
+            else:
+                self._from_peer(channel, rank, message)
+
+    def _from_observer(self, channel: Channel, message: Message) -> None:
+        if isinstance(message, StatsRequest):
+            self._answer(channel, Stats(self.rank, message.token, self.stats()))
+        elif isinstance(message, Ping) and not message.echo:
+            self._answer(channel, Ping(self.rank, message.token, echo=True))
+        elif isinstance(message, Bye):
+            self.peers.on_bye(channel, message)
+        else:
+            self.counts.stray_frames += 1
+
+    def _from_peer(self, channel: Channel, rank: int, message: Message) -> None:
+        match message:
+            case CreditUpdate():
+                self._events.append(CreditReceived(rank, message.credit))
+            case Results():
+                self._events.append(ResultReceived(rank, message.rows))
+            case ReportUpdate():
+                self._events.append(ReportReceived(rank, message.report))
+            case Lost():
+                self._events.append(LostReceived(rank, message.rows))
+            case Bye():
+                self.peers.on_bye(channel, message)
+            case StatsRequest():
+                self._answer(channel, Stats(self.rank, message.token, self.stats()))
+            case Ping():
+                if not message.echo:
+                    self._answer(channel, Ping(self.rank, message.token, echo=True))
+            case _:
+                self.counts.stray_frames += 1
+
+    def on_drained(self) -> None:
+        """All that was readable has been delivered: decide once."""
+        if self._events and not self._pumping and not self._closed:
+            self._pump()
+
+    def on_connected(self, channel: Channel) -> None:
+        """A channel we opened stands."""
+        self.peers.on_connected(channel)
+
+    def on_disconnected(self, channel: Channel, reason: str) -> None:
+        """A channel broke."""
+        self.peers.on_disconnected(channel, reason)
+
+    def _decode(self, frames: Sequence[Buffer]) -> Message | None:
+        self.counts.received_bytes += sum(len(frame) for frame in frames)
+        try:
+            return decode(frames, limits=self._limits, now=time.monotonic())
+        except WireError as exc:
+            self.counts.bad_frames += 1
+            log.debug("node %d dropped a frame: %s", self.rank, exc)
+            return None

@@ -1,0 +1,175 @@
+"""A node that serves: run by `zpipe node`, or inside another program."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.errors import ConfigError
+from zpipe.executors.base import StageExecutor, make_executor
+from zpipe.runtime.driver import Driver, zeromq
+from zpipe.topology import Topology, check
+
+log = logging.getLogger("zpipe.node")
+
+#: Nodes started by hand from a topology without addresses meet on this host's ports from here on: rank r at 5800 + 2r.
+FIRST_PORT = 5800
+#: A node that misses neighbours says so this often.
+WAITING_NOTE_SECONDS = 10.0
+
+
+def new_session() -> int:
+    """A number for this start: milliseconds of the wall clock, so that a later start has a larger one (policy rule S1)."""
+    return time.time_ns() // 1_000_000
+
+
+def load_checked(topology: Topology) -> Bundle:
+    """The topology's bundle, with the topology checked against it.
+
+    Raises:
+        BundleError: missing or changed.
+        TopologyError: its stages do not fit the bundle's.
+    """
+    bundle = load_bundle(topology.bundle, beside=topology.path)
+    check(topology, len(bundle.stages))
+    return bundle
+
+
+def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor | None:
+    """The executor of one node, warm; None where it hosts no stage."""
+    node = topology.node(rank)
+    if not node.stages:
+        return None
+    executor = make_executor(node.executor, bundle, node.stages)
+    executor.warm_up(node.max_batch)
+    return executor
+
+
+class Node:
+    """One rank of a topology, serving until it is closed.
+
+    Args:
+        topology: as loaded; addresses without a port get 5800 + 2 * rank.
+        rank: not a source's: those are run by whoever submits.
+        session: of this start; drawn from the clock if not given.
+        waiting: called with a line for people while neighbours are missing.
+
+    Raises:
+        ConfigError: the rank is a source's, or topology and bundle do not fit.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        rank: int,
+        *,
+        bundle: Bundle | None = None,
+        session: int | None = None,
+        waiting: Callable[[str], None] | None = None,
+    ) -> None:
+        node = topology.node(rank)
+        if topology.source_at(rank) is not None:
+            raise ConfigError(
+                f"{topology.path or topology.name}: rank {rank} is a source, expected a rank that only serves; a source is run by "
+                "whoever submits: `zpipe bench --attach`, or Pipeline.connect in your program"
+            )
+        self.topology = topology
+        self.rank = rank
+        self.bundle = bundle or load_checked(topology)
+        self._waiting = waiting or (lambda line: None)
+        self.refusal: asyncio.Future[None] | None = None
+        self._node = node
+        self._session = session or new_session()
+        self._driver: Driver | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._driver.policy) if self._driver else f"<Node {self.rank} not started>"
+
+    @property
+    def driver(self) -> Driver:
+        """The running driver."""
+        assert self._driver is not None, "the node was not started"
+        return self._driver
+
+    async def bind(self) -> str:
+        """Loads the stages and binds; returns the `host:port` others reach the data plane at."""
+        executor = executor_for(self.topology, self.bundle, self.rank)
+        self.refusal = asyncio.get_running_loop().create_future()
+        self._driver = Driver(
+            self.topology,
+            self.bundle,
+            self.rank,
+            transport=zeromq(self.topology, self.bundle, self.rank),
+            executor=executor,
+            session=self._session,
+            refused=self._refused,
+        )
+        return await self._driver.start()
+
+    def connect(self, topology: Topology | None = None) -> None:
+        """Joins its neighbours; `topology`: the same with the addresses found since `bind`."""
+        self.driver.connect(topology)
+        self._watch = asyncio.get_running_loop().create_task(self._note_missing())
+
+    def _refused(self, error: ConfigError) -> None:
+        if self.refusal is not None and not self.refusal.done():
+            self.refusal.set_exception(error)
+
+    async def _note_missing(self) -> None:
+        while True:
+            await asyncio.sleep(WAITING_NOTE_SECONDS)
+            peers = self.driver.peers
+            missing = peers.missing()
+            if missing:
+                where = ", ".join(f"{rank} ({peers.topology.node(rank).address})" for rank in missing)
+                self._waiting(f"node {self.rank} waits for rank {where}")
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set.
+
+        Raises:
+            ConfigError: a neighbour refused this node: other files than there.
+        """
+        assert self.refusal is not None, "bind() first"
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((stopping, self.refusal), return_when=asyncio.FIRST_COMPLETED)
+            if self.refusal.done():
+                self.refusal.result()
+        finally:
+            stopping.cancel()
+
+    async def aclose(self) -> None:
+        """Says Bye and lets everything go."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self.refusal is not None:
+            if self.refusal.done():
+                self.refusal.exception()  # looked at: no warning about one nobody saw
+            else:
+                self.refusal.cancel()
+        if self._driver is not None:
+            await self._driver.aclose()
+
+    async def __aenter__(self) -> Node:  # noqa: PYI034 - Self is Python 3.11
+        await self.bind()
+        self.connect()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start."""
+        return self.driver.stats()
+
+
+def by_hand(topology: Topology) -> Topology:
+    """The topology for nodes that are started one by one: every address known beforehand."""
+    return topology.with_fixed_ports(FIRST_PORT)

@@ -1,0 +1,292 @@
+"""Connections to other nodes: who is on which channel, in which epoch, after which Hello.
+
+A node opens a channel to each neighbour it sends tasks to; where neither sends, the lower rank opens one for answers. The opener
+says Hello with a new epoch; the other side checks versions and digests and answers with its own Hello, or with Refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from zpipe.errors import ConfigError
+from zpipe.policy.messages import Event, PeerLost, PeerUp
+from zpipe.topology import Topology, first_difference
+from zpipe.transport.base import Channel, Transport
+from zpipe.wire import NO_RANK, WIRE_VERSION, Bye, Hello, Refused, Role, encode
+
+log = logging.getLogger("zpipe.node")
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A channel we opened to a neighbour."""
+
+    rank: int
+    channel: Channel
+    epoch: int = 0
+    connected: bool = False
+    ready: bool = False
+    refused: bool = False
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A channel a neighbour opened to us."""
+
+    rank: int
+    channel: Channel
+    epoch: int
+    session: int
+
+
+@dataclass(slots=True)
+class Peers:
+    """The channels of one node.
+
+    Args:
+        rank: of this node.
+        session: of this start of it; later starts have larger ones (policy rule S1).
+        topology: with addresses.
+        bundle_digest: must be the same at both ends.
+        transport: opens and closes channels.
+        emit: takes PeerUp and PeerLost.
+        refused: told once when a neighbour refuses our Hello, with the one-line reason.
+    """
+
+    rank: int
+    session: int
+    topology: Topology
+    bundle_digest: str
+    transport: Transport
+    emit: Callable[[Event], None]
+    refused: Callable[[ConfigError], None]
+    outgoing: dict[int, Outgoing] = field(default_factory=dict)
+    incoming: dict[int, Incoming] = field(default_factory=dict)
+    observers: set[Channel] = field(default_factory=set)
+    #: set while every neighbour is connected
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    _by_channel: dict[Channel, Outgoing | Incoming] = field(default_factory=dict)
+    _watched: dict[int, tuple[Channel, asyncio.Future[None]]] = field(default_factory=dict)
+    _epochs: itertools.count[int] = field(init=False)
+    _known: dict[str, Any] = field(init=False)
+    _digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._epochs = itertools.count(self.session)  # sessions are milliseconds: no two connections ever share an epoch
+        self._known = self.topology.canonical()
+        self._digest = self.topology.digest()
+
+    # ---- who is there --------------------------------------------------------------------------
+
+    def opens(self, rank: int) -> bool:
+        """Whether this node opens the channel to that neighbour."""
+        sends = bool(self.topology.lanes(self.rank, rank))
+        return sends or (self.rank < rank and not self.topology.lanes(rank, self.rank))
+
+    def connect(self) -> None:
+        """Opens every channel this node has to open."""
+        for rank in self.topology.neighbours(self.rank):
+            if self.opens(rank):
+                channel = self.transport.open(self.topology.node(rank).address, data=bool(self.topology.lanes(self.rank, rank)))
+                self.outgoing[rank] = self._by_channel[channel] = Outgoing(rank, channel)
+        if not self.missing():
+            self.complete.set()
+
+    def missing(self) -> list[int]:
+        """Neighbours with whom some connection is not there, rising."""
+        return [rank for rank in self.topology.neighbours(self.rank) if not self._stands(rank)]
+
+    def _stands(self, rank: int) -> bool:
+        """Every connection that belongs between us and that neighbour is there."""
+        opened = self.outgoing.get(rank)
+        awaited = bool(self.topology.lanes(rank, self.rank)) or not self.opens(rank)
+        return (not self.opens(rank) or (opened is not None and opened.ready)) and (not awaited or rank in self.incoming)
+
+    def _emit(self, event: PeerUp | PeerLost) -> None:
+        if self.missing():
+            self.complete.clear()
+        else:
+            self.complete.set()
+        self.emit(event)
+
+    def rank_of(self, channel: Channel) -> int | None:
+        """The neighbour on a channel whose Hello is done."""
+        peer = self._by_channel.get(channel)
+        return None if peer is None or (isinstance(peer, Outgoing) and not peer.ready) else peer.rank
+
+    def control(self, rank: int) -> Channel | None:
+        """A channel on which that neighbour hears us."""
+        peer = self.outgoing.get(rank)
+        if peer is not None and peer.ready:
+            return peer.channel
+        came = self.incoming.get(rank)
+        return came.channel if came is not None else None
+
+    async def observe(self, rank: int) -> Channel:
+        """A control channel to any node, as an observer: for Stats and Ping. Opened once, kept; waits for its Hello."""
+        if rank not in self._watched:
+            channel = self.transport.open(self.topology.node(rank).address, data=False)
+            self._watched[rank] = (channel, asyncio.get_running_loop().create_future())
+        channel, ready = self._watched[rank]
+        await asyncio.shield(ready)
+        return channel
+
+    # ---- what the transport tells --------------------------------------------------------------
+
+    def on_connected(self, channel: Channel) -> None:
+        """Our channel stands: say Hello in a new epoch."""
+        peer = self._by_channel.get(channel)
+        if any(channel is watched for watched, _ in self._watched.values()):
+            self.transport.send_control(channel, encode(self._hello(NO_RANK, "observer", 0)))
+        elif isinstance(peer, Outgoing):
+            peer.connected = True
+            peer.epoch = next(self._epochs)
+            self.transport.send_control(channel, encode(self._hello(self.rank, "peer", peer.epoch)))
+
+    def on_disconnected(self, channel: Channel, reason: str) -> None:
+        """A channel broke, either end's."""
+        self.observers.discard(channel)
+        peer = self._by_channel.get(channel)
+        if isinstance(peer, Outgoing):
+            if peer.ready:
+                log.warning("node %d lost the connection to node %d (%s); trying again", self.rank, peer.rank, reason)
+                self._emit(PeerLost(peer.rank, outgoing=True, reason=reason))
+            peer.connected = peer.ready = False
+        elif peer is not None:
+            self._drop_incoming(peer, reason)
+
+    def reset(self, rank: int) -> None:
+        """Makes the connection to a neighbour anew; the policy knows."""
+        peer = self.outgoing.get(rank)
+        if peer is not None:
+            peer.connected = peer.ready = False
+            self.transport.reset(peer.channel)
+        came = self.incoming.pop(rank, None)
+        if came is not None:
+            del self._by_channel[came.channel]
+            self.transport.close_channel(came.channel)
+
+    # ---- what peers say ------------------------------------------------------------------------
+
+    def on_hello(self, channel: Channel, hello: Hello) -> None:
+        """A Hello, or the answer to ours."""
+        peer = self._by_channel.get(channel)
+        if isinstance(peer, Outgoing):
+            if peer.connected and hello.epoch == peer.epoch and not peer.ready:
+                peer.ready = True
+                log.info("node %d connected to node %d", self.rank, peer.rank)
+                self._emit(PeerUp(peer.rank, peer.epoch, outgoing=True))
+            return
+        for watched, ready in self._watched.values():
+            if watched is channel:
+                if not ready.done():
+                    ready.set_result(None)
+                return
+        refusal = self._refusal(hello)
+        if refusal is not None:
+            log.warning(
+                "node %d refused node %d: %s is %s here, %s there",
+                self.rank,
+                hello.sender,
+                refusal.key,
+                refusal.here,
+                refusal.there,
+            )
+            self.transport.send_control(channel, encode(refusal))
+            return
+        if hello.role == "observer":
+            self.observers.add(channel)
+        else:
+            self._accept(channel, hello)
+        self.transport.confirm(channel)
+        self.transport.send_control(channel, encode(self._hello(self.rank, "peer", hello.epoch)))
+        if hello.role != "observer":
+            self._emit(PeerUp(hello.sender, hello.epoch, outgoing=False))
+
+    def on_refused(self, channel: Channel, refused: Refused) -> None:
+        """A neighbour does not take us: nothing here can mend that, so the owner is told."""
+        peer = self._by_channel.get(channel)
+        if not isinstance(peer, Outgoing) or peer.refused:
+            return
+        peer.refused = True
+        where = self.topology.path or self.topology.name
+        self.refused(
+            ConfigError(
+                f"{where}: {refused.key}: found {refused.there} here, expected {refused.here} as node {peer.rank} "
+                f"({self.topology.node(peer.rank).address}) has; start every node with the same files"
+            )
+        )
+
+    def on_bye(self, channel: Channel, bye: Bye) -> None:
+        """A neighbour leaves on purpose. Its end of our own channel will break in a moment; its own channel is done."""
+        self.observers.discard(channel)
+        peer = self._by_channel.get(channel)
+        if isinstance(peer, Incoming):
+            self._drop_incoming(peer, bye.reason)
+
+    def say_bye(self, reason: str) -> None:
+        """Tells everyone connected that this node leaves."""
+        frames = encode(Bye(self.rank, reason))
+        channels = [peer.channel for peer in self.outgoing.values() if peer.ready] + [
+            peer.channel for peer in self.incoming.values()
+        ]
+        for channel in channels:
+            self.transport.send_control(channel, frames)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _hello(self, sender: int, role: Role, epoch: int) -> Hello:
+        return Hello(
+            sender=sender,
+            role=role,
+            session=self.session,
+            epoch=epoch,
+            bundle_digest=self.bundle_digest,
+            topology_digest=self._digest,
+            topology=self._known,
+        )
+
+    def _refusal(self, hello: Hello) -> Refused | None:
+        """What is wrong with a Hello, the first thing."""
+        if hello.wire_version != WIRE_VERSION:
+            return Refused(self.rank, "wire version", str(WIRE_VERSION), str(hello.wire_version))
+        if hello.role == "observer":
+            return None
+        if hello.topology_digest != self._digest:
+            key, here, there = first_difference(self._known, hello.topology) or ("digest", self._digest, hello.topology_digest)
+            return Refused(self.rank, key, _short(here), _short(there))
+        if hello.bundle_digest != self.bundle_digest:
+            return Refused(self.rank, "bundle digest", self.bundle_digest[:12], hello.bundle_digest[:12])
+        if hello.sender == NO_RANK or hello.sender not in self.topology.neighbours(self.rank):
+            return Refused(self.rank, "rank", f"a neighbour of node {self.rank}", str(hello.sender))
+        known = self.incoming.get(hello.sender)
+        if known is not None and hello.session < known.session:
+            return Refused(self.rank, "session", f"{known.session} or later", str(hello.session))
+        return None
+
+    def _accept(self, channel: Channel, hello: Hello) -> None:
+        old = self.incoming.pop(hello.sender, None)
+        if old is not None:
+            del self._by_channel[old.channel]
+            self._emit(PeerLost(hello.sender, outgoing=False, reason="it connected anew"))
+            if old.channel is not channel:
+                self.transport.close_channel(old.channel)
+        self.incoming[hello.sender] = self._by_channel[channel] = Incoming(hello.sender, channel, hello.epoch, hello.session)
+        log.info("node %d: node %d connected (session %d)", self.rank, hello.sender, hello.session)
+
+    def _drop_incoming(self, peer: Incoming, reason: str) -> None:
+        if self.incoming.get(peer.rank) is peer:
+            del self.incoming[peer.rank]
+        self._by_channel.pop(peer.channel, None)
+        self.transport.close_channel(peer.channel)
+        self._emit(PeerLost(peer.rank, outgoing=False, reason=reason))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."

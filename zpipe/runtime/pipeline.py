@@ -1,0 +1,502 @@
+"""The source inside the caller's program: submit an input, await its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.bundle import Bundle
+from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected
+from zpipe.model import Outcome, Result
+from zpipe.policy.delivery import Source, SourceConfig
+from zpipe.policy.exits import ExitLadder, no_exit
+from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
+from zpipe.runtime.driver import Driver, zeromq
+from zpipe.runtime.launch import Launcher
+from zpipe.runtime.node import by_hand, executor_for, load_checked, new_session
+from zpipe.topology import LOCAL_ADDRESS, NO_EXIT, SourceSpec, Topology, load_topology
+
+log = logging.getLogger("zpipe.pipeline")
+
+#: Takes the outcome of one sample.
+Done = Callable[[Outcome], None]
+
+
+class Pipeline:
+    """A network over several nodes, seen from its source. Use as `async with`.
+
+        async with zpipe.Pipeline.local("line4.yaml") as pipeline:
+            result = await pipeline.submit(image)
+
+    Make one with `local` (starts every other rank on this machine) or `connect` (they run elsewhere).
+
+    Attributes:
+        topology: with the addresses in use, once started.
+        bundle: the network.
+        rank: of this source.
+    """
+
+    def __init__(
+        self,
+        topology: Topology | str | Path,
+        rank: int | None,
+        *,
+        launch: bool,
+        exit_point: str | None = None,
+        admission: str | None = None,
+        when_full: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        loaded = topology if isinstance(topology, Topology) else load_topology(topology)
+        self.bundle: Bundle = load_checked(loaded)
+        spec = loaded.source if rank is None else loaded.source_at(rank)
+        if spec is None:
+            sources = ", ".join(str(source.rank) for source in loaded.sources)
+            raise ConfigError(
+                f"{loaded.path or loaded.name}: rank: found {rank}, expected a source ({sources}); connect as one of these"
+            )
+        if launch:
+            loaded = loaded.with_addresses({node.rank: LOCAL_ADDRESS for node in loaded.nodes})
+        else:
+            loaded = by_hand(loaded)
+        self.topology = loaded
+        self.rank = spec.rank
+        self._spec = spec
+        self._launch = launch
+        self._seed = seed
+        self._config = source_config(
+            spec,
+            self.bundle,
+            exit_point=exit_point or loaded.policy.exit_point,
+            admission=admission,
+            when_full=when_full,
+        )
+        self._driver: Driver | None = None
+        self._launcher: Launcher | None = None
+        self._done: dict[int, Done] = {}
+        self._next_sample = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._refusal: ConfigError | None = None
+        self._refused = asyncio.Event()
+        self._closed = False
+
+    @classmethod
+    def local(cls, topology: Topology | str | Path, **options: Any) -> Pipeline:
+        """A pipeline whose every rank runs on this machine: this process is the source, the others are started and ended with it.
+
+        Args:
+            topology: a topology, its file or its name.
+            options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `seed`.
+
+        Raises:
+            ConfigError: topology, bundle or an option is wrong.
+        """
+        return cls(topology, None, launch=True, **options)
+
+    @classmethod
+    def connect(cls, topology: Topology | str | Path, *, rank: int | None = None, **options: Any) -> Pipeline:
+        """A pipeline whose other ranks run already, or will: `zpipe node --rank N` on each board.
+
+        Args:
+            topology: as for `local`; the same file as on the boards.
+            rank: of the source this program is; the lowest one if not given.
+            options: as for `local`.
+
+        Raises:
+            ConfigError: as for `local`.
+        """
+        return cls(topology, rank, launch=False, **options)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.topology.name} | {self._driver.policy if self._driver else 'not started'}>"
+
+    # ---- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Pipeline:  # noqa: PYI034 - Self is Python 3.11
+        try:
+            await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        addresses: dict[int, str] = {}
+        others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
+        if others:
+            self._launcher = Launcher(self.topology, self.bundle, others)
+            launching = loop.create_task(self._launcher.start())
+            try:
+                executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
+            finally:
+                addresses = await launching
+        else:
+            executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
+        self._driver = Driver(
+            self.topology,
+            self.bundle,
+            self.rank,
+            transport=zeromq(self.topology, self.bundle, self.rank),
+            executor=executor,
+            session=new_session(),
+            source=self._config,
+            resolved=self._resolved,
+            refused=self._on_refused,
+            pumped=self._wake_waiters,
+            seed=self._seed,
+        )
+        addresses[self.rank] = await self._driver.start()
+        if self._launcher is not None:
+            self._launcher.introduce(addresses)
+            self.topology = self.topology.with_addresses(addresses)
+        self._driver.connect(self.topology)
+        if self._launcher is not None:
+            await self._launcher.ready()
+            await self.ready()
+
+    async def ready(self) -> None:
+        """Returns once every neighbour of the source has said Hello. `local` has waited for that already.
+
+        Raises:
+            ConfigError: a neighbour runs with other files.
+        """
+        here = asyncio.ensure_future(self.driver.peers.complete.wait())
+        refused = asyncio.ensure_future(self._refused.wait())
+        try:
+            await asyncio.wait([here, refused], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            here.cancel()
+            refused.cancel()
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def aclose(self) -> None:
+        """Ends every open sample as failed, says Bye, and ends the processes this pipeline started. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._driver is not None:
+            for sample in list(self._done):
+                self._driver.emit(SampleCancelled(sample, "the pipeline was closed"))
+            await self._driver.aclose("the source was closed")
+        if self._launcher is not None:
+            await self._launcher.aclose()
+
+    # ---- submitting ----------------------------------------------------------------------------
+
+    async def submit(self, x: npt.NDArray[Any], *, deadline: float | None = None) -> Result:
+        """Runs one input through the network.
+
+        Waits while the waiting room is full (`when_full: block`), or ends as rejected there (`latest`, `deadline`).
+
+        Args:
+            x: one input as stage 0 takes it, for the digits bundle `[3, 32, 32] uint8`. It is copied.
+            deadline: seconds from now; the topology's if not given.
+
+        Raises:
+            SampleRejected: not admitted; or `x` has the wrong shape or dtype (then `sample` is -1).
+            SampleExpired: no result within the deadline.
+            SampleFailed: the network cannot answer it, or the pipeline was closed meanwhile.
+            PipelineClosed: it was closed before.
+        """
+        checked = self._checked(x)
+        submitted_at = time.monotonic()
+        until = submitted_at + (self._spec.deadline_seconds if deadline is None else deadline)
+        if self._config.when_full == "block":
+            await self._room(until)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        sample = self._offer(checked, submitted_at, until, done)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            if sample in self._done:
+                self.driver.emit(SampleCancelled(sample, "its submit() was cancelled"))
+            raise
+        return result_or_raise(outcome)
+
+    def offer(self, x: npt.NDArray[Any], done: Done, *, deadline: float | None = None) -> int:
+        """Submits without waiting: `done` is called once with the outcome, perhaps before this returns (a full room rejects).
+
+        Args:
+            x: as for `submit`.
+            done: called on the event loop; must not block.
+            deadline: as for `submit`.
+
+        Returns:
+            The sample's number.
+
+        Raises:
+            SampleRejected: `x` has the wrong shape or dtype.
+            PipelineClosed: the pipeline was closed before.
+        """
+        checked = self._checked(x)
+        now = time.monotonic()
+        return self._offer(checked, now, now + (self._spec.deadline_seconds if deadline is None else deadline), done)
+
+    async def stream(
+        self,
+        inputs: AsyncIterable[npt.NDArray[Any]] | Iterable[npt.NDArray[Any]],
+        *,
+        deadline: float | None = None,
+        ahead: int = 256,
+    ) -> AsyncIterator[Outcome]:
+        """Runs many inputs and yields their outcomes as they come, which need not be the order of the inputs.
+
+        The first input gets this pipeline's next sample number, the second the one after it, and so on. Nothing is raised per
+        sample: an input of the wrong shape ends as rejected like any other.
+
+        Args:
+            inputs: an iterable, asynchronous or not.
+            deadline: as for `submit`.
+            ahead: inputs taken at most beyond the outcomes yielded.
+        """
+        outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        places = asyncio.Semaphore(ahead)
+        taken = 0
+
+        async def feed() -> None:
+            nonlocal taken
+            try:
+                async for x in _as_async(inputs):
+                    await places.acquire()
+                    taken += 1
+                    if self._config.when_full == "block":
+                        await self._room(math.inf)
+                    try:
+                        self.offer(x, outcomes.put_nowait, deadline=deadline)
+                    except SampleRejected as exc:
+                        self._next_sample += 1
+                        outcomes.put_nowait(Outcome(self._next_sample - 1, "rejected", 0.0, 0, None, str(exc)))
+            finally:
+                outcomes.put_nowait(None)
+
+        feeder = asyncio.get_running_loop().create_task(feed())
+        given, ended = 0, False
+        try:
+            while not ended or given < taken:
+                outcome = await outcomes.get()
+                if outcome is None:
+                    ended = True
+                    if feeder.done() and not feeder.cancelled() and feeder.exception() is not None:
+                        break
+                    continue
+                given += 1
+                places.release()
+                yield outcome
+            await feeder
+        finally:
+            feeder.cancel()
+
+    # ---- looking at it -------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> Driver:
+        """The running driver of the source's node."""
+        if self._driver is None:
+            raise PipelineClosed("the pipeline was not started: use `async with`")
+        return self._driver
+
+    @property
+    def source(self) -> Source:
+        """The source's custody: admission, counts, queues."""
+        source = self.driver.policy.source
+        assert source is not None
+        return source
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a sample offered now would find a place in the waiting room."""
+        return self.source.has_room
+
+    @property
+    def next_sample(self) -> int:
+        """The number the next sample will get."""
+        return self._next_sample
+
+    @property
+    def launcher(self) -> Launcher | None:
+        """The processes this pipeline started, None with `connect` or a single node."""
+        return self._launcher
+
+    async def stats(self, *, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """Every node's counters since its start, by rank; a node that does not answer within `timeout` seconds is left out."""
+
+        async def ask(rank: int) -> dict[str, Any] | None:
+            try:
+                return await asyncio.wait_for(self.driver.stats_of(rank), timeout)
+            except asyncio.TimeoutError:
+                return None
+
+        others = [node.rank for node in self.topology.nodes if node.rank != self.rank]
+        answers = await asyncio.gather(*[ask(rank) for rank in others])
+        known = [self.driver.stats(), *[answer for answer in answers if answer is not None]]
+        return sorted(known, key=lambda stats: int(stats["rank"]))
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The input as a batch of one, copied: a camera may write its next frame into the caller's array."""
+        spec = self.bundle.stages[0].input
+        if not isinstance(x, np.ndarray) or x.shape != spec.shape or x.dtype.name != spec.dtype:
+            found = f"{x.dtype.name} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise SampleRejected(
+                f"input: found {found}, expected {spec.dtype} {list(spec.shape)}; resize or convert it before submitting"
+            )
+        return np.array(x[None], order="C")
+
+    def _offer(self, x: npt.NDArray[Any], submitted_at: float, until: float, done: Done) -> int:
+        if self._closed:
+            raise PipelineClosed("the pipeline is closed")
+        driver = self.driver
+        sample = self._next_sample
+        self._next_sample += 1
+        driver.inputs[sample] = x
+        self._done[sample] = done
+        driver.emit(SampleSubmitted(sample, until, submitted_at, self._spec.priority, self._spec.weight))
+        return sample
+
+    async def _room(self, until: float) -> None:
+        """Waits until the waiting room has a place, or `until` (then the policy says expired)."""
+        while not self._closed and (not self.source.has_room or self._waiters):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await asyncio.wait_for(waiter, None if until == math.inf else max(0.0, until - time.monotonic()))
+            except asyncio.TimeoutError:
+                return
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+            if self.source.has_room:
+                return
+        if self._closed:
+            raise PipelineClosed("the pipeline was closed while this input waited")
+
+    def _wake_waiters(self) -> None:
+        places = self.source.room_left
+        while places > 0 and self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                places -= 1
+
+    def _resolved(self, resolve: Resolve) -> None:
+        done = self._done.pop(resolve.sample)
+        result = None
+        if resolve.row is not None:
+            row = resolve.row
+            result = Result(
+                sample=resolve.sample,
+                label=row.label,
+                class_name=self.bundle.classes[row.label],
+                confidence=row.confidence,
+                exit_stage=row.exit_stage,
+                latency_seconds=resolve.latency_seconds,
+                queued_seconds=row.queued_seconds,
+                service_seconds=row.service_seconds,
+                attempts=resolve.attempts,
+            )
+        try:
+            done(Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause))
+        except Exception:
+            log.exception("the callback for sample %d raised; the pipeline goes on", resolve.sample)
+
+    def _on_refused(self, error: ConfigError) -> None:
+        self._refusal = error
+        self._refused.set()
+        log.error("%s", error)
+
+
+def result_or_raise(outcome: Outcome) -> Result:
+    """The result of an outcome.
+
+    Raises:
+        SampleRejected, SampleExpired, SampleFailed: it has none.
+    """
+    if outcome.result is not None:
+        return outcome.result
+    kinds: Mapping[str, type[SampleRejected | SampleExpired | SampleFailed]] = {
+        "rejected": SampleRejected,
+        "expired": SampleExpired,
+        "failed": SampleFailed,
+    }
+    raise kinds[outcome.kind](f"sample {outcome.sample} {outcome.kind}: {outcome.cause}", sample=outcome.sample)
+
+
+def source_config(
+    spec: SourceSpec, bundle: Bundle, *, exit_point: str, admission: str | None = None, when_full: str | None = None
+) -> SourceConfig:
+    """How samples enter at one source.
+
+    Args:
+        spec: what the topology says.
+        bundle: its operating points are the exit ladder.
+        exit_point: `default`, `no-exit`, or an operating point's name.
+        admission, when_full: instead of what the topology says; a strategy other than the topology's starts with its defaults.
+
+    Raises:
+        ConfigError: no operating point of that name, or none reaches the accuracy the source wants.
+    """
+    name = admission or spec.admission.name
+    return SourceConfig(
+        session=new_session(),
+        ladder=exit_ladder(bundle, exit_point, accuracy=spec.accuracy),
+        admission=name,
+        options=spec.admission.options if name == spec.admission.name else {},
+        when_full=when_full or spec.admission.when_full,  # type: ignore[arg-type]
+        waiting=spec.admission.waiting if when_full in (None, spec.admission.when_full) else 0,
+    )
+
+
+def exit_ladder(bundle: Bundle, exit_point: str, *, accuracy: float = 0.0) -> ExitLadder:
+    """The bundle's operating points, cheapest first, starting at the one asked for.
+
+    With a wanted accuracy (0..1) the cheapest point that reached it on the calibration split is taken instead of `default`.
+    """
+    if exit_point == NO_EXIT:
+        return no_exit(len(bundle.stages))
+    points = bundle.operating_points
+    chosen = bundle.default_point
+    if exit_point != "default":
+        chosen = bundle.point(exit_point)
+    elif accuracy > 0.0:
+        able = [point for point in points if point.calibration.accuracy >= accuracy]
+        if not able:
+            best = max(points, key=lambda point: point.calibration.accuracy)
+            raise ConfigError(
+                f"source: accuracy: found {accuracy}, expected at most {best.calibration.accuracy:.4f}, what bundle {bundle.name} "
+                f"reached at its point {best.name}; ask for less or make a better bundle"
+            )
+        chosen = able[0]
+    return ExitLadder(tuple(point.thresholds for point in points), points.index(chosen))
+
+
+async def _as_async(inputs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(inputs, AsyncIterable):
+        async for x in inputs:
+            yield x
+    else:
+        for x in inputs:
+            yield x

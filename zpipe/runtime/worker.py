@@ -1,0 +1,64 @@
+"""The thread that runs long stages, so that the event loop goes on reading and sending meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy.typing as npt
+
+from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.policy.messages import RunStage
+
+#: Takes a finished batch: its command, and either the output or the error.
+Ran = Callable[[RunStage, StageOutput | None, str], None]
+
+
+class Worker:
+    """One thread around an executor; it starts at the first batch.
+
+    Args:
+        executor: called from the thread, and from the loop by `run`.
+        loop: where `ran` is called.
+        ran: takes each batch that `put` was given.
+    """
+
+    def __init__(self, executor: StageExecutor, loop: asyncio.AbstractEventLoop, ran: Ran) -> None:
+        self._executor = executor
+        self._loop = loop
+        self._ran = ran
+        self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, str]:
+        """Runs a batch here and now. Whatever the executor raises becomes the error: one bad sample must not stop a node."""
+        try:
+            return self._executor.run(command.stage, inputs, command.gate), ""
+        except Exception as exc:
+            return None, " ".join(f"{type(exc).__name__}: {exc}".split())[:240]
+
+    def put(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
+        """Runs a batch on the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="zpipe-stages", daemon=True)
+            self._thread.start()
+        self._queue.put((command, inputs))
+
+    def close(self) -> None:
+        """Waits for the batch under way, if any, and ends the thread."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            command, inputs = item
+            output, error = self.run(command, inputs)
+            try:
+                self._loop.call_soon_threadsafe(self._ran, command, output, error)
+            except RuntimeError:  # the loop closed while the batch ran: nobody waits for it
+                return

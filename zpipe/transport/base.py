@@ -1,0 +1,121 @@
+"""The contract between the runtime and whatever moves its frames.
+
+A node binds two planes: *data*, which only receives, and *control*, which answers as well. An *outgoing* channel reaches
+another node's control plane and, if asked, its data plane; an *incoming* channel stands for whoever spoke first on our
+control plane, so a receiver needs no address of its sender.
+
+1. Nothing waits. A send says at once whether the transport took the message; frames it took may still be lost.
+2. A message arrives whole or not at all, and messages of one plane of one connection arrive in order. The planes are not
+   ordered against each other.
+3. Every call of the handler comes from the event loop and never from inside a call of the transport.
+4. A connection that ends takes its undelivered frames with it: what was sent before a disconnect never reaches a peer
+   that was started again.
+5. An outgoing channel seeks its peer, with growing pauses, until it is closed: `on_connected` and `on_disconnected`
+   alternate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | memoryview
+
+#: Frames of one message at most; longer messages are dropped and counted.
+MAX_FRAMES = 4
+
+#: Incoming channels kept at most. Above it the oldest that was never confirmed makes room.
+MAX_INCOMING = 256
+
+
+class Channel:
+    """One neighbour as the transport sees it. The runtime compares and keeps channels; only a transport makes them.
+
+    Attributes:
+        name: for people: the address of an outgoing channel, the peer's address of an incoming one.
+        outgoing: made by `Transport.open`.
+        data: an outgoing channel that has a data plane.
+        connected: sends have somewhere to go now.
+        confirmed: the runtime accepted this incoming channel's Hello.
+        closed: for good; nothing is sent or delivered on it any more.
+    """
+
+    __slots__ = ("closed", "confirmed", "connected", "data", "name", "outgoing")
+
+    def __init__(self, name: str, *, outgoing: bool, data: bool = False) -> None:
+        self.name = name
+        self.outgoing = outgoing
+        self.data = data
+        self.connected = not outgoing
+        self.confirmed = False
+        self.closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "connected" if self.connected else "seeking"
+        return f"<Channel {'to' if self.outgoing else 'from'} {self.name} {state}>"
+
+
+class TransportHandler(Protocol):
+    """What the runtime does with what arrives. Called on the event loop; must not raise and must not wait."""
+
+    def on_data(self, frames: list[Buffer]) -> None:
+        """A message on the bound data plane. Who sent it is for the frames to say."""
+
+    def on_control(self, channel: Channel, frames: list[Buffer]) -> None:
+        """A message on either end of a control plane. An incoming channel shows itself by its first one."""
+
+    def on_connected(self, channel: Channel) -> None:
+        """An outgoing channel has all its planes."""
+
+    def on_disconnected(self, channel: Channel, reason: str) -> None:
+        """A connected channel lost its peer. An outgoing one seeks it again; an incoming one is closed."""
+
+    def on_drained(self) -> None:
+        """All that was readable in this wake-up has been delivered: the place to decide on batches."""
+
+
+class Transport(Protocol):
+    """One node's way to the others; see the module for what it promises."""
+
+    @property
+    def dropped(self) -> int:
+        """Messages thrown away here: too many frames, or from a stranger while MAX_INCOMING channels are confirmed."""
+
+    async def start(self) -> str:
+        """Binds both planes and returns `host:port` of the data plane; control is at the next port.
+
+        Raises:
+            ConfigError: the address is in use, or is none of this machine's.
+        """
+
+    def open(self, address: str, *, data: bool = True) -> Channel:
+        """A channel to the node at `address` (`host:port` of its data plane). Only after start().
+
+        Raises:
+            ConfigError: the address is not of that form.
+        """
+
+    def confirm(self, channel: Channel) -> None:
+        """Keeps an incoming channel from being evicted for a newer one."""
+
+    def reset(self, channel: Channel) -> None:
+        """Breaks an outgoing channel's connection and makes a new one; on_disconnected and on_connected follow."""
+
+    def close_channel(self, channel: Channel) -> None:
+        """Ends a channel for good, without a call of the handler. May be repeated."""
+
+    def send_data(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
+        """Hands a message to an outgoing channel's data plane.
+
+        Big buffers are not copied: they must not change until the channel is disconnected or the peer has answered for
+        them.
+
+        Returns:
+            False when it was not taken: not connected, or the queue to the peer is full.
+        """
+
+    def send_control(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
+        """Like send_data, for the control plane of a channel of either direction."""
+
+    async def aclose(self) -> None:
+        """Ends everything at once, without a call of the handler; frames not yet on the wire are dropped. May be repeated."""

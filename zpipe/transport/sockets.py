@@ -1,0 +1,143 @@
+"""ZeroMQ sockets with every option set, bound in pairs, and single messages through them: what `zeromq` is made of."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from zpipe.errors import ConfigError
+from zpipe.transport.base import Buffer
+
+#: From here on a received frame is handed on as a view of ZeroMQ's memory; below, bytes are cheaper (pyzmq's own threshold).
+COPY_BELOW_BYTES = 65536
+
+#: TCP connect and ZMTP handshake must each be done by then.
+HANDSHAKE_MILLISECONDS = 3000
+
+#: Heartbeats: sent this often, answered by then. Long, since a PING waits behind frames in the kernel's send buffer (4 MB at
+#: 10 Mbit/s are 3.2 s); hanging links are the policy's to see, by missed reports.
+HEARTBEAT_MILLISECONDS = 2000
+SILENCE_MILLISECONDS = 10000
+
+#: Tries to find two neighbouring free ports.
+PORT_TRIES = 64
+
+# Plain ints: pyzmq's enums cost a microsecond per `&`.
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE_NOBLOCK = int(zmq.SNDMORE) | _NOBLOCK
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """What all data and control sockets of a node share.
+
+    Attributes:
+        max_message_bytes: the largest frame this node accepts.
+        high_water: messages queued per connection and direction.
+    """
+
+    max_message_bytes: int
+    high_water: int
+
+    def socket(self, context: Context, kind: int, host: str) -> Socket:
+        """A socket with every option set: the place where a security mechanism belongs."""
+        socket = context.socket(kind)
+        socket.linger = 0
+        socket.ipv6 = ":" in host
+        socket.sndhwm = socket.rcvhwm = self.high_water
+        socket.maxmsgsize = self.max_message_bytes
+        socket.handshake_ivl = HANDSHAKE_MILLISECONDS
+        socket.heartbeat_ivl = HEARTBEAT_MILLISECONDS
+        socket.heartbeat_timeout = SILENCE_MILLISECONDS
+        if kind == zmq.ROUTER:
+            socket.router_mandatory = 1
+        elif kind in (zmq.PUSH, zmq.DEALER):
+            socket.immediate = 1
+            socket.reconnect_ivl = -1
+            socket.connect_timeout = HANDSHAKE_MILLISECONDS
+        return socket
+
+    def bind_planes(self, context: Context, bind: str) -> tuple[Socket, Socket, str]:
+        """PULL and ROUTER on two neighbouring ports, and `host:port` of the first.
+
+        Raises:
+            ConfigError: the address is in use, or is none of this machine's.
+        """
+        host, _, port = bind.rpartition(":")
+        wanted = bind
+        for _ in range(PORT_TRIES if port == "0" else 1):
+            pull, router = self.socket(context, zmq.PULL, host), self.socket(context, zmq.ROUTER, host)
+            wanted = bind
+            try:
+                pull.bind(f"tcp://{host}:{'*' if port == '0' else port}")
+                data_port = _bound_port(pull)
+                wanted = f"{host}:{data_port + 1}"
+                router.bind(f"tcp://{wanted}")
+            except zmq.ZMQError as exc:
+                pull.close(0)
+                router.close(0)
+                if exc.errno != errno.EADDRINUSE:
+                    raise ConfigError(f"cannot bind {wanted}: {exc}; expected an IP address of this machine and a port") from exc
+            else:
+                return pull, router, f"{host}:{data_port}"
+        raise ConfigError(f"address {wanted} is in use; stop the other program or choose another port")
+
+
+def _bound_port(socket: Socket) -> int:
+    return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+
+def readable(socket: Socket) -> bool:
+    """Whether a whole message waits. Takes in what ZeroMQ's thread has to tell the socket, too."""
+    return bool(int(socket.get(_EVENTS)) & _POLLIN)
+
+
+def send(socket: Socket, frames: Sequence[Buffer]) -> bool:
+    """One message, without waiting. ZeroMQ takes all of its frames or none: only the first can find the queue full."""
+    last = len(frames) - 1
+    try:
+        for index, frame in enumerate(frames):
+            flags = _SNDMORE_NOBLOCK if index < last else _NOBLOCK
+            socket.send(frame, flags, copy=len(frame) < COPY_BELOW_BYTES)
+    except zmq.Again:
+        return False
+    return True
+
+
+def receive(socket: Socket, limit: int) -> list[zmq.Frame]:
+    """The message that waits in a readable socket; [] when it has more than `limit` frames."""
+    frames: list[zmq.Frame] = []
+    while True:
+        frame = socket.recv(_NOBLOCK, copy=False)
+        if len(frames) <= limit:
+            frames.append(frame)
+        if not frame.more:
+            return frames if len(frames) <= limit else []
+
+
+def buffer(frame: zmq.Frame) -> Buffer:
+    """A frame's content: a view, which keeps ZeroMQ's memory alive, or a copy where that is cheaper."""
+    return frame.buffer if len(frame) >= COPY_BELOW_BYTES else frame.bytes
+
+
+def event_of(frames: list[zmq.Frame]) -> tuple[int, int]:
+    """(event, value) of a monitor message; the value is a file descriptor or an error number."""
+    event, value = struct.unpack("=hi", frames[0].bytes)
+    return event, value
+
+
+def connection_property(frame: zmq.Frame, name: str) -> str:
+    """What ZeroMQ knows of the connection a frame came by; "" when nothing."""
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""

@@ -1,7 +1,16 @@
-"""One deep network run over several small computers, with early exits."""
+"""One deep network run over several small computers, exiting early when it is sure.
+
+    async with zpipe.Pipeline.local("line4.yaml") as pipeline:
+        result = await pipeline.submit(image)
+
+Public is what this module names; everything else may change.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import (
     BackendUnavailable,
     BundleError,
@@ -18,23 +27,50 @@ from zpipe.errors import (
     WireError,
     ZpipeError,
 )
+from zpipe.model import Outcome, Result
+from zpipe.topology import Topology, load_topology
+
+if TYPE_CHECKING:
+    from zpipe.runtime.node import Node
+    from zpipe.runtime.pipeline import Pipeline
+    from zpipe.runtime.sync import SyncPipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "Bundle",
     "BundleError",
     "ConfigError",
     "EngineMismatchError",
     "ExecutorError",
+    "Node",
+    "Outcome",
     "PeerLost",
+    "Pipeline",
     "PipelineClosed",
+    "Result",
     "SampleError",
     "SampleExpired",
     "SampleFailed",
     "SampleRejected",
+    "SyncPipeline",
+    "Topology",
     "TopologyError",
     "WireError",
     "ZpipeError",
     "__version__",
+    "load_bundle",
+    "load_topology",
 ]
+
+#: Names whose modules import ZeroMQ: loaded at first use, so that reading a bundle or a topology does not need it.
+_LATER = {"Pipeline": "zpipe.runtime.pipeline", "SyncPipeline": "zpipe.runtime.sync", "Node": "zpipe.runtime.node"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'zpipe' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)

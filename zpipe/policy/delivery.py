@@ -13,7 +13,7 @@ from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, Feedbac
 from zpipe.policy.messages import Resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from zpipe.model import LostRow
     from zpipe.policy.exits import ExitLadder
@@ -66,6 +66,7 @@ class OpenSample:
     weight: float
     attempt: int = 0
     sent_at: float = 0.0
+    first_sent_at: float = 0.0
     again: bool = False
     stage_failures: int = 0
     cause: str = ""
@@ -76,6 +77,7 @@ class DeliveryCounts:
     """Totals since the start, for the report."""
 
     submitted: int = 0
+    admitted: int = 0
     results: int = 0
     second_results: int = 0
     resubmitted: int = 0
@@ -112,6 +114,7 @@ class Source:
         self._results_at_adapt = 0
         self._throughput_hz = 0.0
         self._pacer_limited = False
+        self._was_idle = True  #: no sample was open at some time in this control interval
 
     # ---- what the owner asks -------------------------------------------------------------------
 
@@ -169,14 +172,15 @@ class Source:
 
     def submit(self, sample: int, *, deadline: float, submitted_at: float, priority: int, weight: float, now: float) -> None:
         """A new sample (D1). It waits, or a full room answers as its mode says (D4)."""
+        assert sample >= self._next_sample, "numbers of samples rise (S1)"
         self.counts.submitted += 1
-        self._next_sample = max(self._next_sample, sample + 1)
+        self._next_sample = sample + 1
         entry = self._open[sample] = OpenSample(sample, submitted_at, deadline, priority, weight)
         self._order.append(sample)
         if deadline <= now:
             self._resolve(sample, "expired", now=now, cause="its deadline passed before it could be admitted")
             return
-        if self.config.when_full == "deadline" and now + self._predicted_seconds(len(self._waiting)) > deadline:
+        if self._misses(deadline, ahead=len(self._waiting), now=now):
             self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
             return
         if not self.has_room:
@@ -205,10 +209,11 @@ class Source:
                 self._pacer_limited = True
                 return None
             sample, entry = self._waiting.popitem(last=False)
-            if self.config.when_full == "deadline" and now + self._predicted_seconds(0) > entry.deadline:
+            if self._misses(entry.deadline, ahead=0, now=now):
                 self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
                 continue
             self._in_flight += 1
+            self.counts.admitted += 1
             self.admission.admitted(now=now)
             return self._start(entry, now=now)
         return None
@@ -223,9 +228,11 @@ class Source:
                 self.counts.strangers += 1
             return
         self.counts.results += 1
-        sojourn = now - entry.sent_at
-        if row.attempt == entry.attempt:
+        if row.attempt == 1:  # a higher number may be an earlier attempt that met a later one (S2): its time would be too short
+            sojourn = now - entry.first_sent_at
             self._measure(sojourn)
+        else:
+            sojourn = now - entry.sent_at
         self._resolve(row.key.sample, "result", now=now, row=row)
         self.admission.resolved(
             queued_seconds=row.queued_seconds,
@@ -235,19 +242,18 @@ class Source:
             now=now,
         )
 
-    def lost(self, rows: Sequence[LostRow], *, held: Callable[[SampleKey], bool], now: float) -> None:
-        """Attempts that will not come back (R2, R4)."""
-        for row in rows:
-            entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
-            if entry is None or row.attempt != entry.attempt or held(row.key):
-                continue
-            entry.cause = row.cause
-            if row.cause.startswith("stage-failed"):
-                entry.stage_failures += 1
-                if entry.stage_failures >= MAX_STAGE_FAILURES:
-                    self._resolve(entry.sample, "failed", now=now, cause=row.cause)
-                    continue
-            self._submit_again(entry)
+    def lost(self, row: LostRow, *, held: bool, now: float) -> None:
+        """An attempt that will not come back (R2, R4); one that is known to be lost is not lost twice."""
+        entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
+        if entry is None or entry.attempt == 0 or row.attempt != entry.attempt or held or entry.again:
+            return
+        entry.cause = row.cause
+        if row.cause.startswith("stage-failed"):
+            entry.stage_failures += 1
+            if entry.stage_failures >= MAX_STAGE_FAILURES:
+                self._resolve(entry.sample, "failed", now=now, cause=row.cause)
+                return
+        self._submit_again(entry)
 
     def tick(self, *, queue_length: int, held: Callable[[SampleKey], bool], now: float) -> None:
         """Deadlines, retransmissions, the control interval."""
@@ -269,6 +275,8 @@ class Source:
     def _start(self, entry: OpenSample, *, now: float) -> Task:
         entry.attempt += 1
         entry.sent_at = now
+        if entry.attempt == 1:
+            entry.first_sent_at = now
         heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
         return Task(
             key=SampleKey(self.rank, self.config.session, entry.sample),
@@ -284,10 +292,9 @@ class Source:
         )
 
     def _submit_again(self, entry: OpenSample) -> None:
-        if not entry.again:
-            entry.again = True
-            self.counts.resubmitted += 1
-            self._again.append(entry.sample)
+        entry.again = True
+        self.counts.resubmitted += 1
+        self._again.append(entry.sample)
 
     def _retransmit(self, entry: OpenSample, *, held: Callable[[SampleKey], bool], now: float) -> None:
         """Rule R3; what is held here is not lost, and without budget the timer waits for another round."""
@@ -310,18 +317,25 @@ class Source:
         self._deviation += DEVIATION_GAIN * (abs(sojourn - self._sojourn) - self._deviation)
         self._sojourn += MEAN_GAIN * (sojourn - self._sojourn)
 
-    def _predicted_seconds(self, ahead: int) -> float:
-        """From now to the result of a sample that `ahead` others precede in the room; 0 before anything was measured."""
+    def _misses(self, deadline: float, *, ahead: int, now: float) -> bool:
+        """Whether `deadline` mode gives up on a sample that `ahead` others precede in the room (D4).
+
+        With nothing in flight it may try: else one slow spell would be believed for ever, as nobody measured its end.
+        """
+        if self.config.when_full != "deadline" or not self._in_flight:
+            return False
         waiting = ahead / self._throughput_hz if self._throughput_hz else 0.0
-        return waiting + self._sojourn
+        return now + waiting + self._sojourn > deadline
 
     def _adapt(self, queue_length: int, *, now: float) -> None:
         self.admission.adapt(Feedback(queue_length, self._pacer_limited))
         self._pacer_limited = False
         elapsed = now - self._adapt_at + CONTROL_INTERVAL_SECONDS
         hz = (self.counts.results - self._results_at_adapt) / elapsed
-        if hz > self._throughput_hz or self._waiting:  # with nobody waiting it measures the arrivals, not what the nodes can do
+        # With nobody waiting, or idle in between, it measures the arrivals, not what the nodes can do.
+        if hz > self._throughput_hz or (self._waiting and not self._was_idle):
             self._throughput_hz += (MEAN_GAIN if self._throughput_hz else 1.0) * (hz - self._throughput_hz)
+        self._was_idle = False
         self._results_at_adapt = self.counts.results
         self._adapt_at = now + CONTROL_INTERVAL_SECONDS
 
@@ -337,6 +351,8 @@ class Source:
             self._in_flight -= 1
         else:
             self._waiting.pop(sample, None)
+        if not self._open:
+            self._was_idle = True
         self._forget_resolved()
         self.resolved.append(Resolve(sample, kind, now - entry.submitted_at, entry.attempt, row, cause))
 

@@ -193,7 +193,8 @@ class Driver:
         self._payloads = Payloads()
         self._events: list[Event] = []
         self._pumping = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._worker: Worker | None = None
         self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
@@ -229,12 +230,13 @@ class Driver:
         self.peers.connect()
         self.emit(TimerFired())
 
-    async def aclose(self, reason: str = "it was stopped") -> None:
-        """Says Bye, closes transport and worker. Open samples are the caller's to end first."""
+    async def aclose(self, reason: str | None = "it was stopped") -> None:
+        """Says Bye (unless `reason` is None), closes transport and worker. Open samples are the caller's to end first."""
         if self._closed:
             return
         self._closed = True
-        self.peers.say_bye(reason)
+        if reason is not None:
+            self.peers.say_bye(reason)
         if self._timer is not None:
             self._timer.cancel()
         await self.transport.aclose()
@@ -269,13 +271,12 @@ class Driver:
         wakeup = self.policy.next_wakeup()
         if wakeup is None:
             return
-        delay = max(0.0, wakeup - time.monotonic())
-        when = self._loop.time() + delay
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= wakeup:
                 return  # it fires early, finds nothing due and arms the next
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._timer_fired)
+        self._timer_at = wakeup
+        self._timer = self._loop.call_later(max(0.0, wakeup - time.monotonic()), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

@@ -44,6 +44,7 @@ class Pipeline:
         topology: with the addresses in use, once started.
         bundle: the network.
         rank: of this source.
+        deadline_seconds: what a sample has when its call names none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Pipeline:
         exit_point: str | None = None,
         admission: str | None = None,
         when_full: str | None = None,
+        deadline: float | None = None,
         seed: int | None = None,
     ) -> None:
         loaded = topology if isinstance(topology, Topology) else load_topology(topology)
@@ -72,6 +74,7 @@ class Pipeline:
         self.topology = loaded
         self.rank = spec.rank
         self._spec = spec
+        self.deadline_seconds = spec.deadline_seconds if deadline is None else deadline
         self._launch = launch
         self._seed = seed
         self._config = source_config(
@@ -96,7 +99,8 @@ class Pipeline:
 
         Args:
             topology: a topology, its file or its name.
-            options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `seed`.
+            options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `deadline` (seconds),
+                `seed`; what is not given is the topology's.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
@@ -218,7 +222,7 @@ class Pipeline:
         """
         checked = self._checked(x)
         submitted_at = time.monotonic()
-        until = submitted_at + (self._spec.deadline_seconds if deadline is None else deadline)
+        until = submitted_at + (self.deadline_seconds if deadline is None else deadline)
         if self._config.when_full == "block":
             await self._room(until)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -253,7 +257,7 @@ class Pipeline:
         """
         checked = self._checked(x)
         now = time.monotonic()
-        return self._offer(checked, now, now + (self._spec.deadline_seconds if deadline is None else deadline), done)
+        return self._offer(checked, now, now + (self.deadline_seconds if deadline is None else deadline), done)
 
     async def stream(
         self,

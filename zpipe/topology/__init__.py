@@ -111,6 +111,7 @@ def from_dict(plain: Mapping[str, Any]) -> Topology:
 def override(
     topology: Topology,
     *,
+    bundle: str | None = None,
     max_batch: int | None = None,
     executor: str | None = None,
     offload: str | None = None,
@@ -122,6 +123,7 @@ def override(
 
     Args:
         topology: the one to start from.
+        bundle: name or path.
         max_batch, executor: of every node.
         offload, exit_point: of the policy.
         admission: of every source, a name or a mapping as in a topology file.
@@ -134,6 +136,7 @@ def override(
     for entries, values in (
         (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
+        ([plain], {"bundle": bundle}),
         ([plain["policy"]], {"offload": offload, "exit": exit_point}),
     ):
         for entry in entries:

@@ -1,0 +1,201 @@
+"""Live drivers in one loop, on the memory transport or on ZeroMQ, with an executor that any test can foresee.
+
+The first two bytes of an image name it; activations carry that number on. Image n leaves at stage `n % stages` with label `n % 10`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.executors.base import StageOutput
+from zpipe.model import GateSpec
+from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.exits import ExitLadder
+from zpipe.policy.messages import Resolve, SampleSubmitted
+from zpipe.runtime.driver import Driver, zeromq
+from zpipe.topology import Topology, from_dict
+from zpipe.transport.memory import MemoryNetwork
+
+T = TypeVar("T")
+HALF = Path(__file__).parents[2] / "engines" / "digits-mobilenetv2-half"
+#: Nothing here takes long; a test that waits this long has failed.
+PATIENCE_SECONDS = 20.0
+
+
+def run(main: Callable[[], Awaitable[T]]) -> T:
+    """Runs a test's coroutine under a limit."""
+
+    async def limited() -> T:
+        return await asyncio.wait_for(main(), PATIENCE_SECONDS)
+
+    return asyncio.run(limited())
+
+
+def bundle() -> Bundle:
+    return load_bundle(HALF, verify=False)
+
+
+def image(number: int) -> npt.NDArray[np.uint8]:
+    """Image `number`, as stage 0 takes it."""
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    pixels[0, 0, :2] = divmod(number, 256)
+    return pixels
+
+
+class FakeExecutor:
+    """Answers at once and by number; `broken` numbers raise; `hold` makes stages wait for `release`."""
+
+    def __init__(self, bundle: Bundle, stages: tuple[int, ...]) -> None:
+        self.stages = stages
+        self.broken: set[int] = set()
+        self.ran: list[tuple[int, list[int]]] = []
+        self._bundle = bundle
+
+    def warm_up(self, max_batch: int) -> dict[int, float]:
+        return {}
+
+    def run(self, stage: int, inputs: npt.NDArray[Any], gate: GateSpec) -> StageOutput:
+        spec = self._bundle.stages[stage]
+        assert inputs.dtype.name == spec.input.dtype
+        assert inputs.shape[1:] == spec.input.shape
+        if stage == 0:
+            numbers = [256 * int(row[0, 0, 0]) + int(row[0, 0, 1]) for row in inputs]
+        else:
+            numbers = [int(row.flat[0]) for row in inputs]
+        self.ran.append((stage, numbers))
+        if self.broken.intersection(numbers):
+            raise ValueError("cannot look\nat this one")
+        activation = None
+        if spec.output is not None:
+            activation = np.zeros((len(numbers), *spec.output.shape), spec.output.dtype)
+            for row, number in zip(activation, numbers, strict=True):
+                row.flat[0] = number
+        leaves = [
+            gate.last or (number % len(self._bundle.stages) <= stage and threshold < 1.0)
+            for number, threshold in zip(numbers, gate.thresholds, strict=True)
+        ]
+        return StageOutput(activation, leaves, [number % 10 for number in numbers], [0.9] * len(numbers), 1e-4, 1e-4)
+
+    def close(self) -> None:
+        pass
+
+
+def topology(stages: list[list[int]], links: Any = "line", **source: Any) -> Topology:
+    nodes = [{"rank": rank, "stages": hosted, "max_batch": 4} for rank, hosted in enumerate(stages)]
+    plain: dict[str, Any] = {"name": "test", "bundle": str(HALF), "nodes": nodes, "source": {"rank": 0, **source}}
+    if len(stages) > 1:
+        plain["links"] = links
+    return from_dict(plain)
+
+
+class LiveMesh:
+    """Drivers of every rank, connected.
+
+    Attributes:
+        outcomes: every Resolve of the source, in order.
+    """
+
+    def __init__(self, topology: Topology, *, kind: str = "memory") -> None:
+        self.topology = topology
+        self.bundle = bundle()
+        self.network = MemoryNetwork()
+        self.kind = kind
+        self.session = 1000
+        self.executors: dict[int, FakeExecutor] = {}
+        self.drivers: dict[int, Driver] = {}
+        self.outcomes: list[Resolve] = []
+        self.refusals: list[Exception] = []
+        self._resolved = asyncio.Condition()
+        self._next = 0
+
+    async def start(self) -> None:
+        addresses = {}
+        for node in self.topology.nodes:
+            addresses[node.rank] = await self.make(node.rank)
+        self.topology = self.topology.with_addresses(addresses)
+        for driver in self.drivers.values():
+            driver.connect(self.topology)
+        await self.complete()
+
+    async def make(self, rank: int, topology: Topology | None = None) -> str:
+        """A driver for this rank, bound and not connected; returns its address."""
+        topology = topology or self.topology
+        self.session += 1
+        executor = self.executors[rank] = FakeExecutor(self.bundle, topology.node(rank).stages)
+        source = None
+        if topology.source_at(rank) is not None:
+            ladder = ExitLadder(((0.5,) * len(self.bundle.stages),), 0)
+            source = SourceConfig(session=self.session, ladder=ladder, admission="fixed", waiting=10_000)
+        bind = topology.node(rank).bind_address
+        transport = (lambda handler: self.network.transport(handler, bind=bind)) if self.kind == "memory" else zeromq(topology, self.bundle, rank)
+        driver = self.drivers[rank] = Driver(
+            topology,
+            self.bundle,
+            rank,
+            transport=transport,
+            executor=executor if executor.stages else None,
+            session=self.session,
+            source=source,
+            resolved=self._on_resolved,
+            refused=self.refusals.append,
+            seed=0,
+        )
+        return await driver.start()
+
+    async def restart(self, rank: int) -> None:
+        """The node goes without a word and comes back empty, at the same address."""
+        old = self.drivers[rank]
+        await old.aclose(None)
+        await self.make(rank)
+        self.drivers[rank].connect(self.topology)
+        await self.complete()
+
+    async def complete(self) -> None:
+        for driver in self.drivers.values():
+            await driver.peers.complete.wait()
+
+    def _on_resolved(self, resolve: Resolve) -> None:
+        self.outcomes.append(resolve)
+
+        async def tell() -> None:
+            async with self._resolved:
+                self._resolved.notify_all()
+
+        asyncio.get_running_loop().create_task(tell())
+
+    def submit(self, number: int, *, deadline: float = 15.0) -> None:
+        """Submits image `number` as the next sample."""
+        source = self.drivers[0]
+        now = time.monotonic()
+        source.inputs[self._next] = image(number)[None]
+        self._next += 1
+        source.emit(SampleSubmitted(self._next - 1, now + deadline, now))
+
+    async def until(self, count: int) -> list[Resolve]:
+        """Waits for `count` outcomes in all."""
+        async with self._resolved:
+            await self._resolved.wait_for(lambda: len(self.outcomes) >= count)
+        return self.outcomes
+
+    async def aclose(self) -> None:
+        for driver in self.drivers.values():
+            await driver.aclose()
+
+
+@asynccontextmanager
+async def live(topology: Topology, *, kind: str = "memory") -> AsyncIterator[LiveMesh]:
+    mesh = LiveMesh(topology, kind=kind)
+    await mesh.start()
+    try:
+        yield mesh
+    finally:
+        await mesh.aclose()

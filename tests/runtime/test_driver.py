@@ -1,0 +1,144 @@
+"""Live drivers: the same policy as everywhere, on real transports, with an executor whose answers are known beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.runtime.mesh import LiveMesh, image, live, run, topology
+from zpipe.model import SampleKey, Task
+from zpipe.policy.messages import Resolve
+from zpipe.wire import RAW_CODEC, TaskBatch, encode
+
+LINE4 = [[0], [1], [2], [3, 4]]
+KINDS = ["memory", "zeromq"]
+
+
+def _answers(outcomes: list[Resolve]) -> dict[int, tuple[str, int, int]]:
+    return {o.sample: (o.kind, o.row.label, o.row.exit_stage) if o.row else (o.kind, -1, -1) for o in outcomes}
+
+
+def _expected(count: int) -> dict[int, tuple[str, int, int]]:
+    return {number: ("result", number % 10, number % 5) for number in range(count)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stages", [[[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]], LINE4, [[0, 2, 4], [1, 3]]])
+def test_every_sample_leaves_where_its_gate_says_with_its_own_label(kind: str, stages: list[list[int]]) -> None:
+    async def main() -> None:
+        async with live(topology(stages), kind=kind) as mesh:
+            for number in range(200):
+                mesh.submit(number)
+            assert _answers(await mesh.until(200)) == _expected(200)
+            for driver in mesh.drivers.values():
+                driver.policy.check()
+                assert driver.policy.held_count == 0
+                assert driver.stats()["payloads"] == 0
+                assert driver.counts.bad_frames == driver.counts.stray_frames == 0
+            assert mesh.drivers[0].inputs == {}
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_node_that_comes_back_rejoins_and_what_it_held_is_sent_again(kind: str) -> None:
+    async def main() -> None:
+        async with live(topology(LINE4), kind=kind) as mesh:
+            for number in range(50):
+                mesh.submit(number)
+            await mesh.until(10)
+            await mesh.restart(2)
+            for number in range(50, 100):
+                mesh.submit(number)
+            assert _answers(await mesh.until(100)) == _expected(100)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_of_a_connection_that_is_gone_reach_nobody(kind: str) -> None:
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]]), kind=kind) as mesh:
+            source, server = mesh.drivers[0], mesh.drivers[1]
+            old = source.peers.outgoing[1].epoch
+            await mesh.restart(1)
+            server = mesh.drivers[1]
+            spec = mesh.bundle.stages[1].input
+            stale = Task(SampleKey(0, source.session, 0), 1, 1, (0.5,) * 4, number=0, deadline=time.monotonic() + 9)
+            from numpy import zeros
+
+            frames = encode(TaskBatch(0, old, RAW_CODEC, 1, [stale], zeros((1, *spec.shape), spec.dtype)), now=time.monotonic())
+            assert source.transport.send_data(source.peers.outgoing[1].channel, frames)
+            mesh.submit(1)  # behind it on the same plane: once this is answered the stale one has been read
+            await mesh.until(1)
+            assert server.counts.stray_frames == 1
+            assert server.executor.ran == [(1, [1])]  # type: ignore[union-attr]
+
+    run(main)
+
+
+def test_a_poison_sample_fails_and_the_others_of_its_batch_do_not() -> None:
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]])) as mesh:
+            mesh.executors[1].broken = {7}
+            for number in range(40):
+                mesh.submit(number)
+            outcomes = _answers(await mesh.until(40))
+            assert outcomes.pop(7) == ("failed", -1, -1)
+            assert outcomes == {number: answer for number, answer in _expected(40).items() if number != 7}
+            cause = next(o.cause for o in mesh.outcomes if o.sample == 7)
+            assert "cannot look at this one" in cause
+            assert "\n" not in cause
+
+    run(main)
+
+
+def test_nodes_with_different_topologies_refuse_each_other_and_name_the_key() -> None:
+    async def main() -> None:
+        mesh = LiveMesh(topology([[0], [1, 2, 3, 4]]))
+        other = topology([[0], [1, 2, 3, 4]], deadline="7 s")
+        addresses = {0: await mesh.make(0, other), 1: await mesh.make(1)}
+        mesh.drivers[1].connect(mesh.topology.with_addresses(addresses))
+        mesh.drivers[0].connect(other.with_addresses(addresses))
+        while not mesh.refusals:
+            await asyncio.sleep(0)
+        message = str(mesh.refusals[0])
+        assert "sources[0].deadline" in message
+        assert "7.0" in message
+        assert "30.0" in message
+        await mesh.aclose()
+
+    run(main)
+
+
+def test_stats_of_a_node_are_asked_for_without_being_its_neighbour() -> None:
+    async def main() -> None:
+        async with live(topology(LINE4), kind="zeromq") as mesh:
+            for number in range(20):
+                mesh.submit(number)
+            await mesh.until(20)
+            stats = await mesh.drivers[0].stats_of(3)
+            assert stats["rank"] == 3
+            assert stats["tasks_run"] == sum(len(numbers) for _, numbers in mesh.executors[3].ran)
+
+    run(main)
+
+
+def test_a_sample_nobody_can_answer_expires_at_its_deadline_and_leaves_nothing() -> None:
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]])) as mesh:
+            await mesh.drivers[1].aclose()
+            mesh.submit(0)
+            mesh.submit(1, deadline=0.2)
+            outcomes = _answers(await mesh.until(2))
+            assert outcomes == {0: ("result", 0, 0), 1: ("expired", -1, -1)}
+            assert mesh.outcomes[-1].latency_seconds == pytest.approx(0.2, abs=0.1)
+            assert mesh.drivers[0].inputs == {}
+
+    run(main)
+
+
+def test_images_name_themselves() -> None:
+    assert image(513)[0, 0, :2].tolist() == [2, 1]

@@ -1,0 +1,297 @@
+"""One measured run: start, warm up, drive, ask every node, report."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
+from zpipe.bundle import Evaluation
+from zpipe.errors import ConfigError, ZpipeError
+from zpipe.model import Outcome
+from zpipe.report import RunLog, build_report
+from zpipe.runtime.pipeline import Pipeline
+from zpipe.topology import Topology, load_topology, override
+
+#: Takes a line for people and the fraction done, 0..1.
+Progress = Callable[[str, float], None]
+
+#: How often the admission state goes into `series`.
+SERIES_SECONDS = 0.1
+#: Rows of `series` kept: above it every second one is dropped and the step doubles, so a long run stays readable.
+SERIES_ROWS = 1200
+#: An attached source says which ranks it waits for this often.
+ATTACH_NOTE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What one run does; `None` leaves the topology's value.
+
+    Attributes:
+        topology: file or name.
+        attach: the other ranks run already.
+        count, duration: samples or seconds to offer, whichever ends first; the evaluation set once if neither is given.
+        window: samples under way in the closed loop.
+        rate_hz: None = closed loop; `inf` = as fast as admission lets in; else Poisson arrivals.
+        exit_point: an operating point or `no-exit`.
+        warm_up: samples before the measured ones.
+    """
+
+    topology: str | Topology
+    attach: bool = False
+    count: int | None = None
+    duration: float | None = None
+    window: int = 32
+    rate_hz: float | None = None
+    exit_point: str | None = None
+    admission: str | None = None
+    when_full: str | None = None
+    max_batch: int | None = None
+    bundle: str | None = None
+    deadline: float | None = None
+    seed: int = 0
+    warm_up: int = 200
+
+
+async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[str, Any], RunLog]:
+    """Runs it.
+
+    Returns:
+        The report (design section 7) and the log behind it.
+
+    Raises:
+        ConfigError: topology, bundle or an option is wrong, or a node runs with other files.
+        ZpipeError: a node ended by itself.
+    """
+    pipeline = _pipeline(options)
+    progress("starting", 0.0)
+    async with pipeline:
+        if options.attach:
+            await _attached(pipeline, progress)
+        evaluation = pipeline.bundle.evaluation()
+        measured = asyncio.ensure_future(_measure(pipeline, evaluation, options, progress))
+        crashed = [pipeline.launcher.crashed] if pipeline.launcher is not None else []
+        try:
+            await asyncio.wait((measured, *crashed), return_when=asyncio.FIRST_COMPLETED)
+            if not measured.done():
+                error = crashed[0].exception()
+                raise error if error is not None else ZpipeError("a node ended by itself")
+            return measured.result()
+        finally:
+            measured.cancel()
+
+
+def _pipeline(options: BenchOptions) -> Pipeline:
+    topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
+    if options.attach and (options.max_batch is not None or options.bundle is not None):
+        raise ConfigError("--max-batch and --bundle concern every node: with --attach, change the topology file of all instead")
+    topology = override(topology, max_batch=options.max_batch, bundle=options.bundle)
+    make = Pipeline.connect if options.attach else Pipeline.local
+    return make(
+        topology,
+        exit_point=options.exit_point,
+        admission=options.admission,
+        when_full=options.when_full,
+        deadline=options.deadline,
+        seed=options.seed,
+    )
+
+
+async def _attached(pipeline: Pipeline, progress: Progress) -> None:
+    """Waits for the nodes that somebody else starts, and says which ones are missing."""
+    ready = asyncio.ensure_future(pipeline.ready())
+    try:
+        while not ready.done():
+            missing = pipeline.driver.peers.missing()
+            where = ", ".join(f"{rank} ({pipeline.topology.node(rank).address})" for rank in missing)
+            progress(f"waiting for rank {where}", 0.0)
+            await asyncio.wait((ready,), timeout=ATTACH_NOTE_SECONDS)
+        ready.result()
+    finally:
+        ready.cancel()
+
+
+async def _measure(
+    pipeline: Pipeline, evaluation: Evaluation, options: BenchOptions, progress: Progress
+) -> tuple[dict[str, Any], RunLog]:
+    order = Order(len(evaluation), seed=options.seed)
+    if options.warm_up:
+        progress("warming up", 0.0)
+        nothing = Watch(lambda index: None, lambda outcome, index: None)
+        await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=Span(samples=options.warm_up))
+    span = _span(options, len(evaluation))
+    log = RunLog(classes=len(pipeline.bundle.classes), stages=len(pipeline.bundle.stages))
+    before = await pipeline.stats()
+    started_at = time.monotonic()
+    watch = _watch(pipeline, evaluation, log, span, progress, started_at)
+    series = Series(pipeline, started_at)
+    recorder = asyncio.ensure_future(series.record())
+    try:
+        await _load(pipeline, evaluation, order, watch, options, span)
+    finally:
+        recorder.cancel()
+    seconds = time.monotonic() - started_at
+    after = await pipeline.stats()
+    return _report(pipeline, options, log, before, after, series, seconds), log
+
+
+def _span(options: BenchOptions, samples: int) -> Span:
+    if options.count is None and options.duration is None:
+        return Span(samples=samples)
+    return Span(options.count or math.inf, options.duration or math.inf)
+
+
+async def _load(
+    pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span
+) -> None:
+    if options.rate_hz is None or options.rate_hz == math.inf:
+        window = options.window if options.rate_hz is None else math.inf
+        await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span)
+    else:
+        await open_loop(pipeline, evaluation.images, order, watch, rate_hz=options.rate_hz, span=span, seed=options.seed)
+
+
+def _watch(
+    pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, progress: Progress, started_at: float
+) -> Watch:
+    """Feeds the log; shows progress a few times a second at most."""
+    labels = evaluation.labels
+    deadline = pipeline.deadline_seconds
+    ended = 0
+    shown_at = 0.0
+
+    def on_offered(index: int) -> None:
+        now = time.monotonic()
+        log.submitted(pipeline.next_sample, index, int(labels[index]), now, now + deadline)
+
+    def on_ended(outcome: Outcome, index: int) -> None:
+        nonlocal ended, shown_at
+        now = time.monotonic()
+        log.outcome(outcome, now)
+        ended += 1
+        if now - shown_at > 0.25:
+            shown_at = now
+            progress("classifying", max(ended / span.samples, min(1.0, (now - started_at) / span.seconds)))
+
+    return Watch(on_offered, on_ended)
+
+
+class Series:
+    """The source's admission state over time.
+
+    Attributes:
+        rows: #: one dict per step, at most SERIES_ROWS.
+    """
+
+    def __init__(self, pipeline: Pipeline, started_at: float) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._pipeline = pipeline
+        self._started_at = started_at
+        self._step = SERIES_SECONDS
+        self._admitted = self._results = 0
+
+    async def record(self) -> None:
+        """Runs until it is cancelled."""
+        self._row()
+        while True:
+            await asyncio.sleep(self._step)
+            self._row()
+            if len(self.rows) >= SERIES_ROWS:
+                self.rows = self.rows[::2]
+                self._step *= 2.0
+
+    def _row(self) -> None:
+        source = self._pipeline.source
+        policy = self._pipeline.driver.policy
+        t = time.monotonic() - self._started_at
+        elapsed = t - self.rows[-1]["t"] if self.rows else math.inf
+        admitted, results = source.counts.admitted, source.counts.results
+        self.rows.append(
+            {
+                "t": round(t, 4),
+                "admitted_hz": round((admitted - self._admitted) / elapsed, 2),
+                "result_hz": round((results - self._results) / elapsed, 2),
+                "queue": policy.input_length + policy.output_length,
+                "waiting": source.waiting_count,
+                "in_flight": source.in_flight,
+                "point": source.admission.point,
+                "window": source.admission.window_samples,
+                "rate_hz": source.admission.rate_hz,
+            }
+        )
+        self._admitted, self._results = admitted, results
+
+
+def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The report's `nodes`: what each node did between two looks at its counters."""
+    first = {stats["rank"]: stats for stats in before}
+    rows = []
+    for stats in after:
+        old = first.get(stats["rank"], {})
+
+        def grown(key: str, stats: dict[str, Any] = stats, old: dict[str, Any] = old) -> float:
+            return float(stats[key] - old.get(key, 0))
+
+        seen = {int(length): int(times) for length, times in stats["queue_histogram"]}
+        for length, times in old.get("queue_histogram", ()):
+            seen[int(length)] -= int(times)
+        tasks, batches = grown("tasks_run"), grown("batches")
+        rows.append(
+            {
+                "rank": stats["rank"],
+                "stages": stats["stages"],
+                "busy": grown("busy_seconds") / seconds,
+                "queue_p95": quantile(seen, 0.95),
+                "queue_max": max((length for length, times in seen.items() if times), default=0),
+                "batch_mean": tasks / batches if batches else 0.0,
+                "tasks": int(tasks),
+                "cpu_s": grown("cpu_seconds"),
+                "stage_cpu_s": grown("stage_cpu_seconds"),
+                "rss_mb": stats["rss_bytes"] / 1e6,
+                "sent_bytes": int(grown("sent_bytes")),
+            }
+        )
+    return rows
+
+
+def quantile(histogram: dict[int, int], q: float) -> int:
+    """The smallest value that at least a fraction `q` of the counted ones do not exceed; 0 of nothing."""
+    left = q * sum(histogram.values())
+    for value in sorted(histogram):
+        left -= histogram[value]
+        if left <= 0 and histogram[value]:
+            return value
+    return 0
+
+
+def _report(
+    pipeline: Pipeline,
+    options: BenchOptions,
+    log: RunLog,
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+    series: Series,
+    seconds: float,
+) -> dict[str, Any]:
+    bundle, source = pipeline.bundle, pipeline.source
+    first = next(stats for stats in before if stats["rank"] == pipeline.rank)["delivery"]
+    return build_report(
+        log,
+        topology=pipeline.topology.name,
+        bundle=bundle.name,
+        policy=f"{options.exit_point or pipeline.topology.policy.exit_point}, {source.config.admission}",
+        seed=options.seed,
+        seconds=seconds,
+        stage_macs=[spec.macs for spec in bundle.stages],
+        nodes=node_rows(before, after, seconds),
+        links=[],
+        series=series.rows,
+        second_results=source.counts.second_results - first["second_results"],
+        resubmitted=source.counts.resubmitted - first["resubmitted"],
+        shared_machine=not options.attach,
+    )

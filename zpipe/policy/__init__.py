@@ -12,10 +12,12 @@ rules below by their numbers.
   S4. A task exits when its stage's gate says so, or after the last stage. The policy writes the gate (rule, temperature, one
       threshold per row); the executor evaluates it; the policy takes the answer as given.
   S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
-      deadline are dropped where they are met: nobody waits for them.
+      deadline are dropped where they are met: nobody waits for them. A source is forgotten when the last deadline heard
+      of has passed.
 
 **L. Links**
-  L1. A link has a direction, sender to receiver, and an epoch: new on every connection. Frames of another epoch are dropped.
+  L1. A link has a direction, sender to receiver, and an epoch: new on every connection, never used again. Frames of another
+      epoch are dropped; a second PeerUp of the standing epoch changes nothing.
   L2. The sender numbers its tasks 0, 1, 2, ... in each epoch; a connection delivers in order, so a number not above the
       highest seen is a repeat and is dropped, and a gap is a loss.
   L3. A link's *lanes* are the stages its sender may send over it: those the receiver hosts whose predecessor the sender hosts.
@@ -31,8 +33,8 @@ rules below by their numbers.
       repeated or lost Credit does no harm. The sender forgets every number below `expected` that is not in `held`.
   C4. After a reconnection the receiver still holds tasks of earlier epochs; they keep their slots and are told as
       `carried` per lane, so that C2 stays true.
-  C5. Credit is sent when a quarter of the window came free, when a lane that could not send now can, and at the latest with
-      the next report.
+  C5. Credit is sent when a quarter of the window came free, when a lane's last task went while the shared slots are full
+      (nothing else would let that lane send), and at the latest with the next report.
   C6. A sender with something to send and no credit for one report interval sends Blocked(next number) *behind its tasks*, on
       the data plane: whatever it had sent before has arrived or is lost, so the receiver closes the gap and answers with
       Credit. (A Blocked on the control plane could overtake tasks still on their way.)
@@ -43,17 +45,18 @@ rules below by their numbers.
   D3. Only the source's timer decides `expired`.
   D4. New samples wait in a bounded room until the admission strategy and an own slot let them in. A full room rejects: the
       newcomer (`block`, whose callers wait outside; `deadline`) or the oldest waiting (`latest`). `deadline` also
-      rejects what by prediction cannot make it.
+      rejects what by prediction cannot make it, unless nothing is in flight: somebody has to measure that it got better.
 
 **R. Repair**
   R1. A node that loses a neighbour tells the sources of everything that was outstanding there: Lost(sample, attempt, cause).
   R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
-      while the task is held here, changes nothing.
-  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of delivered samples, at least 1 s, doubled per attempt. It stays within
-      a budget (resubmissions <= results / 10 + 10, beyond it one a second), so overload cannot feed itself.
+      while the task is held or already waits to be submitted again, changes nothing.
+  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, at least 1 s,
+      doubled per attempt. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second), so overload cannot feed itself.
   R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such
       failure the sample ends as failed.
-  R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew.
+  R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew. Time in which this
+      node itself did not run does not count.
 
 **A. Queues at a node** (MDI-Exit, arXiv:2408.05247, our reading of Alg. 1-2)
   A1. I: tasks this node will run. O: tasks a neighbour will run. After stage k a task goes where the offload strategy says; a

@@ -56,7 +56,7 @@ class Admission:
 
     def admitted(self, *, now: float) -> None:
         """One sample was admitted."""
-        self._next_at = max(self._next_at, now - max(self.gap_seconds, CATCH_UP_SECONDS)) + self.gap_seconds
+        self._next_at = max(self._next_at, now - CATCH_UP_SECONDS) + self.gap_seconds
 
     def resolved(
         self, *, queued_seconds: float, service_seconds: float, sojourn_seconds: float, in_flight: int, now: float
@@ -160,8 +160,8 @@ class Aimd(Admission):
 
     Each result tells how long its sample waited in queues, over all nodes: no clock is compared and no base round trip is
     guessed. Above the target the window shrinks by `decrease`, at most once per sojourn; below it, it grows by one sample per
-    window, but only while it is the limit. The target follows the service time (twice a sample's own, at least `min_target_seconds`), so
-    that slow boards and large batches keep their pipeline full.
+    window, but only while it is the limit. The target follows the service time (twice a sample's own, at least
+    `min_target_seconds`), so that slow boards and large batches keep their pipeline full.
 
     Source: AIMD as in TCP, on delay as in TIMELY and LEDBAT; ours.
     """

@@ -48,7 +48,10 @@ class OutgoingLink:
         self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
 
     def __repr__(self) -> str:
-        return f"<OutgoingLink epoch {self.epoch} | next {self.next_number}, limit {self.limit}, out {len(self.outstanding)}/{self.window}>"
+        return (
+            f"<OutgoingLink epoch {self.epoch} | next {self.next_number}, limit {self.limit}, "
+            f"out {len(self.outstanding)}/{self.window}>"
+        )
 
     def open(self, epoch: int) -> None:
         """A new connection: nothing is outstanding on it, and nothing may be sent before its first Credit."""
@@ -147,6 +150,7 @@ class IncomingLink:
         self.expected = 0
         self.held: dict[int, int] = {}
         self.carried: dict[tuple[int, int], int] = {}
+        self.due = False  #: a Credit is due now (C5), but for the report's turn
         self._told_limit = 0
         self._told_carried = 0
         self._urgent = False
@@ -155,8 +159,8 @@ class IncomingLink:
 
     def __repr__(self) -> str:
         return (
-            f"<IncomingLink epoch {self.epoch} | expected {self.expected}, held {len(self.held)}+{len(self.carried)}/{self.window}, "
-            f"limit {self.limit}>"
+            f"<IncomingLink epoch {self.epoch} | expected {self.expected}, "
+            f"held {len(self.held)}+{len(self.carried)}/{self.window}, limit {self.limit}>"
         )
 
     @property
@@ -168,7 +172,7 @@ class IncomingLink:
         """A new connection: what is held keeps its slots as carried (C4)."""
         self.close()
         self.epoch = epoch
-        self._urgent = True
+        self._urgent = self.due = True
 
     def close(self) -> None:
         """The connection ended; tasks that came by it stay and keep their slots."""
@@ -179,7 +183,7 @@ class IncomingLink:
         self.expected = 0
         self._told_limit = 0
         self._arrived_at = -1.0
-        self._urgent = False
+        self._urgent = self.due = False
 
     def accept(self, task: Task, *, now: float) -> bool:
         """Takes a slot for `task` unless it is a repeat (L2) or beyond the limit."""
@@ -190,25 +194,29 @@ class IncomingLink:
         if number >= self._told_limit or task.stage not in self.lanes:
             self.overruns += 1
             return False
-        self.gaps += number - self.expected
+        gap = number - self.expected
         self.expected = number + 1
         self.held[number] = task.stage
+        if gap:
+            self.gaps += gap
+            self._see_due()
         self._arrived_at = now
         return True
 
     def release(self, epoch: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
-        lanes_before = self._lane_blocked_by_release(epoch, number)
+        if len(self.lanes) > 1 and self._lane_blocked_by_release(epoch, number):
+            self._urgent = True
         if epoch == self.epoch:
-            self.held.pop(number, None)
+            del self.held[number]
         else:
-            self.carried.pop((epoch, number), None)
-        self._urgent = self._urgent or lanes_before
+            del self.carried[epoch, number]
+        self._see_due()
 
     def _lane_blocked_by_release(self, epoch: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
         lane = self.held.get(number) if epoch == self.epoch else self.carried.get((epoch, number))
-        if lane is None or len(self.lanes) == 1:
+        if lane is None:
             return False
         taken = self._taken()
         return taken[lane] == 1 and sum(max(0, count - 1) for count in taken.values()) >= self._shared
@@ -225,10 +233,10 @@ class IncomingLink:
             self.gaps += next_number - self.expected
             self.expected = next_number
         self._urgent = True
+        self._see_due()
 
-    def credit_due(self) -> bool:
-        """Rule C5, but for the report's turn."""
-        return self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
+    def _see_due(self) -> None:
+        self.due = self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
 
     def credit_changed(self) -> bool:
         """Whether the sender knows less than it could; told at the latest with the next report."""
@@ -236,7 +244,7 @@ class IncomingLink:
 
     def credit(self, *, now: float) -> Credit:
         """The Credit to send now."""
-        self._urgent = False
+        self._urgent = self.due = False
         self._told_limit = self.limit
         self._told_carried = len(self.carried)
         carried: dict[int, int] = {}
@@ -250,4 +258,7 @@ class IncomingLink:
         assert len(self.held) + len(self.carried) <= self.window, self
         assert all(number < self.expected for number in self.held), self
         assert self._told_limit <= self.limit, self
+        due = self.due
+        self._see_due()
+        assert due == self.due, self
         assert all(lane in self.lanes for lane in (*self.held.values(), *self.carried.values())), self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from zpipe.model import NEVER_EXIT, GateSpec
@@ -49,4 +50,10 @@ class ExitGates:
     def gate(self, stage: int, tasks: Sequence[Task]) -> GateSpec:
         """The gate for one batch; a row without thresholds never leaves early."""
         thresholds = tuple([task.thresholds[0] if task.thresholds else NEVER_EXIT for task in tasks])
-        return GateSpec(self.rule, self.temperatures[stage], thresholds, stage == len(self.temperatures) - 1)
+        return _gate(self.rule, self.temperatures[stage], thresholds, stage == len(self.temperatures) - 1)
+
+
+@lru_cache(maxsize=256)
+def _gate(rule: GateRule, temperature: float, thresholds: tuple[float, ...], last: bool) -> GateSpec:
+    """Gates repeat from batch to batch, and a frozen value costs 1 µs to make."""
+    return GateSpec(rule, temperature, thresholds, last)

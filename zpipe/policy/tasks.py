@@ -1,0 +1,257 @@
+"""The tasks at one node: queues I and O, what runs, and the slot each of them holds (rules S1, S2, S5, C1, A1, A3)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from zpipe.policy.priority import fill_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from zpipe.model import SampleKey, Task
+    from zpipe.policy.credit import IncomingLink
+    from zpipe.policy.priority import ServiceOrder
+    from zpipe.policy.state import NodeCounts
+
+
+class TaskTable:
+    """Every task here is in exactly one place - I, O or a run - and holds exactly one slot until it leaves.
+
+    Args:
+        rank: of this node.
+        stages: hosted here: the queues of I.
+        lanes_out: stages some neighbour takes: the queues of O.
+        incoming: {neighbour: the link whose slots its tasks hold}.
+        is_current: whether a sample of this node's own is still open.
+        counts: of the node.
+
+    Attributes:
+        input: #: {stage: I, first in first}.
+        output: #: {lane: O}.
+        input_length, output_length: #: |I| and |O| over all stages.
+        held: #: {(key, part): the one live task of it here} (S2); an attempt replaced while it runs is no longer in it.
+        own_held: #: tasks of this node's own samples; they hold own slots.
+        discards: #: payload tokens nobody needs any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        stages: Iterable[int],
+        lanes_out: Iterable[int],
+        incoming: Mapping[int, IncomingLink],
+        is_current: Callable[[SampleKey], bool],
+        counts: NodeCounts,
+    ) -> None:
+        self._rank = rank
+        self._incoming = incoming
+        self._is_current = is_current
+        self._counts = counts
+        self.input: dict[int, deque[Task]] = {stage: deque() for stage in stages}
+        self.output: dict[int, deque[Task]] = {lane: deque() for lane in lanes_out}
+        self.input_length = self.output_length = 0
+        self.held: dict[tuple[SampleKey, int], Task] = {}
+        self.own_held = 0
+        self.discards: list[int] = []
+        self._sessions: dict[int, tuple[int, int]] = {}  #: {source: (session, oldest)} (S1, S5)
+        self._heard_until: dict[int, float] = {}  #: {source: latest deadline of its present session}
+
+    @property
+    def queue_length(self) -> int:
+        """|I| + |O|."""
+        return self.input_length + self.output_length
+
+    def holds(self, key: SampleKey) -> bool:
+        """Whether a task of this sample is here."""
+        return (key, 0) in self.held
+
+    # ---- in ------------------------------------------------------------------------------------
+
+    def receive(self, task: Task, now: float) -> None:
+        """A task came over a link, which took a slot for it. It enters I unless nobody waits for it or it meets its better."""
+        self._note_session(task)
+        if self.is_stale(task, now):
+            self.drop_stale(task)
+        elif (task.key, task.part) not in self.held or self._replaces(task):
+            self.hold(task)
+            self.to_input(task, now)
+
+    def _note_session(self, task: Task) -> None:
+        source, session, _ = task.key
+        known = self._sessions.get(source)
+        if known is None or session > known[0]:
+            self._sessions[source] = (session, task.oldest)
+            self._heard_until[source] = task.deadline
+        elif session == known[0]:
+            if task.oldest > known[1]:
+                self._sessions[source] = (session, task.oldest)
+            if task.deadline > self._heard_until[source]:
+                self._heard_until[source] = task.deadline
+
+    def _replaces(self, task: Task) -> bool:
+        """Rule S2. Returns whether the newcomer stays; whichever goes frees its slot."""
+        other = self.held[task.key, task.part]
+        self._counts.met_again += 1
+        task.deadline = other.deadline = max(task.deadline, other.deadline)  # one sample, two estimates of the time left
+        if task.stage <= other.stage:
+            other.attempt = max(other.attempt, task.attempt)
+            self.discards.append(task.token)
+            self._free_slot(task)
+            return False
+        task.attempt = max(other.attempt, task.attempt)
+        self._take_out(other)
+        return True
+
+    def hold(self, task: Task) -> None:
+        """Notes a task as the one of its sample here; one of our own takes an own slot."""
+        self.held[task.key, task.part] = task
+        if task.peer < 0:
+            self.own_held += 1
+
+    def to_input(self, task: Task, now: float) -> None:
+        """To the end of I."""
+        task.since = now
+        self.input[task.stage].append(task)
+        self.input_length += 1
+
+    def to_output(self, task: Task, now: float) -> None:
+        """To the end of O."""
+        task.since = now
+        self.output[task.stage].append(task)
+        self.output_length += 1
+
+    def run_again_alone(self, tasks: Sequence[Task]) -> None:
+        """Back to the front of I, in their order, each to run in a batch of one (R4)."""
+        for task in reversed(tasks):
+            task.alone = True
+            self.input[task.stage].appendleft(task)
+        self.input_length += len(tasks)
+
+    # ---- out -----------------------------------------------------------------------------------
+
+    def take_batch(self, order: ServiceOrder, max_batch: int, service_seconds: Mapping[int, float], now: float) -> list[Task]:
+        """The next batch out of I, without what nobody waits for; empty when I is."""
+        while self.input_length:
+            stage = order.leader(self.input, now=now)
+            taken = fill_batch(self.input[stage], max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
+            self.input_length -= len(taken)
+            batch = []
+            for task in taken:
+                if self.is_stale(task, now):
+                    self.drop_stale(task)
+                else:
+                    batch.append(task)
+            if batch:
+                return batch
+        return []
+
+    def take_back(self) -> bool:
+        """Rule A3: the head-most task of O whose stage is hosted here goes to I."""
+        heads = [queue[0] for stage, queue in self.output.items() if queue and stage in self.input]
+        if not heads:
+            return False
+        task = min(heads, key=lambda head: head.since)
+        self.output[task.stage].popleft()
+        self.output_length -= 1
+        self.input[task.stage].append(task)
+        self.input_length += 1
+        return True
+
+    def leave(self, task: Task) -> None:
+        """The task is no longer here: its slot is free."""
+        name = (task.key, task.part)
+        if self.held.get(name) is task:
+            del self.held[name]
+        self._free_slot(task)
+
+    def drop(self, task: Task) -> None:
+        """It leaves, and its payload goes."""
+        self.leave(task)
+        self.discards.append(task.token)
+
+    def drop_stale(self, task: Task) -> None:
+        """Rule S5: the task is in no queue, and `is_stale`."""
+        self._counts.stale += 1
+        self.drop(task)
+
+    def drop_answered(self, key: SampleKey, part: int) -> None:
+        """The sample has its answer: another attempt of it that is here need not go on."""
+        task = self.held.get((key, part))
+        if task is not None:
+            self._take_out(task)
+
+    def sweep(self, now: float) -> None:
+        """Drops waiting tasks that nobody waits for, so that their slots come free, and forgets silent sources (S5)."""
+        for task in [task for queue in (*self.input.values(), *self.output.values()) for task in queue]:
+            if self.is_stale(task, now):
+                self._unqueue(task)
+                self.drop_stale(task)
+        for source in [source for source, until in self._heard_until.items() if until <= now]:
+            del self._sessions[source], self._heard_until[source]
+
+    def is_stale(self, task: Task, now: float) -> bool:
+        """Rule S5: nobody waits for it."""
+        if task.stale or task.deadline <= now:
+            return True
+        source, session, sample = task.key
+        if source == self._rank:
+            return not self._is_current(task.key)
+        known = self._sessions.get(source)
+        return known is not None and (session, sample) < known
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _take_out(self, task: Task) -> None:
+        """Another attempt is better: this one goes at once when it waits, else when its run is over."""
+        if self._unqueue(task):
+            self.drop(task)
+        else:
+            task.stale = True
+            del self.held[task.key, task.part]
+
+    def _unqueue(self, task: Task) -> bool:
+        """Takes a waiting task out of I or O; False when it runs."""
+        if _remove(self.input.get(task.stage), task):
+            self.input_length -= 1
+            return True
+        if _remove(self.output.get(task.stage), task):
+            self.output_length -= 1
+            return True
+        return False
+
+    def _free_slot(self, task: Task) -> None:
+        if task.peer < 0:
+            self.own_held -= 1
+        else:
+            self._incoming[task.peer].release(task.epoch, task.number)
+
+    def check(self, running: Sequence[Task]) -> None:
+        """Asserts the invariants; `running`: the tasks in the executor."""
+        queued = [task for queue in (*self.input.values(), *self.output.values()) for task in queue]
+        here = {id(task): task for task in (*queued, *running)}
+        assert self.input_length == sum(map(len, self.input.values())), self.input
+        assert self.output_length == sum(map(len, self.output.values())), self.output
+        assert len(here) == len(queued) + len(running), "a task is in two places"
+        assert {id(task) for task in self.held.values()} == {name for name, task in here.items() if not task.stale}, self.held
+        assert all(name == (task.key, task.part) for name, task in self.held.items()), self.held
+        assert all(task in running for task in here.values() if task.stale and not task.alone), "a replaced attempt waits"
+        for queues in (self.input, self.output):
+            assert all(task.stage == stage for stage, queue in queues.items() for task in queue), queues
+        assert self.own_held == sum(1 for task in here.values() if task.peer < 0), self.own_held
+        for rank, link in self._incoming.items():
+            names = {(task.epoch, task.number) for task in here.values() if task.peer == rank}
+            assert names == {*((link.epoch, number) for number in link.held), *link.carried}, (names, link)
+        assert self._sessions.keys() == self._heard_until.keys()
+
+
+def _remove(queue: deque[Task] | None, task: Task) -> bool:
+    """Takes out this very task, not an equal one; returns whether it was there."""
+    if queue is not None:
+        for index, waiting in enumerate(queue):
+            if waiting is task:
+                del queue[index]
+                return True
+    return False

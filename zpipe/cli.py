@@ -24,6 +24,12 @@ from zpipe.errors import ConfigError, ZpipeError
 T = TypeVar("T")
 
 
+TOPOLOGY = click.option(
+    "--topology", default="line4.yaml", show_default=True, help="A file, or the name of one that comes with zpipe."
+)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is closed already."""
 
@@ -43,7 +49,9 @@ def cli(verbose: int) -> None:
 
 @cli.command()
 @click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
-@click.option("--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe.")
+@click.option(
+    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
+)
 def node(rank: int, topology: str) -> None:
     """Run one node until it is stopped."""
     from zpipe.runtime.node import Node, by_hand
@@ -69,11 +77,17 @@ def node(rank: int, topology: str) -> None:
 
 
 @cli.command()
-@click.option("--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe.")
+@click.option(
+    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
+)
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
-@click.option("--count", type=click.IntRange(1), help="Samples to offer; the evaluation set once if neither this nor --duration is given.")
+@click.option(
+    "--count", type=click.IntRange(1), help="Samples to offer; the evaluation set once if neither this nor --duration is given."
+)
 @click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds to offer samples for.")
-@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop.")
+@click.option(
+    "--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop."
+)
 @click.option("--rate", metavar="HZ|max", help="Poisson arrivals at this rate instead; `max`: as many as admission lets in.")
 @click.option("--policy", "exit_point", metavar="POINT", help="An operating point of the bundle, or `no-exit`.")
 @click.option("--admission", type=click.Choice(["fixed", "mdi-rate", "mdi-threshold", "aimd"]), help="Instead of the topology's.")
@@ -83,8 +97,8 @@ def node(rank: int, topology: str) -> None:
 @click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds a sample has, instead of the topology's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, the arrivals and the policy's dice.")
 @click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here.")
-@click.option("--samples", "samples_file", type=click.Path(dir_okay=False, path_type=Path), help="Write one JSON line per sample here.")
+@click.option("--json", "json_file", type=FILE, help="Write the report here.")
+@click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here.")
 def bench(json_file: Path | None, samples_file: Path | None, rate: str | None, **options: Any) -> None:
     """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
     from rich.console import Console

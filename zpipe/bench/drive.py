@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -94,7 +95,7 @@ async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, 
             index = order.next()
             offered += 1
             watch.offered(index)
-            pipeline.offer(images[index], lambda outcome, index=index: done(outcome, index))
+            pipeline.offer(images[index], partial(done, index))
         refill()
 
     def refill() -> None:
@@ -103,7 +104,7 @@ async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, 
             filling = True
             loop.call_soon(fill)
 
-    def done(outcome: Outcome, index: int) -> None:
+    def done(index: int, outcome: Outcome) -> None:
         nonlocal ended
         ended += 1
         watch.ended(outcome, index)
@@ -133,7 +134,7 @@ async def open_loop(
     offered = ended = 0
     over = False
 
-    def done(outcome: Outcome, index: int) -> None:
+    def done(index: int, outcome: Outcome) -> None:
         nonlocal ended
         ended += 1
         watch.ended(outcome, index)
@@ -150,7 +151,7 @@ async def open_loop(
             index = order.next()
             offered += 1
             watch.offered(index)
-            pipeline.offer(images[index], lambda outcome, index=index: done(outcome, index))  # type: ignore[misc]
+            pipeline.offer(images[index], partial(done, index))
             due += rng.expovariate(rate_hz)
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     over = True

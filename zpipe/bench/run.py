@@ -77,7 +77,8 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
         measured = asyncio.ensure_future(_measure(pipeline, evaluation, options, progress))
         crashed = [pipeline.launcher.crashed] if pipeline.launcher is not None else []
         try:
-            await asyncio.wait((measured, *crashed), return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [measured, *crashed]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not measured.done():
                 error = crashed[0].exception()
                 raise error if error is not None else ZpipeError("a node ended by itself")
@@ -125,7 +126,7 @@ async def _measure(
         nothing = Watch(lambda index: None, lambda outcome, index: None)
         await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=Span(samples=options.warm_up))
     span = _span(options, len(evaluation))
-    log = RunLog(classes=len(pipeline.bundle.classes), stages=len(pipeline.bundle.stages))
+    log = RunLog(first=pipeline.next_sample)
     before = await pipeline.stats()
     started_at = time.monotonic()
     watch = _watch(pipeline, evaluation, log, span, progress, started_at)
@@ -136,6 +137,7 @@ async def _measure(
     finally:
         recorder.cancel()
     seconds = time.monotonic() - started_at
+    log.ended(now=time.monotonic())
     after = await pipeline.stats()
     return _report(pipeline, options, log, before, after, series, seconds), log
 
@@ -146,9 +148,7 @@ def _span(options: BenchOptions, samples: int) -> Span:
     return Span(options.count or math.inf, options.duration or math.inf)
 
 
-async def _load(
-    pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span
-) -> None:
+async def _load(pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span) -> None:
     if options.rate_hz is None or options.rate_hz == math.inf:
         window = options.window if options.rate_hz is None else math.inf
         await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span)
@@ -156,9 +156,7 @@ async def _load(
         await open_loop(pipeline, evaluation.images, order, watch, rate_hz=options.rate_hz, span=span, seed=options.seed)
 
 
-def _watch(
-    pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, progress: Progress, started_at: float
-) -> Watch:
+def _watch(pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, progress: Progress, started_at: float) -> Watch:
     """Feeds the log; shows progress a few times a second at most."""
     labels = evaluation.labels
     deadline = pipeline.deadline_seconds
@@ -167,12 +165,12 @@ def _watch(
 
     def on_offered(index: int) -> None:
         now = time.monotonic()
-        log.submitted(pipeline.next_sample, index, int(labels[index]), now, now + deadline)
+        log.submitted(pipeline.next_sample, index, int(labels[index]), deadline=now + deadline)
 
     def on_ended(outcome: Outcome, index: int) -> None:
         nonlocal ended, shown_at
         now = time.monotonic()
-        log.outcome(outcome, now)
+        log.outcome(outcome, now=now)
         ended += 1
         if now - shown_at > 0.25:
             shown_at = now

@@ -336,9 +336,10 @@ def _nodes(report: dict[str, Any]) -> RenderableType:
 def _footnotes(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
+    overhead = report["overhead_us_per_task"]
     lines = [
         f"multiply-adds per sample: {_percent(report['mean_macs_share'])} of the full network",
-        f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(report['overhead_us_per_task'], '.0f')} µs a task",
+        f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(overhead, '.0f')} µs a task",
     ]
     if report["shared_machine"] and len(report["nodes"]) > 1:
         cores = report["machine"]["cores"]

@@ -80,11 +80,13 @@ async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, 
     finished = asyncio.Event()
     started_at = time.monotonic()
     offered = ended = 0
-    filling = False
+    filling = stopped = False
 
     def fill() -> None:
         nonlocal offered, filling
         filling = False
+        if stopped:
+            return
         for _ in range(BURST):
             if offered - ended >= window or not pipeline.has_room:
                 return
@@ -121,6 +123,7 @@ async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, 
     try:
         await finished.wait()
     finally:
+        stopped = True
         if nudger is not None:
             nudger.cancel()
 

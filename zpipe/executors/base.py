@@ -8,6 +8,7 @@ replayed decisions and for TensorRT, and one set of tests checks it.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -112,10 +113,11 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         )
     module, _, attribute = EXECUTORS[name].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
-    try:
-        return cast("StageExecutor", factory(bundle, stages, **options))
-    except TypeError as exc:
-        raise ConfigError(f"executor {name}: found options {sorted(options)}, expected what it takes: {exc}") from exc
+    unknown = sorted(set(options) - set(inspect.signature(factory).parameters))
+    if unknown:
+        known = ", ".join(list(inspect.signature(factory).parameters)[2:]) or "none"
+        raise ConfigError(f"executor {name}: found options {unknown}, expected some of: {known}; correct the topology")
+    return cast("StageExecutor", factory(bundle, stages, **options))
 
 
 def check_inputs(spec: StageSpec, inputs: npt.NDArray[Any]) -> None:

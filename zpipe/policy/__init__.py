@@ -52,7 +52,8 @@ rules below by their numbers.
   R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
       while the task is held or already waits to be submitted again, changes nothing.
   R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, at least 1 s,
-      doubled per attempt. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second), so overload cannot feed itself.
+      doubled per attempt. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second), so that
+      overload cannot feed itself.
   R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such
       failure the sample ends as failed.
   R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew. Time in which this

@@ -1,0 +1,103 @@
+"""Loads against a pipeline that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
+from zpipe.bench.run import node_rows, quantile
+from zpipe.model import Outcome
+
+IMAGES = np.zeros((7, 1), np.uint8)
+
+
+class Answers:
+    """A target that answers each sample one loop turn later, and notes how many were open at once."""
+
+    def __init__(self, *, room: float = math.inf) -> None:
+        self.offered = self.open = self.most_open = 0
+        self.room = room
+
+    @property
+    def has_room(self) -> bool:
+        return self.open < self.room
+
+    def offer(self, x: npt.NDArray[Any], done: Callable[[Outcome], None]) -> int:
+        sample = self.offered
+        self.offered += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+
+        def answer() -> None:
+            self.open -= 1
+            done(Outcome(sample, "failed", 0.0, 1))
+
+        asyncio.get_running_loop().call_soon(answer)
+        return sample
+
+
+def _watch() -> tuple[Watch, list[int], list[int]]:
+    offered: list[int] = []
+    ended: list[int] = []
+    return Watch(offered.append, lambda outcome, index: ended.append(index)), offered, ended
+
+
+@pytest.mark.parametrize(("window", "room"), [(1, math.inf), (4, math.inf), (10, 3), (math.inf, 5)])
+def test_closed_loop_keeps_its_window_and_never_offers_without_room(window: float, room: float) -> None:
+    target = Answers(room=room)
+    watch, offered, ended = _watch()
+    asyncio.run(closed_loop(target, IMAGES, Order(7, seed=1), watch, window=window, span=Span(samples=100)))
+    assert target.most_open == min(window, room)
+    assert len(offered) == len(ended) == 100
+
+
+def test_open_loop_offers_what_it_was_told_to_and_waits_for_all() -> None:
+    target = Answers()
+    watch, offered, ended = _watch()
+    asyncio.run(open_loop(target, IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=200), seed=3))
+    assert sorted(offered) == sorted(ended)
+    assert len(offered) == 200
+
+
+def test_open_loop_arrivals_are_the_same_for_the_same_seed() -> None:
+    first, second = Order(7, seed=5), Order(7, seed=5)
+    assert [first.next() for _ in range(50)] == [second.next() for _ in range(50)]
+
+
+def test_order_visits_every_sample_before_any_again() -> None:
+    order = Order(7, seed=0)
+    assert sorted(order.next() for _ in range(7)) == list(range(7))
+
+
+def test_quantile_of_a_histogram_is_the_smallest_value_covering_it() -> None:
+    assert quantile({0: 95, 7: 5}, 0.95) == 0
+    assert quantile({0: 94, 7: 6}, 0.95) == 7
+    assert quantile({}, 0.95) == 0
+
+
+def test_node_rows_hold_only_what_happened_between_the_two_looks() -> None:
+    def stats(tasks: int, batches: int, histogram: list[list[int]]) -> dict[str, Any]:
+        return {
+            "rank": 1,
+            "stages": [1],
+            "tasks_run": tasks,
+            "batches": batches,
+            "busy_seconds": tasks / 100,
+            "cpu_seconds": tasks / 50,
+            "stage_cpu_seconds": tasks / 100,
+            "rss_bytes": 5e6,
+            "sent_bytes": 10 * tasks,
+            "queue_histogram": histogram,
+        }
+
+    (row,) = node_rows([stats(100, 100, [[0, 50], [9, 50]])], [stats(300, 150, [[0, 250], [9, 50]])], 10.0)
+    assert (row["tasks"], row["batch_mean"], row["queue_max"], row["sent_bytes"]) == (200, 4.0, 0, 2000)
+    assert row["busy"] == pytest.approx(0.2)
+    assert row["cpu_s"] == pytest.approx(4.0)

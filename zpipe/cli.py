@@ -200,8 +200,12 @@ def doctor() -> None:
     """Say what works here, what is missing, and the command that mends it."""
     from rich.console import Console
 
-    from zpipe.bench.loopback import loopback_check
     from zpipe.doctor import diagnose, render_findings
+
+    def loopback_check() -> str:
+        from zpipe.bench.loopback import loopback_check  # imports ZeroMQ, which may be what is missing
+
+        return loopback_check()
 
     findings = diagnose(loopback=loopback_check)
     Console().print(render_findings(findings))

@@ -1,0 +1,449 @@
+"""The source's custody of its samples (D1-D4, R2-R4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from tests.policy.build import DrivenSource, lost
+from zpipe.model import SampleKey
+
+MakeSource = Callable[..., DrivenSource]
+
+
+@pytest.fixture
+def source(make_source: MakeSource) -> DrivenSource:
+    return make_source()
+
+
+# ---- outcomes ------------------------------------------------------------------------------------
+
+
+def test_the_first_result_of_any_attempt_is_the_outcome(source: DrivenSource) -> None:
+    """D2: attempt 1 answers after attempt 2 was started; attempt 2's answer is a second result."""
+    source.submit(0)
+    source.start()
+    source.lost(0)
+    assert source.start() == [(0, 2)]
+    source.result(0, 1)
+    source.result(0, 2)
+    assert source.outcomes() == [(0, "result")]
+    assert (source.counts.results, source.counts.second_results, source.counts.strangers) == (1, 1, 0)
+
+
+def test_an_outcome_tells_latency_attempts_and_answer(source: DrivenSource) -> None:
+    source.submit(0, now=1.0)
+    source.start(now=2.0)
+    source.result(0, now=4.0)
+    (resolve,) = source.resolves()
+    assert (resolve.latency_seconds, resolve.attempts, resolve.cause) == (3.0, 1, "")
+    assert resolve.row is not None
+    assert resolve.row.label == 0
+
+
+def test_an_answer_of_another_session_or_to_nothing_asked_is_a_stranger(source: DrivenSource) -> None:
+    """S1, D2."""
+    source.submit(0)
+    source.result(0)  # it was not started
+    source.start()
+    source.result(0, session=2)
+    source.result(5)
+    assert source.outcomes() == []
+    assert (source.counts.strangers, source.counts.second_results) == (3, 0)
+
+
+def test_a_cancelled_sample_fails_once(source: DrivenSource) -> None:
+    """D1: waiting, in flight, and one that is over."""
+    source.submit(0, 1)
+    source.start(most=1)
+    for sample in (0, 1, 1, 7):
+        source.source.cancel(sample, cause="closed", now=1.0)
+    assert source.outcomes() == [(0, "failed"), (1, "failed")]
+    assert (source.source.open_count, source.source.in_flight, source.source.waiting_count) == (0, 0, 0)
+
+
+def test_only_the_timer_expires_a_sample(source: DrivenSource) -> None:
+    """D3: one waits, one was admitted, one lost an attempt."""
+    source.submit(0, 1, 2, deadline=1.0)
+    source.start(most=2)
+    source.lost(1, cause="peer-lost: cut")
+    source.tick(0.999)
+    assert source.outcomes() == []
+    assert source.source.next_wakeup(slot_free=False) == 1.0
+    source.tick(1.0)
+    causes = {resolve.sample: resolve.cause for resolve in source.resolves() if resolve.kind == "expired"}
+    assert causes == {
+        0: "no result after attempt 1",
+        1: "no result after attempt 1 (last loss: peer-lost: cut)",
+        2: "it was still waiting for admission",
+    }
+    assert source.start(now=1.0) == []
+
+
+def test_a_sample_past_its_deadline_at_submission_expires_at_once(source: DrivenSource) -> None:
+    """D3."""
+    source.submit(0, now=1.0, deadline=1.0)
+    assert source.outcomes() == [(0, "expired")]
+
+
+def test_numbers_that_do_not_rise_are_a_bug_of_the_caller(source: DrivenSource) -> None:
+    """S1."""
+    source.submit(3)
+    with pytest.raises(AssertionError, match="rise"):
+        source.submit(3)
+
+
+def test_oldest_is_the_lowest_open_number(source: DrivenSource) -> None:
+    """S5."""
+    assert source.source.oldest == 0
+    source.submit(0, 1, 4)
+    source.start()
+    source.result(1)
+    assert source.source.oldest == 0
+    source.result(0)
+    assert source.source.oldest == 4
+    source.result(4)
+    assert source.source.oldest == 5
+    assert not source.source.is_current(SampleKey(0, 1, 4))
+
+
+def test_a_task_tells_the_lowest_open_number_and_carries_the_ladders_point(make_source: MakeSource) -> None:
+    """S5, D4."""
+    source = make_source()
+    source.submit(0, 1, deadline=9.0)
+    source.start(most=1)
+    task = source.source.next_task(now=0.5)
+    assert task is not None
+    assert (task.oldest, task.attempt, task.stage, task.deadline, task.born, task.peer, task.token) == (0, 1, 0, 9.0, 0.0, -1, 0)
+    assert task.thresholds == (1.0, 1.0, 1.0)
+
+
+# ---- the room ------------------------------------------------------------------------------------
+
+
+def test_a_full_room_turns_the_newcomer_away_in_block_mode(make_source: MakeSource) -> None:
+    """D4."""
+    source = make_source(waiting=2)
+    source.submit(0, 1)
+    assert not source.source.has_room
+    source.submit(2)
+    assert source.outcomes() == [(2, "rejected")]
+    assert source.start() == [(0, 1), (1, 1)]
+
+
+def test_a_full_room_drops_the_oldest_waiting_in_latest_mode(make_source: MakeSource) -> None:
+    """D4: the default room keeps one frame, and what is in flight is not touched."""
+    source = make_source(when_full="latest")
+    source.submit(0)
+    source.start()
+    source.submit(1, 2, 3)
+    assert source.outcomes() == [(1, "rejected"), (2, "rejected")]
+    assert source.start() == [(3, 1)]
+
+
+def test_a_full_room_turns_the_newcomer_away_in_deadline_mode(make_source: MakeSource) -> None:
+    """D4."""
+    source = make_source(when_full="deadline", waiting=1)
+    source.submit(0, 1, deadline=9.0)
+    assert source.outcomes() == [(1, "rejected")]
+
+
+def slow_source(make_source: MakeSource, *, sojourn: float = 2.0) -> DrivenSource:
+    """In deadline mode, with one sample in flight and `sojourn` measured."""
+    source = make_source(when_full="deadline", waiting=100)
+    source.submit(0, 1)
+    source.start()
+    source.result(0, now=sojourn)
+    source.outcomes()
+    return source
+
+
+def test_deadline_mode_rejects_what_cannot_make_it(make_source: MakeSource) -> None:
+    """D4: results take two seconds at present."""
+    source = slow_source(make_source)
+    source.submit(2, now=2.0, deadline=3.999)
+    assert source.outcomes() == [(2, "rejected")]
+    source.submit(3, now=2.0, deadline=4.001)
+    assert source.outcomes() == []
+
+
+def test_deadline_mode_looks_again_at_admission(make_source: MakeSource) -> None:
+    """D4: it waited too long for a slot."""
+    source = slow_source(make_source)
+    source.submit(2, 3, now=2.0, deadline=5.0)
+    assert source.start(now=2.5, most=1) == [(2, 1)]
+    assert source.start(now=3.5) == []
+    assert source.outcomes() == [(3, "rejected")]
+
+
+def test_deadline_mode_counts_those_ahead(make_source: MakeSource) -> None:
+    """D4: ten results a second, two seconds each: with five ahead it takes 2.5 seconds."""
+    source = make_source(when_full="deadline", waiting=100)
+    source.submit(*range(40))
+    source.start(most=30)
+    source.tick(0.0)
+    for interval in range(1, 31):  # the control interval is 0.1 s
+        source.result(interval - 1, now=0.1 * interval)
+        source.start(now=0.1 * interval, most=1)
+        source.tick(0.1 * interval + 1e-9)
+    source.source._sojourn = 2.0
+    source.outcomes()
+    ahead = source.source.waiting_count
+    assert ahead == 0
+    source.submit(*range(100, 105), now=3.1)
+    source.submit(105, now=3.1, deadline=3.1 + 2.4)
+    assert source.outcomes() == [(105, "rejected")]
+    source.submit(106, now=3.1, deadline=3.1 + 2.6)
+    assert source.outcomes() == []
+
+
+def test_deadline_mode_tries_again_when_nothing_is_in_flight(make_source: MakeSource) -> None:
+    """D4: one slow answer must not turn everybody away for ever."""
+    source = slow_source(make_source, sojourn=30.0)
+    source.result(1, now=30.0)
+    sample = 2
+    for _ in range(60):
+        now = 30.0 + sample
+        source.submit(sample, sample + 1, now=now, deadline=now + 1.0)
+        for started, attempt in source.start(now=now):
+            source.result(started, attempt, now=now + 0.01)
+        sample += 2
+    source.outcomes()
+    source.submit(sample, sample + 1, now=1000.0, deadline=1001.0)
+    assert len(source.start(now=1000.0)) == 2
+    assert source.outcomes() == []
+
+
+def test_throughput_is_not_taken_from_idle_time(make_source: MakeSource) -> None:
+    """D4: after a minute of nothing the nodes are as fast as before."""
+    source = make_source(when_full="deadline", waiting=100)
+    source.submit(*range(20))
+    source.start()
+    source.tick(0.0)
+    for sample in range(20):
+        source.result(sample, now=0.1)
+    source.submit(20, now=0.1)
+    source.start(now=0.1)
+    source.tick(0.1)
+    source.result(20, now=0.11)
+    fast = source.source._throughput_hz
+    assert fast > 50.0
+    source.submit(*range(21, 60), now=60.0)
+    source.start(now=60.0, most=4)
+    source.tick(60.0)
+    assert source.source._throughput_hz == fast
+
+
+def test_admission_stops_at_max_open(make_source: MakeSource) -> None:
+    """D4."""
+    source = make_source(max_open=2)
+    source.submit(0, 1, 2)
+    assert source.start() == [(0, 1), (1, 1)]
+    source.tick(0.0)
+    assert source.source.next_wakeup(slot_free=True) == 0.1  # the control interval
+    source.result(0)
+    assert source.start() == [(2, 1)]
+
+
+def test_the_pacer_wakes_the_owner_only_while_a_slot_is_free(make_source: MakeSource) -> None:
+    """D4."""
+    source = make_source(options={"rate_hz": 20.0})
+    source.submit(0, 1)
+    assert source.start(now=0.0) == [(0, 1)]
+    source.tick(0.0)
+    assert source.source.next_wakeup(slot_free=True) == pytest.approx(0.045)
+    assert source.source.next_wakeup(slot_free=False) == pytest.approx(0.1)  # the control interval
+    assert source.start(now=0.0449) == []
+    assert source.start(now=0.0451) == [(1, 1)]
+
+
+def test_an_idle_source_needs_no_wakeup(source: DrivenSource) -> None:
+    source.submit(0)
+    source.start()
+    source.result(0)
+    source.outcomes()
+    source.tick(1e9)
+    assert source.source.next_wakeup(slot_free=True) == math.inf
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def test_a_lost_attempt_is_submitted_again_before_new_samples(source: DrivenSource) -> None:
+    """R2."""
+    source.submit(0)
+    source.start()
+    source.submit(1)
+    source.lost(0)
+    assert source.start() == [(0, 2), (1, 1)]
+    assert source.counts.resubmitted == 1
+
+
+def test_loss_of_another_attempt_changes_nothing(source: DrivenSource) -> None:
+    """R2."""
+    source.submit(0)
+    source.start()
+    source.lost(0, attempt=1)
+    source.start()
+    source.lost(0, attempt=1)
+    source.lost(0, attempt=3)
+    assert source.start() == []
+
+
+def test_loss_while_the_task_is_held_here_changes_nothing(source: DrivenSource) -> None:
+    """R2."""
+    source.submit(0)
+    source.start()
+    source.lost(0, held=True)
+    assert source.start() == []
+
+
+def test_loss_of_what_is_over_or_never_started_changes_nothing(source: DrivenSource) -> None:
+    """R2."""
+    source.submit(0, 1)
+    source.start(most=1)
+    source.result(0)
+    source.lost(0)
+    source.lost(1, attempt=0)
+    assert source.start() == [(1, 1)]
+    assert source.counts.resubmitted == 0
+
+
+def test_loss_of_another_session_changes_nothing(source: DrivenSource) -> None:
+    """S1, R2."""
+    source.submit(0)
+    source.start()
+    source.source.lost(lost(0, 1, "peer-lost", session=2), held=False, now=0.1)
+    assert source.start() == []
+
+
+def test_an_answer_ends_a_sample_that_waits_to_be_submitted_again(source: DrivenSource) -> None:
+    """D2, R2."""
+    source.submit(0)
+    source.start()
+    source.lost(0)
+    source.result(0)
+    assert source.outcomes() == [(0, "result")]
+    assert source.start() == []
+
+
+def test_a_second_lone_failure_ends_the_sample(source: DrivenSource) -> None:
+    """R4."""
+    source.submit(0)
+    source.start()
+    source.lost(0, 1, "stage-failed: boom")
+    assert source.start() == [(0, 2)]
+    source.lost(0, 2, "stage-failed: boom")
+    assert [(resolve.kind, resolve.cause) for resolve in source.resolves()] == [("failed", "stage-failed: boom")]
+
+
+def test_a_loss_told_twice_counts_once(source: DrivenSource) -> None:
+    """R4: a repeated frame is no second failure."""
+    source.submit(0)
+    source.start()
+    source.lost(0, 1, "stage-failed: boom")
+    source.lost(0, 1, "stage-failed: boom")
+    assert source.outcomes() == []
+    assert source.start() == [(0, 2)]
+
+
+def test_losses_on_the_way_are_no_stage_failures(source: DrivenSource) -> None:
+    """R4."""
+    source.submit(0)
+    for attempt in range(1, 5):
+        assert source.start() == [(0, attempt)]
+        source.lost(0, attempt, "peer-lost: cut")
+    assert source.outcomes() == []
+
+
+# ---- the timer -----------------------------------------------------------------------------------
+
+
+def test_the_timer_starts_at_a_second_and_doubles(source: DrivenSource) -> None:
+    """R3."""
+    source.submit(0)
+    source.start(now=0.0)
+    due = []
+    now = 0.0
+    for _ in range(4):
+        wakeup = source.source._retransmits[0][0]
+        source.tick(wakeup - 1e-6)
+        assert source.start(now=wakeup - 1e-6) == []
+        source.tick(wakeup)
+        assert len(source.start(now=wakeup)) == 1
+        due.append(wakeup - now)
+        now = wakeup
+    assert due == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    assert (source.counts.by_timer, source.counts.resubmitted) == (4, 4)
+
+
+def test_the_timer_follows_the_sojourn(source: DrivenSource) -> None:
+    """R3: the first sojourn of 2 s gives 2 + 4 * 1."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.result(0, now=2.0)
+    source.submit(1, now=2.0)
+    source.start(now=2.0)
+    assert source.source._retransmits[-1][0] == pytest.approx(2.0 + 6.0)
+
+
+def test_the_timer_learns_only_from_first_attempts(source: DrivenSource) -> None:
+    """R3: an answer numbered 2 may be the first attempt that met the second: since when it was under way nobody knows."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.tick(1.0)
+    source.start(now=1.0)
+    source.result(0, 2, now=1.1)
+    assert source.source._sojourn == 0.0
+    source.submit(1, now=2.0)
+    source.start(now=2.0)
+    source.tick(3.0)
+    source.start(now=3.0)
+    source.result(1, 1, now=5.0)
+    assert source.source._sojourn == 3.0
+
+
+def test_the_timer_lets_a_task_that_is_held_here_be(source: DrivenSource) -> None:
+    """R3."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.tick(1.0, held=(0,))
+    assert source.start(now=1.0) == []
+    source.tick(2.0)
+    assert source.start(now=2.0) == [(0, 2)]
+
+
+def test_a_sample_that_waits_to_be_submitted_again_is_not_timed(source: DrivenSource) -> None:
+    """R3: its Lost came first."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.lost(0, now=0.5)
+    source.tick(1.0)
+    assert source.counts.by_timer == 0
+    assert source.start(now=1.0) == [(0, 2)]
+
+
+def test_timers_stay_within_the_budget_and_then_trickle(source: DrivenSource) -> None:
+    """R3: ten free ones, then one a second."""
+    source.submit(*range(30))
+    source.start(now=0.0)
+    source.tick(1.0)
+    assert source.counts.by_timer == 10
+    source.start(now=1.0)
+    source.tick(1.9)
+    assert source.counts.by_timer == 10
+    source.tick(2.0)  # those that found no budget look again, one is let
+    assert source.counts.by_timer == 11
+
+
+def test_results_earn_budget(source: DrivenSource) -> None:
+    """R3: forty results, four more resubmissions."""
+    source.submit(*range(60))
+    source.start(now=0.0)
+    for sample in range(40):
+        source.result(sample, now=0.01)
+    source.tick(1.0)
+    assert source.counts.by_timer == 14
+    source.outcomes()

@@ -1,0 +1,217 @@
+"""Attempts that meet, and tasks nobody waits for (S1, S2, S5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.policy.build import Driven, lost, task
+from zpipe.policy.messages import Command, Discard, Forward, GrantCredit, PeerLost, RunStage, StageFailed, TimerFired
+from zpipe.policy.state import NeighbourConfig
+
+MakeNode = Callable[..., Driven]
+
+
+@pytest.fixture
+def two(make_node: MakeNode) -> Driven:
+    """Rank 1 hosts stages 1 and 2 of four; ranks 0 and 2 may send to both, rank 3 takes stage 3."""
+    return make_node(
+        1,
+        (1, 2),
+        NeighbourConfig(0, lanes_in=(1, 2), window_in=8),
+        NeighbourConfig(2, lanes_in=(1, 2), window_in=8),
+        NeighbourConfig(3, lanes_out=(3,), window_out=8),
+        stage_count=4,
+        next_hop={0: 0},
+    )
+
+
+def running(node: Driven) -> list[tuple[int, int, int]]:
+    return [(row.key.sample, row.stage, row.attempt) for run in node.policy._runs.values() for row in run.tasks]
+
+
+# ---- S2 ------------------------------------------------------------------------------------------
+
+
+def test_the_newcomer_at_an_earlier_stage_goes_and_leaves_its_attempt(two: Driven) -> None:
+    """S2: the one here waits at stage 2."""
+    two.receive(task(9, 1, 0))
+    two.receive(task(0, 2, 1))
+    assert Discard([777]) in two.receive(task(0, 1, 0, attempt=2, token=777), peer=2)
+    assert (two.policy.held_count, two.counts.met_again) == (2, 1)
+    two.complete(True)
+    assert running(two) == [(0, 2, 2)]
+
+
+def test_the_newcomer_at_the_same_stage_goes(two: Driven) -> None:
+    """S2: also one of a lower attempt, which lowers nothing."""
+    two.receive(task(0, 1, 0, attempt=3))
+    two.receive(task(0, 1, 0, attempt=2), peer=2)
+    assert running(two) == [(0, 1, 3)]
+    assert two.policy.held_count == 1
+
+
+def test_the_newcomer_at_a_later_stage_replaces_one_that_waits(two: Driven) -> None:
+    """S2: the waiting one's slot is free at once, its payload goes, its attempt lives on."""
+    two.receive(task(9, 1, 0))
+    two.receive(task(0, 1, 1, attempt=2, token=777))
+    assert Discard([777]) in two.receive(task(0, 2, 0, attempt=1), peer=2)
+    assert (two.policy.input_length, two.policy.held_count) == (1, 2)
+    link = two.policy.neighbour(0).incoming
+    assert link is not None
+    assert link.held == {0: 1}
+    two.complete(True)
+    assert running(two) == [(0, 2, 2)]
+
+
+def test_the_newcomer_at_a_later_stage_replaces_one_that_waits_for_a_neighbour(two: Driven) -> None:
+    """S2, in O."""
+    two.tell(PeerLost(3, outgoing=True, reason="cut"))
+    two.receive(task(0, 2, 0))
+    two.complete(False)
+    assert two.policy.output_length == 1
+    two.receive(task(0, 1, 0, attempt=2), peer=2)
+    assert two.counts.met_again == 1
+    assert (two.policy.output_length, two.policy.input_length) == (1, 0)
+
+
+def test_the_newcomer_at_a_later_stage_lets_one_that_runs_end_quietly(two: Driven) -> None:
+    """S2: the slot of the running one is free when its run is over."""
+    two.receive(task(0, 1, 0, attempt=2, token=777))
+    two.receive(task(0, 2, 0, attempt=1), peer=2)
+    assert (two.policy.held_count, running(two)) == (1, [(0, 1, 2)])
+    commands = two.complete(True)
+    assert Discard([777]) in commands
+    assert not any(isinstance(command, GrantCredit) and command.peer == 2 for command in commands)
+    assert running(two) == [(0, 2, 2)]
+    assert two.counts.stale == 1
+
+
+def test_a_replaced_attempt_that_fails_is_no_loss(two: Driven) -> None:
+    """S2, R4: attempt 2 lives on at stage 2."""
+    two.receive(task(0, 1, 0, attempt=2))
+    two.receive(task(0, 2, 0, attempt=1), peer=2)
+    commands = two.tell(StageFailed(0, "boom"))
+    assert [type(command) for command in commands] == [Discard, RunStage]
+
+
+def test_a_replaced_attempt_in_a_failed_batch_does_not_run_again(make_node: MakeNode) -> None:
+    """S2, R4."""
+    node = make_node(
+        1,
+        (1, 2),
+        NeighbourConfig(0, lanes_in=(1, 2), window_in=8),
+        NeighbourConfig(2, lanes_in=(2,), window_in=8),
+        max_batch=4,
+        next_hop={0: 0},
+    )
+    node.receive(task(0, 1, 0), task(1, 1, 1))
+    node.receive(task(0, 2, 0), peer=2)
+    node.tell(StageFailed(0, "boom"))
+    assert running(node) == [(1, 1, 1)]
+    node.complete(True)
+    assert running(node) == [(0, 2, 1)]
+
+
+def test_parts_of_a_sample_do_not_meet(two: Driven) -> None:
+    """S2."""
+    two.receive(task(0, 1, 0), task(0, 1, 1, part=1))
+    assert (two.policy.held_count, two.counts.met_again) == (2, 0)
+
+
+def test_the_one_that_stays_has_the_later_deadline(two: Driven) -> None:
+    """S2, S5: each deadline is an estimate; the attempt the source counts on must not go with the other's."""
+    two.receive(task(9, 1, 0))
+    two.receive(task(0, 1, 1, deadline=0.05))
+    two.receive(task(0, 1, 0, attempt=2, deadline=0.09), peer=2)
+    two.complete(True, now=0.06)
+    assert running(two) == [(0, 1, 2)]
+
+
+# ---- S5 ------------------------------------------------------------------------------------------
+
+
+def discards(commands: list[Command]) -> list[int]:
+    return [token for command in commands if isinstance(command, Discard) for token in command.tokens]
+
+
+def test_a_task_past_its_deadline_is_dropped_on_arrival(two: Driven) -> None:
+    """S5: at the deadline itself too."""
+    assert discards(two.receive(task(0, 1, 0, deadline=1.0), now=1.0)) == [100]
+    assert two.counts.stale == 1
+
+
+def test_a_task_below_oldest_is_dropped(two: Driven) -> None:
+    """S5: a later task told that everything below 5 is over; 5 itself is open."""
+    two.receive(task(9, 1, 0, oldest=5))
+    assert discards(two.receive(task(4, 1, 1))) == [101]
+    assert discards(two.receive(task(5, 1, 2))) == []
+
+
+def test_oldest_never_falls(two: Driven) -> None:
+    """S5: a task that overtook another."""
+    two.receive(task(9, 1, 0, oldest=5), task(8, 1, 1, oldest=2))
+    assert discards(two.receive(task(4, 1, 2))) == [102]
+
+
+def test_oldest_counts_for_its_own_source_only(make_node: MakeNode) -> None:
+    """S5."""
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0, 5: 0})
+    node.receive(task(9, 1, 0, oldest=5))
+    assert discards(node.receive(task(4, 1, 1, source=5))) == []
+
+
+def test_a_newer_session_ends_the_older(two: Driven) -> None:
+    """S1, S5: sample 3 of session 2 counts though 9 of session 1 was higher; session 1's tasks go."""
+    two.receive(task(9, 1, 0, oldest=5))
+    two.receive(task(3, 1, 1, session=2))
+    assert discards(two.receive(task(10, 1, 2, oldest=6))) == [102]
+    two.complete(False)  # sample 9 ran meanwhile
+    assert running(two) == [(3, 1, 1)]
+
+
+def test_waiting_tasks_nobody_waits_for_go_with_the_next_report(two: Driven) -> None:
+    """S5: in I and in O, while the executor is busy."""
+    two.tell(PeerLost(3, outgoing=True, reason="cut"))
+    two.receive(task(0, 2, 0, deadline=0.15))
+    two.complete(False)
+    two.receive(task(1, 1, 1), task(2, 1, 2, deadline=0.15))
+    assert (two.policy.input_length, two.policy.output_length) == (1, 1)
+    commands = two.tell(TimerFired(), now=0.2)
+    assert sorted(discards(commands)) == [100, 102]
+    assert (two.policy.input_length, two.policy.output_length, two.policy.held_count) == (0, 0, 1)
+
+
+def test_a_stale_head_does_not_go_out(two: Driven) -> None:
+    """S5."""
+    two.tell(PeerLost(3, outgoing=True, reason="cut"))
+    two.receive(task(0, 2, 0, deadline=0.03), task(1, 2, 1))
+    two.complete(False, now=0.01)
+    two.complete(False, now=0.02)
+    forwards = [command for command in two.connect(3, epoch=21, now=0.04) if isinstance(command, Forward)]
+    assert [row.key.sample for forward in forwards for row in forward.tasks] == [1]
+
+
+def test_a_source_is_forgotten_after_the_last_deadline_heard_of(two: Driven) -> None:
+    """S5: a board without a clock of its own came back with a lower session."""
+    two.receive(task(0, 1, 0, session=7, deadline=30.0), task(1, 1, 1, session=7, deadline=20.0))
+    two.complete(True)
+    two.complete(True)
+    assert discards(two.receive(task(0, 1, 2, session=3, deadline=59.0), now=29.0)) == [102]
+    two.tell(TimerFired(), now=30.0)
+    assert discards(two.receive(task(0, 1, 3, session=3, deadline=60.0), now=30.5)) == []
+
+
+def test_a_samples_own_source_drops_what_it_does_not_know(make_node: MakeNode) -> None:
+    """S5: nobody submits at this node, or not any more."""
+    node = make_node(0, (0, 2), NeighbourConfig(1, lanes_in=(2,), window_in=4))
+    assert discards(node.receive(task(0, 2, 0), peer=1)) == [100]
+
+
+def test_lost_rows_name_the_attempt_that_was_sent(two: Driven) -> None:
+    """R1, S2."""
+    two.receive(task(0, 2, 0, attempt=4))
+    two.complete(False)
+    (told,) = two.tell(PeerLost(3, outgoing=True, reason="cut"))
+    assert told.rows == [lost(0, 4, "peer-lost: node 3: cut")]  # type: ignore[union-attr]

@@ -25,6 +25,8 @@ from zpipe.runtime.loops import run
 from zpipe.runtime.node import Node
 from zpipe.topology import from_dict
 
+log = logging.getLogger("zpipe.child")
+
 
 def say(message: dict[str, Any]) -> None:
     """Writes one line to the parent, who may be gone."""
@@ -89,6 +91,10 @@ def main() -> int:
     except ZpipeError as exc:
         say({"error": " ".join(str(exc).split())})
         return 2
+    except Exception as exc:  # a mistake of ours: whoever started this rank has the terminal
+        log.debug("what happened:", exc_info=True)
+        say({"error": " ".join(f"unexpected {type(exc).__name__}: {exc}".split())})
+        return 1
 
 
 if __name__ == "__main__":

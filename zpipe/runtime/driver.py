@@ -192,7 +192,7 @@ class Driver:
         self._limits = wire_limits(topology, bundle)
         self._payloads = Payloads()
         self._events: list[Event] = []
-        self._pumping = False
+        self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._worker: Worker | None = None
@@ -253,6 +253,18 @@ class Driver:
         """Takes in an event; it is decided on at once, or with the others of the present turn."""
         self._events.append(event)
         if not self._pumping and not self._closed:
+            self._pump()
+
+    def post(self, event: Event) -> None:
+        """Takes in an event to be decided on in this turn of the loop, with whatever else comes until then."""
+        self._events.append(event)
+        if not self._posted:
+            self._posted = True
+            self._loop.call_soon(self._pump_posted)
+
+    def _pump_posted(self) -> None:
+        self._posted = False
+        if self._events and not self._pumping and not self._closed:
             self._pump()
 
     def _pump(self) -> None:

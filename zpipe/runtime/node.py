@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.errors import ConfigError
-from zpipe.executors.base import StageExecutor, make_executor
+from zpipe.errors import ConfigError, TopologyError
+from zpipe.executors.base import EXECUTORS, StageExecutor, make_executor
+from zpipe.policy.offload import OFFLOADS
 from zpipe.runtime.driver import Driver, zeromq
-from zpipe.topology import Topology, check
+from zpipe.topology import NO_EXIT, Topology, check
 
 log = logging.getLogger("zpipe.node")
 
@@ -37,7 +38,20 @@ def load_checked(topology: Topology) -> Bundle:
     """
     bundle = load_bundle(topology.bundle, beside=topology.path)
     check(topology, len(bundle.stages))
+    points = ("default", NO_EXIT, *[point.name for point in bundle.operating_points])
+    _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
+    _check_name(topology, "policy.exit", topology.policy.exit_point, points)
+    for node in topology.nodes:
+        _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
     return bundle
+
+
+def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) -> None:
+    """What a topology may name but only this version's registries, or the bundle, can tell."""
+    if found not in known:
+        raise TopologyError(
+            f"{topology.path or topology.name}: {key}: found {found!r}, expected one of {', '.join(known)}; correct the topology"
+        )
 
 
 def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor | None:

@@ -87,6 +87,8 @@ class Pipeline:
         self._driver: Driver | None = None
         self._launcher: Launcher | None = None
         self._done: dict[int, Done] = {}
+        self._posted = 0  #: submitted, and not yet known to the policy
+        self._input = (self.bundle.stages[0].input.shape, np.dtype(self.bundle.stages[0].input.dtype))
         self._next_sample = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._refusal: ConfigError | None = None
@@ -241,7 +243,7 @@ class Pipeline:
         return result_or_raise(outcome)
 
     def offer(self, x: npt.NDArray[Any], done: Done, *, deadline: float | None = None) -> int:
-        """Submits without waiting: `done` is called once with the outcome, perhaps before this returns (a full room rejects).
+        """Submits without waiting: `done` is called once with the outcome, never before this returns (a full room rejects).
 
         Args:
             x: as for `submit`.
@@ -332,7 +334,7 @@ class Pipeline:
     @property
     def has_room(self) -> bool:
         """Whether a sample offered now would find a place in the waiting room."""
-        return self.source.has_room
+        return self.source.room_left > self._posted
 
     @property
     def next_sample(self) -> int:
@@ -363,7 +365,7 @@ class Pipeline:
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The input as a batch of one, copied: a camera may write its next frame into the caller's array."""
         spec = self.bundle.stages[0].input
-        if not isinstance(x, np.ndarray) or x.shape != spec.shape or x.dtype.name != spec.dtype:
+        if not isinstance(x, np.ndarray) or (x.shape, x.dtype) != self._input:
             found = f"{x.dtype.name} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
             raise SampleRejected(
                 f"input: found {found}, expected {spec.dtype} {list(spec.shape)}; resize or convert it before submitting"
@@ -378,12 +380,13 @@ class Pipeline:
         self._next_sample += 1
         driver.inputs[sample] = x
         self._done[sample] = done
-        driver.emit(SampleSubmitted(sample, until, submitted_at, self._spec.priority, self._spec.weight))
+        driver.post(SampleSubmitted(sample, until, submitted_at, self._spec.priority, self._spec.weight))
+        self._posted += 1
         return sample
 
     async def _room(self, until: float) -> None:
         """Waits until the waiting room has a place, or `until` (then the policy says expired)."""
-        while not self._closed and (not self.source.has_room or self._waiters):
+        while not self._closed and (not self.has_room or self._waiters):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             try:
@@ -393,12 +396,13 @@ class Pipeline:
             finally:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
-            if self.source.has_room:
+            if self.has_room:
                 return
         if self._closed:
             raise PipelineClosed("the pipeline was closed while this input waited")
 
     def _wake_waiters(self) -> None:
+        self._posted = 0
         places = self.source.room_left
         while places > 0 and self._waiters:
             waiter = self._waiters.popleft()

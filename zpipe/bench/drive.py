@@ -17,6 +17,8 @@ from zpipe.model import Outcome
 
 #: Arrivals that became due while the loop was busy are offered together; this bounds how many before others get a turn.
 BURST = 64
+#: Event loops sleep in milliseconds; asking for less is spinning. Arrivals are late by this at most.
+TICK_SECONDS = 0.001
 
 
 class Target(Protocol):
@@ -156,7 +158,7 @@ async def open_loop(
             watch.offered(index)
             pipeline.offer(images[index], partial(done, index))
             due += rng.expovariate(rate_hz)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        await asyncio.sleep(max(TICK_SECONDS, due - time.monotonic()))
     over = True
     if ended < offered:
         await finished.wait()

@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import click
 
 from zpipe import __version__
-from zpipe.errors import ConfigError, ZpipeError
+from zpipe.errors import BackendUnavailable, ConfigError, ZpipeError
+
+log = logging.getLogger("zpipe.cli")
 
 T = TypeVar("T")
 
-
 TOPOLOGY = click.option(
-    "--topology", default="line4.yaml", show_default=True, help="A file, or the name of one that comes with zpipe."
+    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
 )
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -34,11 +35,14 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is closed already."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="zpipe")
 @click.option("-v", "--verbose", count=True, help="Say what happens (-v), or everything (-vv).")
-def cli(verbose: int) -> None:
+@click.pass_context
+def cli(context: click.Context, verbose: int) -> None:
     """Run one deep network over several small computers, exiting early when it is sure."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
     level = [logging.ERROR, logging.INFO, logging.DEBUG][min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     os.environ.setdefault("ZPIPE_LOG", logging.getLevelName(level))
@@ -49,15 +53,16 @@ def cli(verbose: int) -> None:
 
 @cli.command()
 @click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
-@click.option(
-    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
-)
+@TOPOLOGY
 def node(rank: int, topology: str) -> None:
     """Run one node until it is stopped."""
     from zpipe.runtime.node import Node, by_hand
     from zpipe.topology import load_topology
 
-    served = Node(by_hand(load_topology(topology)), rank, waiting=click.echo)
+    loaded = load_topology(topology)
+    if not 0 <= rank < len(loaded.nodes):
+        raise ConfigError(f"{loaded.path}: --rank: found {rank}, expected one of 0 to {len(loaded.nodes) - 1}")
+    served = Node(by_hand(loaded), rank, waiting=click.echo)
 
     async def serve() -> None:
         stop = asyncio.Event()
@@ -77,9 +82,7 @@ def node(rank: int, topology: str) -> None:
 
 
 @cli.command()
-@click.option(
-    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
-)
+@TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
 @click.option(
     "--count", type=click.IntRange(1), help="Samples to offer; the evaluation set once if neither this nor --duration is given."
@@ -111,18 +114,34 @@ def bench(json_file: Path | None, samples_file: Path | None, rate: str | None, *
     rate_hz = None if rate is None else math.inf if rate == "max" else _rate(rate)
     plan = BenchOptions(rate_hz=rate_hz, **options)
     for file in (json_file, samples_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"{file}: found no folder {file.absolute().parent}, expected one to write into; make it first")
+        if file is not None:
+            _check_writable(file)
     with _progress() as progress:
-        report, log = _run(run_bench(plan, progress=progress))
+        report, samples = _run(run_bench(plan, progress=progress))
     Console().print(render(report))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if samples_file is not None:
-        log.samples_jsonl(samples_file)
+        samples.samples_jsonl(samples_file)
     counts = report["counts"]
     if counts["lost"] or counts["duplicate"] or counts["hung"]:
         raise SystemExit(1)
+
+
+def _check_writable(file: Path) -> None:
+    """Before the run: it would be a pity to find out after it."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{file}: found no folder {folder}, expected one to write into; make it first")
+    there = file.exists()
+    try:
+        file.open("a").close()
+        if not there:
+            file.unlink()
+    except OSError as exc:
+        raise ConfigError(
+            f"{file}: found that it cannot be written ({exc.strerror}), expected a file to write; choose another"
+        ) from exc
 
 
 def _rate(text: str) -> float:
@@ -136,7 +155,10 @@ def _rate(text: str) -> float:
 
 
 class _progress:  # noqa: N801 - reads as a context manager
-    """A bar on a terminal, a line at each tenth otherwise. Calling it: (line, done 0..1)."""
+    """A bar on a terminal, a line at each tenth otherwise. Calling it: (line, done 0..1).
+
+    "starting" is for the bar alone: it is over in a second, and an error there shall stand alone in a log.
+    """
 
     def __enter__(self) -> Callable[[str, float], None]:
         from rich.console import Console
@@ -155,6 +177,8 @@ class _progress:  # noqa: N801 - reads as a context manager
     def _tell(self, line: str, fraction: float) -> None:
         if self._bar is not None:
             self._bar.update(self._task, description=line, completed=fraction)
+            return
+        if line == "starting":
             return
         tenth = (line, math.floor(10 * fraction) if math.isfinite(fraction) else 0)
         if tenth != self._said:
@@ -185,6 +209,8 @@ def train(recipe: str, out: Path | None, **options: Any) -> None:
         for name in RECIPES:
             click.echo(name)
         return
+    if recipe not in RECIPES:
+        raise ConfigError(f"--recipe: found {recipe!r}, expected one of {', '.join(RECIPES)}, or `list`")
     folder = out or Path("engines") / recipe
     with _progress() as progress:
         bundle = train_bundle(recipe, out=folder, progress=lambda step, done, line: progress(f"{step}: {line}", done), **options)
@@ -236,19 +262,24 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
 def main() -> None:
     """The `zpipe` command: every failure is one line on standard error."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="zpipe", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         sys.exit(0)
+    except click.UsageError as exc:
+        _fail(f"{exc.format_message().rstrip('.')}; see `{exc.ctx.command_path if exc.ctx else 'zpipe'} --help`", 2)
     except click.ClickException as exc:
-        _fail(f"{exc.format_message()}; see `zpipe --help`" if isinstance(exc, click.UsageError) else exc.format_message(), 2)
+        _fail(exc.format_message(), 2)
     except Interrupted:
         click.echo("stopped")
         sys.exit(0)
-    except ConfigError as exc:
+    except (ConfigError, BackendUnavailable) as exc:
         _fail(str(exc), 2)
     except ZpipeError as exc:
         _fail(str(exc), 1)
+    except Exception as exc:  # a mistake of ours
+        log.debug("what happened:", exc_info=True)
+        _fail(f"unexpected {type(exc).__name__}: {exc}; `zpipe -vv ...` shows where, please report it", 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -85,6 +85,7 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
             return measured.result()
         finally:
             measured.cancel()
+            await asyncio.wait((measured,))  # nothing may be offered any more to a pipeline that closes
 
 
 def _pipeline(options: BenchOptions) -> Pipeline:

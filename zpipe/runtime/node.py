@@ -14,7 +14,7 @@ from zpipe.errors import ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS, StageExecutor, make_executor
 from zpipe.policy.offload import OFFLOADS
 from zpipe.runtime.driver import Driver, zeromq
-from zpipe.topology import NO_EXIT, Topology, check
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, Topology, check
 
 log = logging.getLogger("zpipe.node")
 
@@ -38,7 +38,7 @@ def load_checked(topology: Topology) -> Bundle:
     """
     bundle = load_bundle(topology.bundle, beside=topology.path)
     check(topology, len(bundle.stages))
-    points = ("default", NO_EXIT, *[point.name for point in bundle.operating_points])
+    points = dict.fromkeys((DEFAULT_POINT, NO_EXIT, *[point.name for point in bundle.operating_points]))
     _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
     _check_name(topology, "policy.exit", topology.policy.exit_point, points)
     for node in topology.nodes:

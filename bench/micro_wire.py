@@ -24,7 +24,7 @@ def task_batch(rows: int, floats: int) -> tuple[TaskBatch, WireLimits]:
         for row in range(rows)
     ]
     limits = WireLimits({stage: TensorSpec("float32", (floats,)) for stage in range(5)})
-    return TaskBatch(1, 3, "raw", 1, tasks, np.zeros((rows, floats), np.float32)), limits
+    return TaskBatch(1, 3, "none", 1, tasks, np.zeros((rows, floats), np.float32)), limits
 
 
 def cases() -> dict[str, tuple[Message, WireLimits]]:

@@ -168,7 +168,7 @@ class Task:
 
 @dataclass(slots=True)
 class Credit:
-    """What a receiver tells a sender about one direction of their link (policy rules C3, C4). All absolute, so a repeat is harmless.
+    """What a receiver tells a sender about one direction of their link (policy rules C3, C4): absolute, so repeats do no harm.
 
     Attributes:
         epoch: the connection it speaks of.

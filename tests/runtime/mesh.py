@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import Resolve, SampleSubmitted
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.topology import Topology, from_dict
+from zpipe.transport.base import Transport, TransportHandler
 from zpipe.transport.memory import MemoryNetwork
 
 T = TypeVar("T")
@@ -114,6 +116,7 @@ class LiveMesh:
         self.drivers: dict[int, Driver] = {}
         self.outcomes: list[Resolve] = []
         self.refusals: list[Exception] = []
+        self.refused = asyncio.Event()
         self._resolved = asyncio.Condition()
         self._next = 0
 
@@ -136,7 +139,9 @@ class LiveMesh:
             ladder = ExitLadder(((0.5,) * len(self.bundle.stages),), 0)
             source = SourceConfig(session=self.session, ladder=ladder, admission="fixed", waiting=10_000)
         bind = topology.node(rank).bind_address
-        transport = (lambda handler: self.network.transport(handler, bind=bind)) if self.kind == "memory" else zeromq(topology, self.bundle, rank)
+        transport: Callable[[TransportHandler], Transport] = zeromq(topology, self.bundle, rank)
+        if self.kind == "memory":
+            transport = partial(self.network.transport, bind=bind)
         driver = self.drivers[rank] = Driver(
             topology,
             self.bundle,
@@ -146,7 +151,7 @@ class LiveMesh:
             session=self.session,
             source=source,
             resolved=self._on_resolved,
-            refused=self.refusals.append,
+            refused=self._on_refused,
             seed=0,
         )
         return await driver.start()
@@ -162,6 +167,10 @@ class LiveMesh:
     async def complete(self) -> None:
         for driver in self.drivers.values():
             await driver.peers.complete.wait()
+
+    def _on_refused(self, error: Exception) -> None:
+        self.refusals.append(error)
+        self.refused.set()
 
     def _on_resolved(self, resolve: Resolve) -> None:
         self.outcomes.append(resolve)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
+import numpy as np
 import pytest
 
 from tests.runtime.mesh import LiveMesh, image, live, run, topology
 from zpipe.model import SampleKey, Task
 from zpipe.policy.messages import Resolve
-from zpipe.wire import RAW_CODEC, TaskBatch, encode
+from zpipe.wire import NO_CODEC, TaskBatch, encode
 
 LINE4 = [[0], [1], [2], [3, 4]]
 KINDS = ["memory", "zeromq"]
@@ -67,9 +67,7 @@ def test_frames_of_a_connection_that_is_gone_reach_nobody(kind: str) -> None:
             server = mesh.drivers[1]
             spec = mesh.bundle.stages[1].input
             stale = Task(SampleKey(0, source.session, 0), 1, 1, (0.5,) * 4, number=0, deadline=time.monotonic() + 9)
-            from numpy import zeros
-
-            frames = encode(TaskBatch(0, old, RAW_CODEC, 1, [stale], zeros((1, *spec.shape), spec.dtype)), now=time.monotonic())
+            frames = encode(TaskBatch(0, old, NO_CODEC, 1, [stale], np.zeros((1, *spec.shape), spec.dtype)), now=time.monotonic())
             assert source.transport.send_data(source.peers.outgoing[1].channel, frames)
             mesh.submit(1)  # behind it on the same plane: once this is answered the stale one has been read
             await mesh.until(1)
@@ -102,8 +100,7 @@ def test_nodes_with_different_topologies_refuse_each_other_and_name_the_key() ->
         addresses = {0: await mesh.make(0, other), 1: await mesh.make(1)}
         mesh.drivers[1].connect(mesh.topology.with_addresses(addresses))
         mesh.drivers[0].connect(other.with_addresses(addresses))
-        while not mesh.refusals:
-            await asyncio.sleep(0)
+        await mesh.refused.wait()
         message = str(mesh.refusals[0])
         assert "sources[0].deadline" in message
         assert "7.0" in message

@@ -8,7 +8,7 @@ import numpy as np
 
 from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task, TensorSpec
 from zpipe.wire import (
-    RAW_CODEC,
+    NO_CODEC,
     Blocked,
     Bye,
     CreditUpdate,
@@ -60,7 +60,7 @@ def task(sample: int = 7, *, deadline: float = NOW + 2.5, thresholds: tuple[floa
 def task_batch(rows: int = 2) -> TaskBatch:
     """`rows` tasks of stage 1."""
     payload = np.arange(rows * 6, dtype=np.float32).reshape(rows, 2, 3)
-    return TaskBatch(1, 4, RAW_CODEC, 1, [task(7 + row) for row in range(rows)], payload)
+    return TaskBatch(1, 4, NO_CODEC, 1, [task(7 + row) for row in range(rows)], payload)
 
 
 SAMPLES: dict[str, Message] = {

@@ -143,7 +143,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "document as a nested bomb": ("Stats", (4,), b'{"a":' + b"[" * 49000, "not JSON"),
     "document too long": ("Stats", (4,), b'{"a":"' + b"x" * 49152 + b'"}', "max_bin_len"),
     "text too long": ("Bye", (3,), "x" * 1025, "max_str_len"),
-    "unknown stage": ("TaskBatch", (5,), 9, "stage 9 in codec 'raw'"),
+    "unknown stage": ("TaskBatch", (5,), 9, "stage 9 in codec 'none'"),
     "unknown codec": ("TaskBatch", (4,), "zip", "stage 1 in codec 'zip'"),
     "no rows": ("TaskBatch", (6,), [], "0 rows, expected 1 to 8"),
     "too many rows": ("TaskBatch", (6,), [[]] * 9, "9 rows, expected 1 to 8"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.wire.samples import LIMITS, NOW, SAMPLES, UNBOUNDED, task, task_batch
 from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire import (
-    RAW_CODEC,
+    NO_CODEC,
     Blocked,
     Bye,
     CreditUpdate,
@@ -119,9 +119,9 @@ def test_every_task_comes_back_with_its_durations_on_the_receivers_clock(
 ) -> None:
     payload = np.frombuffer(random.randbytes(len(batch) * 24), np.float32).reshape(len(batch), 2, 3)
 
-    back = round_trip(TaskBatch(sender, epoch, RAW_CODEC, 1, batch, payload))
+    back = round_trip(TaskBatch(sender, epoch, NO_CODEC, 1, batch, payload))
 
-    assert (back.sender, back.epoch, back.codec, back.stage) == (sender, epoch, RAW_CODEC, 1)
+    assert (back.sender, back.epoch, back.codec, back.stage) == (sender, epoch, NO_CODEC, 1)
     assert back.payload.tobytes() == payload.tobytes()  # bits, not values: NaN payloads are legal
     for sent, got in zip(batch, back.tasks, strict=True):
         assert (got.peer, got.epoch, got.since, got.token) == (sender, epoch, NOW, 0)
@@ -148,7 +148,7 @@ def test_the_clocks_of_the_two_ends_need_not_agree() -> None:
 
 
 def test_no_deadline_stays_no_deadline_and_a_past_one_arrives_as_now() -> None:
-    batch = TaskBatch(1, 4, RAW_CODEC, 1, [UNBOUNDED, task(deadline=NOW - 9)], np.zeros((2, 2, 3), np.float32))
+    batch = TaskBatch(1, 4, NO_CODEC, 1, [UNBOUNDED, task(deadline=NOW - 9)], np.zeros((2, 2, 3), np.float32))
 
     back = round_trip(batch).tasks
 
@@ -179,7 +179,7 @@ def test_every_dtype_a_boundary_may_have(stage: int, dtype: str, shape: tuple[in
     assert not strided.flags.c_contiguous
 
     for sent in (payload, strided):
-        back = round_trip(TaskBatch(1, 4, RAW_CODEC, stage, [task(), task(8)], sent)).payload
+        back = round_trip(TaskBatch(1, 4, NO_CODEC, stage, [task(), task(8)], sent)).payload
         assert back.dtype == payload.dtype
         np.testing.assert_array_equal(back, payload)
 

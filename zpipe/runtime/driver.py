@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import psutil
@@ -55,8 +55,8 @@ from zpipe.topology import Topology
 from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
 from zpipe.transport.zeromq import ZeroMQTransport
 from zpipe.wire import (
+    NO_CODEC,
     NO_RANK,
-    RAW_CODEC,
     Blocked,
     Bye,
     CreditUpdate,
@@ -76,6 +76,8 @@ from zpipe.wire import (
 )
 
 log = logging.getLogger("zpipe.node")
+
+T = TypeVar("T")
 
 #: A batch predicted to be shorter runs on the event loop: handing it to a thread and back costs 50-100 microseconds of CPU.
 INLINE_SECONDS = 0.001
@@ -307,7 +309,8 @@ class Driver:
             case GrantCredit():
                 self._tell(command.peer, CreditUpdate(self.rank, command.credit))
             case SendResults():
-                self._tell(command.peer, Results(self.rank, command.rows))
+                for rows in self._split(command.rows):
+                    self._tell(command.peer, Results(self.rank, rows))
             case Discard():
                 for token in command.tokens:
                     self._payloads.drop(token)
@@ -316,7 +319,8 @@ class Driver:
             case SendReport():
                 self._tell(command.peer, ReportUpdate(self.rank, command.report))
             case SendLost():
-                self._tell(command.peer, Lost(self.rank, command.rows))
+                for lost in self._split(command.rows):
+                    self._tell(command.peer, Lost(self.rank, lost))
             case ResetLink():
                 log.warning("node %d makes its connection to node %d anew: %s", self.rank, command.peer, command.reason)
                 self.peers.reset(command.peer)
@@ -369,7 +373,7 @@ class Driver:
             self._payloads.drop(task.token)
         link = self.policy.neighbour(command.peer).outgoing
         transit = link.round_trip_seconds / 2.0 if link is not None else 0.0
-        batch = TaskBatch(self.rank, command.epoch, RAW_CODEC, command.stage, tasks, payload)
+        batch = TaskBatch(self.rank, command.epoch, NO_CODEC, command.stage, tasks, payload)
         frames = encode(batch, now=time.monotonic(), transit_seconds=transit)
         self._send_data(command.peer, command.epoch, frames)
 
@@ -393,6 +397,11 @@ class Driver:
         channel = self.peers.control(peer)
         if channel is not None:
             self._answer(channel, message)
+
+    def _split(self, rows: list[T]) -> list[list[T]]:
+        """Rows as messages may carry them."""
+        most = self._limits.max_entries
+        return [rows] if len(rows) <= most else [rows[start : start + most] for start in range(0, len(rows), most)]
 
     def _answer(self, channel: Channel, message: Message) -> None:
         frames = encode(message)

@@ -43,7 +43,7 @@ array. The header holds no maps and no extension types; the two documents are JS
 - thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
 - holding_seconds is -1.0 when the receiver does not say.
-- codec `raw` is the stage's input itself. Any other codec has one exact size per stage, known to both ends.
+- codec `none` is the stage's input itself. Any other codec has one exact size per stage, known to both ends.
 - rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result.
 - Hello travels in version 1 whatever its wire_version field asks for, so that a mismatch can be refused in words.
 
@@ -55,8 +55,8 @@ from zpipe.wire.encoder import encode
 from zpipe.wire.limits import WireLimits
 from zpipe.wire.messages import (
     DATA_PLANE,
+    NO_CODEC,
     NO_RANK,
-    RAW_CODEC,
     WIRE_VERSION,
     Blocked,
     Bye,
@@ -76,8 +76,8 @@ from zpipe.wire.messages import (
 
 __all__ = [
     "DATA_PLANE",
+    "NO_CODEC",
     "NO_RANK",
-    "RAW_CODEC",
     "WIRE_VERSION",
     "Blocked",
     "Bye",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zpipe.model import TensorSpec
-from zpipe.wire.messages import RAW_CODEC
+from zpipe.wire.messages import NO_CODEC
 
 #: Room in `max_message_bytes` beside the tensors (design section 5).
 MESSAGE_MARGIN_BYTES = 4096
@@ -29,7 +29,7 @@ class WireLimits:
 
     Attributes:
         stage_inputs: {stage: one sample at its entrance}, every stage of the bundle, hosted here or not.
-        codec_inputs: {(codec, stage): what one sample of that stage is on the wire}, for codecs other than `raw`. Sizes are
+        codec_inputs: {(codec, stage): what one sample of that stage is on the wire}, for codecs other than `none`. Sizes are
             exact: a codec whose output varies in length has no place in version 1.
         max_rows: tasks in one Task message.
         max_entries: rows in Lost and Results, numbers in Credit.
@@ -51,7 +51,7 @@ class WireLimits:
     max_list: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        specs = {(RAW_CODEC, stage): spec for stage, spec in self.stage_inputs.items()} | dict(self.codec_inputs)
+        specs = {(NO_CODEC, stage): spec for stage, spec in self.stage_inputs.items()} | dict(self.codec_inputs)
         frames = {key: FrameSpec(spec.bytes, np.dtype(spec.dtype), spec.shape) for key, spec in specs.items()}
         object.__setattr__(self, "frames", frames)
         # 16: a header's own fields and pairs per stage, where the other limits are tiny.

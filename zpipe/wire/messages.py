@@ -19,7 +19,7 @@ WIRE_VERSION = 1
 NO_RANK = -1
 
 #: The codec that sends a stage's input as it is.
-RAW_CODEC = "raw"
+NO_CODEC = "none"
 
 Role = Literal["peer", "source", "observer"]
 ROLES: frozenset[str] = frozenset(get_args(Role))
@@ -65,7 +65,7 @@ class TaskBatch:
 
     Attributes:
         epoch: the connection these tasks are numbered in.
-        codec: how `payload` was made from the stage's input; RAW_CODEC is the input itself.
+        codec: how `payload` was made from the stage's input; NO_CODEC is the input itself.
         stage: the stage every task waits for.
         tasks: one per row of `payload`, in its order.
         payload: `[len(tasks), *shape]` of the codec at that stage, C-contiguous. From decode it is a read-only or

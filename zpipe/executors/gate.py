@@ -36,6 +36,7 @@ Floats = npt.NDArray[np.float32]
 
 #: Below this exponent float32's exp is 0 (its smallest value is e^-103.3); it also keeps 0 * -inf out of the entropy.
 _LEAST_EXPONENT = np.float32(-120.0)
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
 class GateDecision(NamedTuple):
@@ -100,16 +101,17 @@ def _confidence(scaled: Floats, rule: GateRule) -> Floats:
     """Rules 1 and 2: `[batch]` float32 in 0..1; overwrites `scaled` with `d`; without meaning for rows that are not finite."""
     distance = np.subtract(scaled, np.maximum.reduce(scaled, axis=1, keepdims=True), out=scaled)
     exponential = np.exp(distance)
-    total = np.add.reduce(exponential, axis=1)
+    total: Floats = np.add.reduce(exponential, axis=1)
     classes = scaled.shape[1]
     if rule == "max-probability":
         return np.reciprocal(total)
     if classes == 1:  # one class leaves no doubt, and log(1) = 0 cannot normalise
         return np.ones_like(total)
     if rule == "margin":
-        second = np.partition(exponential, classes - 2, axis=1)[:, classes - 2]
-        return (np.float32(1.0) - second) / total
-    weighted = np.add.reduce(exponential * np.maximum(distance, _LEAST_EXPONENT), axis=1) / total
-    entropy = np.log(total) - weighted
-    # Rounding takes equal logits to -1e-7 and a certain row to 1 + 1e-7.
-    return np.clip(np.float32(1.0) - entropy / np.float32(math.log(classes)), np.float32(0.0), np.float32(1.0))
+        second: Floats = np.partition(exponential, classes - 2, axis=1)[:, classes - 2]
+        return (_ONE - second) / total
+    weighted: Floats = np.add.reduce(exponential * np.maximum(distance, _LEAST_EXPONENT), axis=1) / total
+    certainty = _ONE - (np.log(total) - weighted) / np.float32(math.log(classes))
+    # Rounding takes equal logits to -1e-7 and a certain row to 1 + 1e-7. (np.clip costs 3 µs more than the two it does.)
+    clipped: Floats = np.minimum(np.maximum(certainty, _ZERO), _ONE)
+    return clipped

@@ -1,7 +1,9 @@
-"""ONNX Runtime on the CPU: one thread, no spinning, one session per stage.
+"""Stages on ONNX Runtime, one CPU thread each.
 
-The settings are measured, not taste. With the defaults (a thread per core, spinning) five stage processes on two cores had 1.8 to
-3.7 times less throughput, and a node at 100 requests/s burnt a whole core. Graph optimisation below ALL costs a factor of 2-3.
+Threads: one, and no spinning. ONNX Runtime's defaults (a thread per core that spins while it waits) cost 1.8 to 3.7 times the
+throughput where five stage processes share two cores, and burn a full core at 100 requests a second. Graph optimisation
+stays at ALL: EXTENDED is 2 to 3 times slower. IO binding, OrtValues and preallocated outputs were measured and are slower or
+equal on a CPU (bench/micro_executor.py has the numbers), so the plain `InferenceSession.run` it is; it releases the GIL.
 """
 
 from __future__ import annotations
@@ -16,88 +18,225 @@ import numpy.typing as npt
 
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError
 from zpipe.executors.base import StageOutput, check_inputs, sample_inputs
-from zpipe.executors.gate import evaluate_gate
-from zpipe.model import NEVER_EXIT, GateSpec
+from zpipe.executors.gate import GateDecision, evaluate_gate
+from zpipe.model import GateSpec, StageSpec, TensorSpec
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
 
-#: Runs per stage and batch size of a warm-up; the median is told.
-WARM_UP_RUNS = 5
-#: ORT's severity for "say nothing below fatal": what goes wrong comes to us as an exception.
-_FATAL = 4
+#: Runs of each stage that `warm_up` takes the median of; the first run of a shape also sizes ONNX Runtime's arena.
+_WARM_UP_RUNS = 5
+
+#: ONNX Runtime's "fatal": what goes wrong reaches us as an exception, once.
+_LOG_FATAL = 4
+
+#: ONNX Runtime's name of each dtype a stage boundary may carry.
+_ORT_TYPES = {
+    "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+}
 
 
 class OnnxExecutor:
-    """See StageExecutor."""
+    """The stages one node hosts, each an ONNX Runtime session, loaded at first use.
 
-    def __init__(self, bundle: Bundle, stages: Sequence[int]) -> None:
-        self.stages = tuple(sorted(stages))
+    Args:
+        bundle: its stages have input `input` and outputs `activation` (unless last) and `logits` (where there is an exit head).
+        stages: hosted stages, each within the bundle.
+        threads: intra-op threads; more than one only where a node has the cores for itself.
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed, or does not load here.
+    """
+
+    def __init__(self, bundle: Bundle, stages: Sequence[int], threads: int = 1) -> None:
+        self.stages: tuple[int, ...] = tuple(sorted(set(stages)))
         self._bundle = bundle
-        self._sessions: dict[int, tuple[Any, list[str], str]] = {}
+        self._ort = _import_onnxruntime()
+        self._threads = threads
+        self._sessions: dict[int, _Session] = {}  #: loaded so far; written under the lock only
         self._loading = threading.Lock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<OnnxExecutor {self._bundle.name} | stages {self.stages} | loaded {tuple(self._sessions)}>"
 
     def warm_up(self, max_batch: int) -> dict[int, float]:
-        """See StageExecutor."""
-        seconds = {}
-        for stage in self.stages:
-            for batch in {max_batch, 1}:
-                inputs = sample_inputs(self._bundle.stages[stage], batch)
-                gate = GateSpec("max-probability", 1.0, (NEVER_EXIT,) * batch)
-                took = [self.run(stage, inputs, gate).wall_seconds for _ in range(WARM_UP_RUNS)]
-                if batch == 1:
-                    seconds[stage] = statistics.median(took)
-        return seconds
+        """Load every stage, run it at `max_batch` and batch 1; {stage: median seconds per sample at batch 1}."""
+        return {stage: self._warm_up_stage(stage, max_batch) for stage in self.stages}
 
     def run(self, stage: int, inputs: npt.NDArray[Any], gate: GateSpec) -> StageOutput:
-        """See StageExecutor."""
-        check_inputs(self._bundle.stages[stage], inputs)
-        session, names, input_name = self._sessions.get(stage) or self._load(stage)
+        """One batch through one stage and its gate; see `StageExecutor.run`."""
+        session = self._sessions.get(stage) or self._load(stage)
+        check_inputs(session.spec, inputs)
         wall, cpu = time.perf_counter(), time.thread_time()
-        try:
-            outputs = dict(zip(names, session.run(names, {input_name: inputs}), strict=True))
-        except Exception as exc:  # ORT raises a family of its own, which is not worth importing
-            raise ExecutorError(f"stage {stage}: ONNX Runtime: {' '.join(str(exc).split())[:200]}") from exc
-        decision = evaluate_gate(outputs["logits"], gate)
-        return StageOutput(
-            outputs.get("activation"),
-            decision.exited,
-            decision.labels,
-            decision.confidences,
-            time.perf_counter() - wall,
-            time.thread_time() - cpu,
-        )
+        activation, logits = session.run(inputs)
+        if logits is None:
+            decision = _undecided(session.spec, len(inputs), gate)
+        else:
+            decision = evaluate_gate(logits, gate)
+        cpu = time.thread_time() - cpu
+        wall = time.perf_counter() - wall
+        return StageOutput(activation, decision.exited, decision.labels, decision.confidences, wall, cpu)
 
     def close(self) -> None:
-        """See StageExecutor."""
-        self._sessions.clear()
-
-    def _load(self, stage: int) -> tuple[Any, list[str], str]:
+        """Drop the sessions; a `run` still going on in another thread keeps its own until it ends."""
         with self._loading:
+            self._closed = True
+            self._sessions = {}
+
+    def _load(self, stage: int) -> _Session:
+        with self._loading:
+            if self._closed:
+                raise ExecutorError(f"stage {stage}: found a closed executor, expected an open one; make a new one")
+            if stage not in self.stages:
+                raise ExecutorError(f"stage {stage}: found {list(self.stages)} hosted here, expected it among them; check `stages`")
             if stage not in self._sessions:
-                self._sessions[stage] = self._open(stage)
+                self._sessions[stage] = _Session(self._ort, self._bundle, stage, self._threads)
             return self._sessions[stage]
 
-    def _open(self, stage: int) -> tuple[Any, list[str], str]:
+    def _warm_up_stage(self, stage: int, max_batch: int) -> float:
+        spec = self._bundle.stages[stage]
+        # The largest batch first: the arena then holds all that is ever needed, and the timed runs allocate nothing.
+        for batch in sorted({max_batch, 1}, reverse=True):
+            output = self.run(stage, sample_inputs(spec, batch), _open_gate(spec, batch))
+            _check_activation(self._bundle.stage_path(stage).name, spec, batch, output)
+        inputs, gate = sample_inputs(spec, 1), _open_gate(spec, 1)
+        return statistics.median(self.run(stage, inputs, gate).wall_seconds for _ in range(_WARM_UP_RUNS))
+
+
+class _Session:
+    """One stage's session and the names of what it gives, in the order `run` wants them."""
+
+    __slots__ = ("_names", "_session", "spec")
+
+    def __init__(self, ort: Any, bundle: Bundle, stage: int, threads: int) -> None:
+        self.spec = bundle.stages[stage]
+        path = bundle.stage_path(stage)
+        if not path.is_file():
+            raise BundleError(f"{path}: found no such file, expected the ONNX of stage {stage}; restore the bundle's files")
         try:
-            import onnxruntime as ort
-        except ImportError as exc:
-            raise BackendUnavailable(f"executor onnx: ONNX Runtime cannot be imported ({exc}); `pip install onnxruntime`") from exc
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = _FATAL
-        path = self._bundle.stage_path(stage)
+            self._session = ort.InferenceSession(str(path), _session_options(ort, threads), providers=["CPUExecutionProvider"])
+        except Exception as exc:  # onnxruntime's errors have no base class of their own
+            raise BundleError(f"{path}: found no ONNX that loads ({_one_line(exc)}), expected stage {stage}; restore it") from exc
+        self._names = _output_names(self.spec)
+        _check_interface(str(path), self.spec, self._session)
+
+    def run(self, inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+        """(activation or None, logits or None) of a checked batch.
+
+        Raises:
+            ExecutorError: ONNX Runtime failed; the session stays usable.
+        """
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as exc:
-            said = " ".join(str(exc).split())[:200]
-            found = f"found a file ONNX Runtime cannot load ({said})"
-            raise BundleError(f"{path}: {found}, expected the ONNX of stage {stage}; restore it") from exc
-        names = [output.name for output in session.get_outputs()]
-        if "logits" not in names:
-            expected = "`logits` and, before the last stage, `activation`"
-            raise BundleError(f"{path}: outputs: found {names}, expected {expected}; export it anew")
-        return session, names, session.get_inputs()[0].name
+            outputs = self._session.run(self._names, {"input": inputs})
+        except Exception as exc:  # onnxruntime's errors have no base class of their own
+            found = f"batch {len(inputs)} failed in ONNX Runtime: {_one_line(exc)}"
+            raise ExecutorError(f"stage {self.spec.index}: {found}; `zpipe doctor` checks the bundle") from exc
+        if len(outputs) == 2:
+            return outputs[0], outputs[1]
+        return (None, outputs[0]) if self.spec.output is None else (outputs[0], None)
+
+
+def available_providers() -> list[str]:
+    """ONNX Runtime's execution providers here, for `zpipe doctor`.
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed, or does not load here.
+    """
+    return list(_import_onnxruntime().get_available_providers())
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        found = f"found no onnxruntime ({_one_line(exc)})"
+        raise BackendUnavailable(f"executor onnx: {found}, expected it installed; run: pip install onnxruntime") from exc
+    onnxruntime.set_default_logger_severity(_LOG_FATAL)
+    return onnxruntime
+
+
+def _session_options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _LOG_FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _output_names(spec: StageSpec) -> list[str]:
+    names = [] if spec.output is None else ["activation"]
+    return names if spec.exit_head is None else [*names, "logits"]
+
+
+def _check_interface(path: str, spec: StageSpec, session: Any) -> None:
+    """Compare the file's inputs and outputs with the manifest: a wrong pair would fail later, in the middle of a run.
+
+    Raises:
+        BundleError: names file, tensor, found and expected.
+    """
+    expected: dict[str, TensorSpec] = {"input": spec.input}
+    if spec.output is not None:
+        expected["activation"] = spec.output
+    if spec.exit_head is not None:
+        expected["logits"] = TensorSpec("float32", (spec.exit_head.classes,))
+    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
+    for name, tensor in expected.items():
+        if name not in found:
+            have = ", ".join(found) or "nothing"
+            raise BundleError(f"{path}: {name}: found {have}, expected a tensor of that name; export the stage again")
+        if not _fits(found[name], tensor):
+            have = f"{found[name].type} {found[name].shape}"
+            wanted = f"{tensor.dtype} [batch, {', '.join(map(str, tensor.shape))}] as in the manifest"
+            raise BundleError(f"{path}: {name}: found {have}, expected {wanted}; export the stage again")
+
+
+def _fits(node: Any, tensor: TensorSpec) -> bool:
+    """Same dtype and rank, free batch axis, and no other axis that is fixed to another size (an axis may be symbolic)."""
+    # Logits may also be float16, the gate takes both.
+    types = {_ORT_TYPES[tensor.dtype]} | ({"tensor(float16)"} if node.name == "logits" else set())
+    batch, *shape = node.shape or [0]
+    sizes_fit = len(shape) == len(tensor.shape) and all(
+        size == wanted or not isinstance(size, int) for size, wanted in zip(shape, tensor.shape, strict=True)
+    )
+    return node.type in types and not isinstance(batch, int) and sizes_fit
+
+
+def _check_activation(file: str, spec: StageSpec, batch: int, output: StageOutput) -> None:
+    """What the interface cannot say where axes are symbolic: the size of what really comes out.
+
+    Raises:
+        BundleError: names file, found and expected.
+    """
+    expected = None if spec.output is None else (batch, *spec.output.shape)
+    found = None if output.activation is None else output.activation.shape
+    if found != expected:
+        raise BundleError(
+            f"{file}: activation: found shape {found}, expected {expected} as in the manifest; export the stage again"
+        )
+
+
+def _open_gate(spec: StageSpec, batch: int) -> GateSpec:
+    """A gate that does all its work and lets every row leave."""
+    temperature = 1.0 if spec.exit_head is None else spec.exit_head.temperature
+    return GateSpec("max-probability", temperature, (0.0,) * batch, last=spec.output is None)
+
+
+def _undecided(spec: StageSpec, batch: int, gate: GateSpec) -> GateDecision:
+    """What a stage without an exit head says of its rows: they all go on."""
+    if gate.last:
+        raise ExecutorError(f"stage {spec.index}: found no exit head, expected one where all rows must leave; check the GateSpec")
+    return GateDecision([False] * batch, [-1] * batch, [0.0] * batch)
+
+
+def _one_line(exc: BaseException) -> str:
+    """The message without its line breaks; ONNX Runtime's run over several."""
+    return " ".join(str(exc).split()) or type(exc).__name__

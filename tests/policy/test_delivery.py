@@ -259,6 +259,34 @@ def test_the_pacer_wakes_the_owner_only_while_a_slot_is_free(make_source: MakeSo
     assert source.start(now=0.0451) == [(1, 1)]
 
 
+def test_the_rate_adapts_only_where_the_pacer_was_the_limit(make_source: MakeSource) -> None:
+    """D4, Alg. 3."""
+    source = make_source(admission="mdi-rate", options={"rate_hz": 50.0})
+    source.submit(0)
+    source.start(now=0.0)
+    source.tick(0.0)
+    assert source.source.admission.rate_hz == 50.0
+    source.submit(1, 2, 3, now=0.02)
+    source.start(now=0.02)
+    source.tick(0.1)
+    assert source.source.admission.rate_hz == pytest.approx(50.0 / 0.8)
+    source.tick(0.2)  # nobody asked the pacer in this interval
+    assert source.source.admission.rate_hz == pytest.approx(50.0 / 0.8)
+
+
+def test_tables_are_cleared_of_what_is_over(source: DrivenSource) -> None:
+    """D2: deadlines and timers lie far ahead, and one old sample stays open."""
+    source.submit(0, deadline=1e6)
+    source.start()
+    for sample in range(1, 1000):
+        source.submit(sample, deadline=1e6)
+        source.start()
+        source.result(sample)
+    assert max(len(table) for table in (source.source._deadlines, source.source._retransmits, source.source._order)) <= 68
+    assert source.source.oldest == 0
+    source.outcomes()
+
+
 def test_an_idle_source_needs_no_wakeup(source: DrivenSource) -> None:
     source.submit(0)
     source.start()
@@ -423,6 +451,18 @@ def test_a_sample_that_waits_to_be_submitted_again_is_not_timed(source: DrivenSo
     source.tick(1.0)
     assert source.counts.by_timer == 0
     assert source.start(now=1.0) == [(0, 2)]
+
+
+def test_the_timer_of_an_earlier_attempt_is_void(source: DrivenSource) -> None:
+    """R3: attempt 2 began at 0.5 and has two seconds."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.lost(0, now=0.5)
+    source.start(now=0.5)
+    source.tick(2.4)
+    assert source.start(now=2.4) == []
+    source.tick(2.5)
+    assert source.start(now=2.5) == [(0, 3)]
 
 
 def test_timers_stay_within_the_budget_and_then_trickle(source: DrivenSource) -> None:

@@ -117,6 +117,18 @@ def test_a_received_task_runs_and_its_result_goes_towards_the_source(middle: Dri
     assert grant == GrantCredit(0, Credit(INTO, 1, (), 5, {}, about(0.02)))
 
 
+def test_time_in_queues_and_in_the_executor_is_added_up(middle: Driven) -> None:
+    """What aimd steers by: 20 ms in I, 20 ms in the executor, 40 ms in O."""
+    middle.tell(CreditReceived(2, Credit(OUT, 0, (), 4)), PeerLost(2, outgoing=True, reason="cut"), now=0.01)
+    middle.receive(task(0, 1, 0), now=0.01)
+    row = task(1, 1, 1, queued_seconds=1.0, service_seconds=2.0)
+    middle.receive(row, now=0.01)
+    middle.complete(True, now=0.03)
+    middle.complete(False, now=0.05)
+    middle.connect(2, epoch=21, now=0.09)
+    assert (row.queued_seconds, row.service_seconds) == (about(1.06), about(2.02))
+
+
 def test_the_last_stage_answers_whatever_the_mask_says(make_node: MakeNode) -> None:
     """S4."""
     last = make_node(2, (2,), NeighbourConfig(1, lanes_in=(2,), window_in=4), next_hop={0: 1})
@@ -202,8 +214,28 @@ def test_among_neighbours_the_cheapest_with_credit_is_chosen(make_node: MakeNode
     for rank, backlog in ((1, 0.010), (2, 0.0)):
         node.tell(ReportReceived(rank, Report(0, 0, {1: 0.004}, {1: backlog})))
     node.submit(*range(5))
-    peers = [next(command.peer for command in node.complete(False) if isinstance(command, Forward)) for _ in range(5)]
-    assert peers == [2, 2, 2, 1, 2]
+
+    def peer_of_next() -> int:
+        return next(command.peer for command in node.complete(False) if isinstance(command, Forward))
+
+    assert [peer_of_next() for _ in range(4)] == [2, 2, 2, 1]
+    node.tell(ReportReceived(2, Report(0, 0, {1: 0.004}, {1: 0.008})))
+    node.tell(ReportReceived(1, Report(0, 0, {1: 0.004}, {1: 0.010})))
+    assert peer_of_next() == 2
+
+
+@pytest.mark.parametrize("how", ["lost", "reset"])
+def test_the_load_of_a_neighbour_that_went_is_forgotten(make_node: MakeNode, how: str) -> None:
+    """A1: it comes back empty."""
+    node = make_node(0, (0,), *[NeighbourConfig(rank, lanes_out=(1,), window_out=4) for rank in (1, 2)], source=source_config())
+    for rank, backlog in ((1, 0.010), (2, 1.0)):
+        node.tell(ReportReceived(rank, Report(0, 0, {1: 0.004}, {1: backlog})))
+    node.tell(PeerLost(2, outgoing=True, reason="cut") if how == "lost" else SendFailed(2, OUT))
+    node.connect(2, epoch=21)
+    node.submit(0)
+    (forward,) = node.complete(False)
+    assert isinstance(forward, Forward)
+    assert forward.peer == 2
 
 
 # ---- links (L, C) --------------------------------------------------------------------------------
@@ -360,6 +392,25 @@ def test_a_refused_frame_resets_the_connection_once(middle: Driven) -> None:
     assert middle.tell(PeerLost(2, outgoing=True, reason="reset"), now=0.03) == []
 
 
+def test_a_reset_gives_up_both_directions(make_node: MakeNode) -> None:
+    """R5: until the connection is made anew nothing goes there, and nothing from there is believed."""
+    node = make_node(
+        1, (1, 3), NeighbourConfig(2, lanes_out=(2,), lanes_in=(3,), window_out=4, window_in=4), stage_count=4, next_hop={0: 2}
+    )
+    node.tell(SendFailed(2, OUT), now=0.01)
+    assert not node.policy.neighbour(2).up
+    assert node.tell(TimerFired(), now=5.0) == []
+    assert node.receive(task(0, 3, 0), peer=2, now=5.0) == [Discard([100])]
+
+
+def test_a_loss_told_while_the_task_is_held_here_changes_nothing(first: Driven) -> None:
+    """R2."""
+    first.submit(0)
+    assert first.tell(LostReceived(1, [lost(0, 1, "x")])) == []
+    assert first.policy.source is not None
+    assert first.policy.source.counts.resubmitted == 0
+
+
 def test_a_failed_batch_runs_again_row_by_row_in_its_order(make_node: MakeNode) -> None:
     """R4: and rows that came meanwhile stay behind."""
     node = make_node(
@@ -376,13 +427,14 @@ def test_a_failed_batch_runs_again_row_by_row_in_its_order(make_node: MakeNode) 
     node.complete(True)
     node.receive(task(3, 1, 3))
     node.tell(StageFailed(1, "boom"), now=0.02)
-    order = []
+    order, forwarded = [], []
     for _ in range(3):
         (run,) = node.policy._runs.values()
         order.append([row.key.sample for row in run.tasks])
-        node.complete(*[False] * len(run.tasks), run=node.last_run, now=0.03)
+        commands = node.complete(*[False] * len(run.tasks), run=node.last_run, now=0.03)
+        forwarded += [row for command in commands if isinstance(command, Forward) for row in command.tasks]
     assert order == [[1], [2], [3]]
-    assert all(not row.alone for row in node.policy._tasks.held.values())
+    assert [row.alone for row in forwarded] == [False, False, False]
 
 
 def test_a_row_that_fails_alone_is_lost_and_its_payload_goes(middle: Driven) -> None:

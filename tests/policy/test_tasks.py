@@ -7,8 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from tests.policy.build import Driven, lost, task
+from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.exits import no_exit
 from zpipe.policy.messages import Command, Discard, Forward, GrantCredit, PeerLost, RunStage, StageFailed, TimerFired
-from zpipe.policy.state import NeighbourConfig
+from zpipe.policy.state import NeighbourConfig, NodeCounts
+from zpipe.policy.tasks import TaskTable
 
 MakeNode = Callable[..., Driven]
 
@@ -49,7 +52,7 @@ def test_the_newcomer_at_the_same_stage_goes(two: Driven) -> None:
     two.receive(task(0, 1, 0, attempt=3))
     two.receive(task(0, 1, 0, attempt=2), peer=2)
     assert running(two) == [(0, 1, 3)]
-    assert two.policy.held_count == 1
+    assert (two.policy.held_count, two.policy.input_length) == (1, 0)
 
 
 def test_the_newcomer_at_a_later_stage_replaces_one_that_waits(two: Driven) -> None:
@@ -198,6 +201,7 @@ def test_a_source_is_forgotten_after_the_last_deadline_heard_of(two: Driven) -> 
     two.receive(task(0, 1, 0, session=7, deadline=30.0), task(1, 1, 1, session=7, deadline=20.0))
     two.complete(True)
     two.complete(True)
+    two.tell(TimerFired(), now=25.0)
     assert discards(two.receive(task(0, 1, 2, session=3, deadline=59.0), now=29.0)) == [102]
     two.tell(TimerFired(), now=30.0)
     assert discards(two.receive(task(0, 1, 3, session=3, deadline=60.0), now=30.5)) == []
@@ -207,6 +211,28 @@ def test_a_samples_own_source_drops_what_it_does_not_know(make_node: MakeNode) -
     """S5: nobody submits at this node, or not any more."""
     node = make_node(0, (0, 2), NeighbourConfig(1, lanes_in=(2,), window_in=4))
     assert discards(node.receive(task(0, 2, 0), peer=1)) == [100]
+
+
+def test_a_source_drops_its_own_tasks_of_an_older_session(make_node: MakeNode) -> None:
+    """S1, S5: sample 0 is open in session 1; a ring brings sample 0 of session 0."""
+    node = make_node(
+        0, (0, 2), NeighbourConfig(1, lanes_in=(2,), window_in=4), source=SourceConfig(1, no_exit(3), admission="fixed")
+    )
+    node.submit(0)
+    assert discards(node.receive(task(0, 2, 0, session=0), peer=1)) == [100]
+
+
+def test_the_head_most_task_of_any_lane_is_taken_back() -> None:
+    """A3."""
+    for first, second in ((1, 2), (2, 1)):
+        table = TaskTable(rank=1, stages=(1, 2), lanes_out=(1, 2), incoming={}, is_current=lambda key: True, counts=NodeCounts())
+        rows = [task(0, first), task(1, second)]
+        for row, now in zip(rows, (1.0, 2.0), strict=True):
+            table.hold(row)
+            table.to_output(row, now)
+        assert table.take_back()
+        assert [row.key.sample for queue in table.input.values() for row in queue] == [0]
+        table.check([])
 
 
 def test_lost_rows_name_the_attempt_that_was_sent(two: Driven) -> None:

@@ -152,7 +152,6 @@ class IncomingLink:
         self.carried: dict[tuple[int, int], int] = {}
         self.due = False  #: a Credit is due now (C5), but for the report's turn
         self._told_limit = 0
-        self._told_carried = 0
         self._urgent = False
         self._arrived_at = -1.0
         self.gaps = self.repeats = self.overruns = 0
@@ -239,14 +238,13 @@ class IncomingLink:
         self.due = self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
 
     def credit_changed(self) -> bool:
-        """Whether the sender knows less than it could; told at the latest with the next report."""
-        return self.epoch is not None and (self.limit != self._told_limit or len(self.carried) != self._told_carried)
+        """Whether the sender knows less than it could (each slot that comes free raises the limit); told with the next report."""
+        return self.epoch is not None and self.limit != self._told_limit
 
     def credit(self, *, now: float) -> Credit:
         """The Credit to send now."""
         self._urgent = self.due = False
         self._told_limit = self.limit
-        self._told_carried = len(self.carried)
         carried: dict[int, int] = {}
         for lane in self.carried.values():
             carried[lane] = carried.get(lane, 0) + 1

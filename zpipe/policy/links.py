@@ -109,12 +109,12 @@ class Links:
             neighbour.report = None
         return lost
 
-    def on_send_failed(self, event: SendFailed, commands: list[Command], now: float) -> list[LostRow]:
+    def on_send_failed(self, event: SendFailed, commands: list[Command]) -> list[LostRow]:
         """With credit in hand a refused frame means a broken connection; of an older epoch it means nothing."""
         neighbour = self.neighbours.get(event.peer)
         if neighbour is None or neighbour.outgoing is None or neighbour.outgoing.epoch != event.epoch:
             return []
-        return self._reset(neighbour, "a task could not be sent", commands, now)
+        return self._reset(neighbour, "a task could not be sent", commands)
 
     # ---- every report interval -----------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class Links:
             neighbour.heard_at += slept_seconds
             silent = now - neighbour.heard_at
             if neighbour.up and silent > self._config.hang_seconds:
-                lost += self._reset(neighbour, f"nothing heard for {silent:.1f} s", commands, now)
+                lost += self._reset(neighbour, f"nothing heard for {silent:.1f} s", commands)
         return lost
 
     def report(self, report: Report, commands: list[Command], *, waiting: Mapping[int, Sized], now: float) -> None:
@@ -154,7 +154,6 @@ class Links:
             link.waiting_since = None
         elif now - link.waiting_since >= self._config.report_seconds:
             self._counts.blocked += 1
-            link.waiting_since = now
             commands.append(SendBlocked(neighbour.config.rank, link.epoch, link.next_number))
 
     def grant(self, commands: list[Command], now: float) -> None:
@@ -167,10 +166,9 @@ class Links:
         """Whether some sender knows less than it could."""
         return any(link.credit_changed() for link in self.incoming.values())
 
-    def _reset(self, neighbour: Neighbour, reason: str, commands: list[Command], now: float) -> list[LostRow]:
-        """Gives up both directions and has them made anew (R5); the new connection gets a full `hang_seconds` too."""
+    def _reset(self, neighbour: Neighbour, reason: str, commands: list[Command]) -> list[LostRow]:
+        """Gives up both directions and has them made anew (R5); PeerUp gives them a full `hang_seconds`."""
         self._counts.resets += 1
-        neighbour.heard_at = now
         neighbour.sends = neighbour.receives = False
         neighbour.report = None
         if neighbour.incoming is not None:

@@ -177,7 +177,7 @@ class NodePolicy:
             case StageFailed():
                 self._on_failed(event, now)
             case SendFailed():
-                self._answers.lost(self._links.on_send_failed(event, self._commands, now), now)
+                self._answers.lost(self._links.on_send_failed(event, self._commands), now)
             case PeerUp():
                 self._answers.lost(self._links.on_peer_up(event, now), now)
             case PeerLost():

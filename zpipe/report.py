@@ -134,6 +134,7 @@ def build_report(
     nodes: list[dict[str, Any]],
     links: list[dict[str, Any]],
     series: list[dict[str, Any]],
+    memory: list[dict[str, Any]],
     second_results: int,
     resubmitted: int,
     shared_machine: bool,
@@ -149,6 +150,7 @@ def build_report(
             sent_bytes.
         links: one dict per link.
         series: the source's admission state over time.
+        memory: every node's resident set over time.
         second_results, resubmitted: of this run, as the source counted them.
         shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
     """
@@ -199,6 +201,7 @@ def build_report(
         "nodes": nodes,
         "links": links,
         "series": series,
+        "memory": memory,
     }
 
 

@@ -39,18 +39,19 @@ def _plain_loop() -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
     thresholds = bundle.default_point.thresholds
     labels, exits, margins = [], [], []
     for image in bundle.evaluation().images:
-        x, margin = image[None], np.inf
+        x, margin, stage, label = image[None], np.inf, -1, -1
         for stage, spec in enumerate(bundle.stages):
             assert spec.exit_head is not None
             last = stage == len(bundle.stages) - 1
             output = executor.run(stage, x, GateSpec("max-probability", spec.exit_head.temperature, (thresholds[stage],), last))
             if not last:
                 margin = min(margin, abs(output.confidences[0] - thresholds[stage]))
+            label = output.labels[0]
             if output.exited[0]:
                 break
             assert output.activation is not None
             x = output.activation
-        labels.append(output.labels[0])
+        labels.append(label)
         exits.append(stage)
         margins.append(margin)
     executor.close()

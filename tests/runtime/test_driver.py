@@ -25,7 +25,7 @@ def _expected(count: int) -> dict[int, tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stages", [[[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]], LINE4, [[0, 2, 4], [1, 3]]])
+@pytest.mark.parametrize("stages", [[[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]], LINE4, [[0, 2, 4], [1, 3]], [[], [0, 1], [2, 3, 4]]])
 def test_every_sample_leaves_where_its_gate_says_with_its_own_label(kind: str, stages: list[list[int]]) -> None:
     async def main() -> None:
         async with live(topology(stages), kind=kind) as mesh:

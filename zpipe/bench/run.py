@@ -22,6 +22,8 @@ Progress = Callable[[str, float], None]
 
 #: How often the admission state goes into `series`.
 SERIES_SECONDS = 0.1
+#: How often every node is asked for its memory.
+MEMORY_SECONDS = 1.0
 #: Rows of `series` kept: above it every second one is dropped and the step doubles, so a long run stays readable.
 SERIES_ROWS = 1200
 #: An attached source says which ranks it waits for this often.
@@ -132,11 +134,12 @@ async def _measure(
     started_at = time.monotonic()
     watch = _watch(pipeline, evaluation, log, span, progress, started_at)
     series = Series(pipeline, started_at)
-    recorder = asyncio.ensure_future(series.record())
+    recorders = [asyncio.ensure_future(series.record()), asyncio.ensure_future(series.record_memory())]
     try:
         await _load(pipeline, evaluation, order, watch, options, span)
     finally:
-        recorder.cancel()
+        for recorder in recorders:
+            recorder.cancel()
     seconds = time.monotonic() - started_at
     log.ended(now=time.monotonic())
     after = await pipeline.stats()
@@ -185,10 +188,12 @@ class Series:
 
     Attributes:
         rows: #: one dict per step, at most SERIES_ROWS.
+        memory: #: every node's resident set, by rank, about once a second; at most SERIES_ROWS.
     """
 
     def __init__(self, pipeline: Pipeline, started_at: float) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.memory: list[dict[str, Any]] = []
         self._pipeline = pipeline
         self._started_at = started_at
         self._step = SERIES_SECONDS
@@ -203,6 +208,16 @@ class Series:
             if len(self.rows) >= SERIES_ROWS:
                 self.rows = self.rows[::2]
                 self._step *= 2.0
+
+    async def record_memory(self) -> None:
+        """Runs until it is cancelled."""
+        first = self._pipeline.source.counts.results
+        while True:
+            nodes = await self._pipeline.stats()
+            results = self._pipeline.source.counts.results - first
+            self.memory.append({"results": results, "rss_mb": [round(stats["rss_bytes"] / 1e6, 2) for stats in nodes]})
+            self.memory = self.memory if len(self.memory) < SERIES_ROWS else self.memory[::2]
+            await asyncio.sleep(MEMORY_SECONDS)
 
     def _row(self) -> None:
         source = self._pipeline.source
@@ -290,6 +305,7 @@ def _report(
         nodes=node_rows(before, after, seconds),
         links=[],
         series=series.rows,
+        memory=series.memory,
         second_results=source.counts.second_results - first["second_results"],
         resubmitted=source.counts.resubmitted - first["resubmitted"],
         shared_machine=not options.attach,

@@ -8,7 +8,8 @@ rules below by their numbers.
   S1. A sample is named by (source rank, source session, number). Sessions of a source grow; numbers count from 0 in each.
   S2. A task is a sample waiting for a stage. A node holds at most one task per sample and part: of two attempts that meet,
       the one at the later stage stays and takes the higher attempt number; the other's slot is free at once.
-  S3. A task leaves a node only after a stage ran on it, so it makes at most K-1 hops and cannot ping-pong.
+  S3. A task leaves a node only after a stage ran on it, so it makes at most K-1 hops and cannot ping-pong. (A source
+      that hosts no stage 0 sends its raw inputs on: lane 0.)
   S4. A task exits when its stage's gate says so, or after the last stage. The policy writes the gate (rule, temperature, one
       threshold per row); the executor evaluates it; the policy takes the answer as given.
   S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their

@@ -281,6 +281,8 @@ class NodePolicy:
             self._answers.lost(self._links.reset_silent(commands, slept_seconds=slept, now=now), now)
         if source is not None:
             source.tick(queue_length=tasks.queue_length, held=tasks.holds, now=now)
+            if 0 not in tasks.input:
+                self._admit(now)  # raw inputs go straight to O
         if tasks.output_length:
             self._flush_output(now)
         run = self._choose_run(now)
@@ -316,7 +318,10 @@ class NodePolicy:
                 other.attempt = task.attempt
                 continue
             tasks.hold(task)
-            tasks.to_input(task, now)
+            if task.stage in tasks.input:
+                tasks.to_input(task, now)
+            else:
+                tasks.to_output(task, now)
 
     def _choose_run(self, now: float) -> RunStage | None:
         """Admits, and finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""

@@ -1,6 +1,6 @@
-"""The same answer however the network is cut: label and exit stage of every evaluation sample, against a plain loop (design section 4).
+"""The same answer however the network is cut: label and exit stage of every evaluation sample, against a plain loop.
 
-At batch 1 they agree for every sample. Larger batches may round differently, so samples within 1e-5 of a threshold are counted apart.
+At batch 1 they agree for every sample. Larger batches may round differently: samples within 1e-5 of a threshold are counted.
 """
 
 from __future__ import annotations

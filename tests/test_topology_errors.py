@@ -312,7 +312,7 @@ def test_any_damage_to_a_file_is_one_topology_error_or_none(data: st.DataObject)
     for _ in range(data.draw(st.integers(1, 2))):
         section = data.draw(st.sampled_from([*plain, "extra"]))
         entries = plain.get(section)
-        if section in KEYS and isinstance(entries, list) and isinstance(entries[0], dict) and data.draw(st.booleans()):
+        if section in KEYS and isinstance(entries, list) and entries and isinstance(entries[0], dict) and data.draw(st.booleans()):
             entries[0] = {**entries[0], data.draw(st.sampled_from(KEYS[section])): data.draw(values)}
         else:
             plain[section] = data.draw(values)

@@ -1,9 +1,11 @@
 """The run report: everything computed from sample ids, nothing assumed.
 
 lost             ids without an outcome at the end
-duplicate        ids whose outcome the caller saw twice
-hung             ids still open 100 ms past their deadline
+duplicate        ids whose outcome the caller saw more than once (the first one counts)
+hung             ids still open 100 ms past their deadline, whatever became of them later
+strangers        outcomes of numbers that were never offered
 second_results   answers of another attempt, dropped at the source (allowed)
+goodput          results that came before their deadline
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import os
 import platform
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -31,13 +34,51 @@ SCHEMA = "zpipe.report/1"
 HUNG_SECONDS = 0.1
 KINDS = ("", "result", "rejected", "expired", "failed")
 PERCENTILES = (50, 90, 95, 99)
+#: Different causes kept apart in a report; a cause that names a sample must not make it grow with the run.
+MOST_CAUSES = 20
+
+#: What every report holds at least: {key: type}, a dict or a list of dicts within. None where nothing could be measured.
+REPORT = {
+    "schema": str,
+    "topology": str,
+    "bundle": str,
+    "policy": str,
+    "seed": int,
+    "machine": {"cpu": str, "cores": int, "os": str, "python": str, "versions": {}},
+    "shared_machine": bool,
+    "seconds": float,
+    "counts": dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung", "second_results", "resubmitted"), int),
+    "strangers": int,
+    "causes": {},
+    "throughput_hz": float,
+    "goodput_hz": float,
+    "latency_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
+    "queueing_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
+    "accuracy": float | None,
+    "mean_macs": float | None,
+    "mean_macs_share": float | None,
+    "cpu_efficiency": float | None,
+    "overhead_us_per_task": float | None,
+    "exits": [{"stage": int, "share": float, "accuracy": float | None}],
+    "nodes": [
+        {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "queue_p95": float, "queue_max": float}
+        | dict.fromkeys(("busy", "batch_mean", "cpu_s", "stage_cpu_s", "rss_mb"), float)
+    ],
+    "links": [{}],
+    "series": [{"t": float}],
+    "memory": [{}],
+}
 
 
 class RunLog:
-    """What became of every sample of a run, by number. Columns of plain arrays: 80 bytes a sample, however long the run.
+    """What became of every sample of a run, by number. Columns of plain arrays: 67 bytes a sample, however long the run.
 
     Args:
         first: the number of the run's first sample; they follow each other from there.
+
+    Attributes:
+        causes: {why samples ended without a result: how many}; at most MOST_CAUSES, then "other causes".
+        strangers: outcomes of numbers that were never offered.
     """
 
     def __init__(self, *, first: int = 0) -> None:
@@ -45,11 +86,24 @@ class RunLog:
         self._index, self._truth, self._kind = array("l"), array("l"), array("b")
         self._label, self._stage, self._attempts = array("l"), array("b"), array("l")
         self._confidence, self._latency, self._queued, self._deadline = array("d"), array("d"), array("d"), array("d")
-        self.duplicate = self.hung = self.strangers = 0
-        self._ended_at = 0.0
+        self._late = array("b")
+        self._repeated: set[int] = set()  # both are empty in a run that keeps the promise, so a set costs nothing
+        self._hung: set[int] = set()
+        self.causes: Counter[str] = Counter()
+        self.strangers = 0
 
     def __len__(self) -> int:
         return len(self._kind)
+
+    @property
+    def duplicate(self) -> int:
+        """Samples whose outcome was seen more than once."""
+        return len(self._repeated)
+
+    @property
+    def hung(self) -> int:
+        """Samples seen open too long after their deadline."""
+        return len(self._hung)
 
     def submitted(self, sample: int, index: int, truth: int, *, deadline: float) -> None:
         """A sample is about to be offered: `index` into the evaluation set, `truth` its label, `deadline` on the caller's clock."""
@@ -57,7 +111,7 @@ class RunLog:
         self._index.append(index)
         self._truth.append(truth)
         self._deadline.append(deadline)
-        for column in (self._kind, self._attempts):
+        for column in (self._kind, self._attempts, self._late):
             column.append(0)
         for column in (self._label, self._stage):
             column.append(-1)
@@ -65,18 +119,23 @@ class RunLog:
             values.append(math.nan)
 
     def outcome(self, outcome: Outcome, *, now: float) -> None:
-        """A sample ended."""
+        """A sample ended; `now` on the clock of the deadlines."""
         row = outcome.sample - self.first
         if not 0 <= row < len(self):
             self.strangers += 1
             return
         if self._kind[row]:
-            self.duplicate += 1
+            self._repeated.add(row)
             return
         self._kind[row] = KINDS.index(outcome.kind)
         self._attempts[row] = outcome.attempts
         self._latency[row] = outcome.latency_seconds
-        self.hung += now > self._deadline[row] + HUNG_SECONDS
+        self._late[row] = now > self._deadline[row]
+        if now > self._deadline[row] + HUNG_SECONDS:
+            self._hung.add(row)
+        if outcome.kind != "result":
+            cause = f"{outcome.kind}: {outcome.cause or 'no cause given'}"
+            self.causes[cause if cause in self.causes or len(self.causes) < MOST_CAUSES else "other causes"] += 1
         if outcome.result is not None:
             result = outcome.result
             self._label[row], self._stage[row] = result.label, result.exit_stage
@@ -85,9 +144,9 @@ class RunLog:
 
     def ended(self, *, now: float) -> None:
         """The run is over: what is open past its deadline now is hung."""
-        self.hung += sum(
-            not kind and now > deadline + HUNG_SECONDS for kind, deadline in zip(self._kind, self._deadline, strict=True)
-        )
+        for row, (kind, deadline) in enumerate(zip(self._kind, self._deadline, strict=True)):
+            if not kind and now > deadline + HUNG_SECONDS:
+                self._hung.add(row)
 
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
         """The log as arrays `[samples]`; `kind` indexes KINDS."""
@@ -95,6 +154,7 @@ class RunLog:
             "index": np.array(self._index),
             "truth": np.array(self._truth),
             "kind": np.array(self._kind),
+            "late": np.array(self._late, dtype=np.bool_),
             "label": np.array(self._label),
             "stage": np.array(self._stage),
             "attempts": np.array(self._attempts),
@@ -156,14 +216,10 @@ def build_report(
     """
     columns = log.columns()
     answered = columns["kind"] == KINDS.index("result")
-    right = answered & (columns["label"] == columns["truth"])
-    stages = columns["stage"][answered]
-    shares = np.bincount(stages, minlength=len(stage_macs)) / max(1, len(stages))
-    mean_macs = float(np.dot(shares, np.cumsum(stage_macs))) if len(stages) else None
-    tasks = sum(node["tasks"] for node in nodes)
-    cpu, stage_cpu = sum(node["cpu_s"] for node in nodes), sum(node["stage_cpu_s"] for node in nodes)
-    in_time = int(answered.sum())  # a result after its deadline cannot be: the source's timer ends the sample before
-    return {
+    exits = _exit_rows(columns, answered, len(stage_macs))
+    mean_macs = float(np.dot([row["share"] for row in exits], np.cumsum(stage_macs))) if answered.any() else None
+    tasks, cpu, stage_cpu = (sum(node[key] for node in nodes) for key in ("tasks", "cpu_s", "stage_cpu_s"))
+    report = {
         "schema": SCHEMA,
         "topology": topology,
         "bundle": bundle,
@@ -172,37 +228,80 @@ def build_report(
         "machine": machine(),
         "shared_machine": shared_machine,
         "seconds": seconds,
-        "counts": {
-            "submitted": len(log),
-            **{kind: int((columns["kind"] == number).sum()) for number, kind in enumerate(KINDS) if kind},
-            "lost": int((columns["kind"] == 0).sum()),
-            "duplicate": log.duplicate,
-            "hung": log.hung,
-            "second_results": second_results,
-            "resubmitted": resubmitted,
-        },
-        "throughput_hz": int(answered.sum()) / seconds,
-        "goodput_hz": in_time / seconds,
+        "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted},
+        "strangers": log.strangers,
+        "causes": dict(log.causes.most_common()),
+        "throughput_hz": int(answered.sum()) / seconds if seconds else 0.0,
+        "goodput_hz": int((answered & ~columns["late"]).sum()) / seconds if seconds else 0.0,
         "latency_ms": spread(1e3 * columns["latency"][answered]),
         "queueing_ms": spread(1e3 * columns["queued"][answered]),
-        "accuracy": float(right.sum() / answered.sum()) if answered.any() else None,
+        "accuracy": _accuracy(columns, answered),
         "mean_macs": mean_macs,
         "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
         "cpu_efficiency": stage_cpu / cpu if cpu else None,
         "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks else None,
-        "exits": [
-            {
-                "stage": stage,
-                "share": float(shares[stage]),
-                "accuracy": float(right[answered & (columns["stage"] == stage)].mean()) if shares[stage] else None,
-            }
-            for stage in range(len(stage_macs))
-        ],
+        "exits": exits,
         "nodes": nodes,
         "links": links,
         "series": series,
         "memory": memory,
     }
+    return cast("dict[str, Any]", _json_values(report))
+
+
+def _counts(log: RunLog, kinds: np.ndarray[Any, Any]) -> dict[str, int]:
+    """What the log alone can say; the kinds and `lost` add up to `submitted`."""
+    ended = {kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS) if kind}
+    broken = {"duplicate": log.duplicate, "hung": log.hung}
+    return {"submitted": len(log), **ended, "lost": int((kinds == 0).sum()), **broken}
+
+
+def _accuracy(columns: dict[str, np.ndarray[Any, Any]], rows: np.ndarray[Any, Any]) -> float | None:
+    """Share of right labels among the answered samples that `rows` (a mask) selects; None of none."""
+    right = (columns["label"] == columns["truth"])[rows]
+    return float(right.mean()) if len(right) else None
+
+
+def _exit_rows(columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], stages: int) -> list[dict[str, Any]]:
+    """Per stage the share of all answers that were given there, and how many of those are right."""
+    at = [answered & (columns["stage"] == stage) for stage in range(stages)]
+    total = max(1, int(answered.sum()))
+    return [
+        {"stage": stage, "share": int(rows.sum()) / total, "accuracy": _accuracy(columns, rows)} for stage, rows in enumerate(at)
+    ]
+
+
+def _json_values(value: Any) -> Any:
+    """The same with NumPy's numbers as Python's, and None for infinity and NaN (an unbounded window or rate), which JSON lacks."""
+    if isinstance(value, dict):
+        return {str(key): _json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_values(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_schema(report: Any, wanted: Any = REPORT, at: str = "report") -> None:
+    """Compare a report with REPORT; further keys are allowed.
+
+    Raises:
+        ValueError: names the first key that is absent or of another type, with what was found and expected.
+    """
+    if isinstance(wanted, dict | list):
+        if not isinstance(report, type(wanted)):
+            raise ValueError(f"{at}: found {report!r}, expected a {type(wanted).__name__}")
+        items = wanted.items() if isinstance(wanted, dict) else [(i, wanted[0]) for i in range(len(report))]
+        for key, inner in items:
+            if isinstance(wanted, dict) and key not in report:
+                raise ValueError(f"{at}.{key}: found no such key, expected one in every {SCHEMA}")
+            check_schema(report[key], inner, f"{at}.{key}" if isinstance(wanted, dict) else f"{at}[{key}]")
+        return
+    allowed = wanted | int if wanted in (float, float | None) else wanted  # a whole number will do for a float, not for a bool
+    if not isinstance(report, allowed) or (isinstance(report, bool) and wanted is not bool):
+        raise ValueError(f"{at}: found {report!r}, expected {getattr(wanted, '__name__', wanted)}")
+    if at == "report.schema" and report != SCHEMA:
+        raise ValueError(f"{at}: found {report!r}, expected {SCHEMA!r}")
 
 
 def spread(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
@@ -279,11 +378,14 @@ def _headline(report: dict[str, Any]) -> RenderableType:
     text.append(f"{_number(report['throughput_hz'], ',.0f')} results/s", style="bold green")
     text.append(f"   accuracy {_percent(report['accuracy'])}", style="bold")
     text.append(f"   {counts['submitted']:,} samples in {report['seconds']:.1f} s\n")
-    ends = "   ".join(f"{kind} {counts[kind]:,}" for kind in ("result", "rejected", "expired", "failed"))
-    text.append(f"{ends}   ")
-    broken = counts["lost"] + counts["duplicate"] + counts["hung"]
-    promise = f"lost {counts['lost']}  duplicate {counts['duplicate']}  hung {counts['hung']}"
+    ends = "   ".join(f"{kind} {counts[kind]:,}" for kind in KINDS[1:])
+    text.append(f"{ends}\n")
+    broken = counts["lost"] + counts["duplicate"] + counts["hung"] + report["strangers"]
+    promise = f"lost {counts['lost']:,}  duplicate {counts['duplicate']:,}  hung {counts['hung']:,}"
+    promise += f"  strangers {report['strangers']:,}" if report["strangers"] else ""
     text.append(promise, style="bold red" if broken else "green")
+    for cause, times in list(report["causes"].items())[:3]:
+        text.append(f"\n{times:,} {cause}", style="yellow")
     return text
 
 

@@ -1,0 +1,334 @@
+"""The run report: counts from ids, figures from counts, JSON that any reader takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from zpipe.model import Outcome, OutcomeKind, Result
+from zpipe.report import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, build_report, check_schema, machine, render, spread
+
+MACS = (100, 200, 700)
+
+
+def result(sample: int, *, label: int = 0, stage: int = 0, latency: float = 0.01) -> Outcome:
+    answer = Result(sample, label, str(label), 0.75, stage, latency, 0.4 * latency, 0.25 * latency, 1)
+    return Outcome(sample, "result", latency, 1, answer)
+
+
+def ended(sample: int, kind: OutcomeKind, cause: str = "") -> Outcome:
+    return Outcome(sample, kind, 0.02, 0 if kind == "rejected" else 1, None, cause)
+
+
+def log_of(*truths: int, first: int = 0, deadline: float = 1.0) -> RunLog:
+    log = RunLog(first=first)
+    for i, truth in enumerate(truths):
+        log.submitted(first + i, 10 + i, truth, deadline=deadline)
+    return log
+
+
+def node(rank: int = 0, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "rank": rank,
+        "stages": [rank],
+        "busy": 0.5,
+        "queue_p95": 3,
+        "queue_max": 9,
+        "batch_mean": 2.5,
+        "tasks": 100,
+        "cpu_s": 2.0,
+        "stage_cpu_s": 1.5,
+        "rss_mb": 80.0,
+        "sent_bytes": 4_000_000,
+    }
+    return row | changes
+
+
+def report_of(log: RunLog, **changes: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "topology": "line3",
+        "bundle": "tiny",
+        "policy": "default, aimd",
+        "seed": 7,
+        "seconds": 2.0,
+        "stage_macs": MACS,
+        "nodes": [node(0), node(1), node(2)],
+        "links": [],
+        "series": [{"t": 0.0, "queue": 1}],
+        "memory": [],
+        "second_results": 0,
+        "resubmitted": 0,
+        "shared_machine": True,
+    }
+    return build_report(log, **(known | changes))
+
+
+# ---- counting from ids -------------------------------------------------------------------------
+
+
+def test_every_sample_is_counted_once_by_how_it_ended() -> None:
+    log = log_of(0, 0, 0, 0, 0, first=40)
+    log.outcome(result(40), now=0.1)
+    log.outcome(ended(41, "rejected"), now=0.1)
+    log.outcome(ended(42, "expired"), now=0.1)
+    log.outcome(ended(43, "failed"), now=0.1)
+    counts = report_of(log, second_results=3, resubmitted=2)["counts"]
+    assert counts == {
+        "submitted": 5,
+        "result": 1,
+        "rejected": 1,
+        "expired": 1,
+        "failed": 1,
+        "lost": 1,
+        "duplicate": 0,
+        "hung": 0,
+        "second_results": 3,
+        "resubmitted": 2,
+    }
+
+
+def test_second_outcome_is_a_duplicate_of_one_id_and_the_first_one_counts() -> None:
+    log = log_of(0, 0)
+    log.outcome(result(0, label=0), now=0.1)
+    log.outcome(result(0, label=5), now=0.2)
+    log.outcome(ended(0, "failed"), now=0.3)
+    report = report_of(log)
+    assert (report["counts"]["duplicate"], report["counts"]["result"], report["counts"]["failed"]) == (1, 1, 0)
+    assert report["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("sample", [39, 42, -1])
+def test_outcome_of_a_number_never_offered_is_a_stranger(sample: int) -> None:
+    log = log_of(0, 0, first=40)
+    log.outcome(result(sample), now=0.1)
+    assert report_of(log)["strangers"] == 1
+
+
+def test_sample_open_past_its_deadline_is_hung_once_whatever_becomes_of_it() -> None:
+    log = log_of(0, 0, 0, deadline=1.0)
+    too_late = 1.0 + HUNG_SECONDS + 0.001
+    log.outcome(result(0), now=1.0 + HUNG_SECONDS)
+    log.outcome(result(1), now=too_late)
+    log.ended(now=too_late)
+    log.outcome(result(2), now=too_late)
+    log.ended(now=too_late)
+    counts = report_of(log)["counts"]
+    assert (counts["hung"], counts["lost"], counts["result"]) == (2, 0, 3)
+
+
+def test_sample_open_before_its_deadline_is_lost_but_not_hung() -> None:
+    log = log_of(0, deadline=1.0)
+    log.ended(now=0.5)
+    counts = report_of(log)["counts"]
+    assert (counts["lost"], counts["hung"]) == (1, 0)
+
+
+def test_numbers_with_a_gap_are_refused() -> None:
+    with pytest.raises(AssertionError, match="without gaps"):
+        log_of(0).submitted(2, 0, 0, deadline=1.0)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 5), st.sampled_from(KINDS[1:]), st.floats(0, 3)), max_size=30))
+def test_outcomes_in_any_order_add_up(events: list[tuple[int, OutcomeKind, float]]) -> None:
+    log = log_of(*[0] * 5)
+    for sample, kind, now in events:
+        log.outcome(result(sample) if kind == "result" else ended(sample, kind), now=now)
+    log.ended(now=3.0)
+    report = report_of(log)
+    counts = report["counts"]
+    seen = [sample for sample, _, _ in events if 0 <= sample < 5]
+    assert sum(counts[kind] for kind in KINDS[1:]) + counts["lost"] == counts["submitted"] == 5
+    assert counts["lost"] == 5 - len(set(seen))
+    assert counts["duplicate"] == sum(seen.count(sample) > 1 for sample in range(5))
+    assert report["strangers"] == len(events) - len(seen)
+    assert report["goodput_hz"] <= report["throughput_hz"]
+    check_schema(report)
+
+
+def test_causes_are_counted_and_bounded() -> None:
+    log = log_of(*[0] * 60)
+    for sample in range(10):
+        log.outcome(ended(sample, "failed", "peer-lost"), now=0.1)
+    for sample in range(10, 59):
+        log.outcome(ended(sample, "expired", f"waited for {sample}"), now=0.1)
+    log.outcome(ended(59, "rejected"), now=0.1)
+    causes = report_of(log)["causes"]
+    assert causes["failed: peer-lost"] == 10
+    assert causes["expired: waited for 10"] == 1
+    assert len(causes) == MOST_CAUSES + 1
+    assert sum(causes.values()) == 60
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def test_goodput_leaves_out_results_after_their_deadline() -> None:
+    log = log_of(0, 0, 0, 0, deadline=1.0)
+    for sample, now in enumerate((0.5, 1.0, 1.05, 0.2)):
+        log.outcome(result(sample), now=now)
+    report = report_of(log, seconds=2.0)
+    assert (report["throughput_hz"], report["goodput_hz"]) == (2.0, 1.5)
+
+
+def test_exits_accuracy_and_multiply_adds_follow_from_the_answers() -> None:
+    log = log_of(0, 1, 2, 3, 4)
+    log.outcome(result(0, label=0, stage=0), now=0.1)
+    log.outcome(result(1, label=9, stage=0), now=0.1)
+    log.outcome(result(2, label=2, stage=2), now=0.1)
+    log.outcome(result(3, label=3, stage=2), now=0.1)
+    log.outcome(ended(4, "expired"), now=0.1)
+    report = report_of(log)
+    assert report["accuracy"] == 0.75
+    assert report["exits"] == [
+        {"stage": 0, "share": 0.5, "accuracy": 0.5},
+        {"stage": 1, "share": 0.0, "accuracy": None},
+        {"stage": 2, "share": 0.5, "accuracy": 1.0},
+    ]
+    assert report["mean_macs"] == 0.5 * 100 + 0.5 * 1000
+    assert report["mean_macs_share"] == 0.55
+
+
+def test_cpu_figures_sum_over_nodes() -> None:
+    report = report_of(log_of(), nodes=[node(0, tasks=300), node(1, tasks=100, cpu_s=1.0, stage_cpu_s=0.9)])
+    assert report["cpu_efficiency"] == pytest.approx(2.4 / 3.0)
+    assert report["overhead_us_per_task"] == pytest.approx(1e6 * 0.6 / 400)
+
+
+def test_latency_and_queueing_come_from_results_only() -> None:
+    log = log_of(0, 0, 0)
+    log.outcome(result(0, latency=0.010), now=0.1)
+    log.outcome(result(1, latency=0.030), now=0.1)
+    log.outcome(Outcome(2, "expired", 99.0, 1), now=0.1)
+    report = report_of(log)
+    assert report["latency_ms"]["mean"] == pytest.approx(20.0)
+    assert report["latency_ms"]["max"] == pytest.approx(30.0)
+    assert report["queueing_ms"]["max"] == pytest.approx(22.5)  # all but the service time
+
+
+def test_percentiles_are_numpys() -> None:
+    values = np.arange(1.0, 102.0)
+    assert spread(values) == {"mean": 51.0, "p50": 51.0, "p90": 91.0, "p95": 96.0, "p99": 100.0, "max": 101.0}
+
+
+# ---- JSON --------------------------------------------------------------------------------------
+
+
+def odd_values(report: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports of runs in which something could not be measured."""
+    unbounded = [{"t": np.float64(0.1), "window": math.inf, "rate_hz": math.nan, "queue": np.int64(3)}]
+    return [
+        report(log_of(), seconds=0.0, nodes=[]),
+        report(log_of(0, 0)),
+        report(log_of(), series=unbounded, nodes=[node(busy=np.float32(0.5))]),
+    ]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_report_of_an_odd_run_is_strict_json_and_keeps_the_schema(number: int) -> None:
+    report = odd_values(report_of)[number]
+    check_schema(report)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_unbounded_rate_becomes_null() -> None:
+    assert odd_values(report_of)[2]["series"] == [{"t": 0.1, "window": None, "rate_hz": None, "queue": 3}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop("exits"), "report.exits: found no such key"),
+        (lambda r: r["counts"].update(lost="none"), "report.counts.lost: found 'none', expected int"),
+        (lambda r: r["counts"].update(lost=True), "report.counts.lost: found True, expected int"),
+        (lambda r: r["nodes"][1].pop("busy"), r"report.nodes[1].busy: found no such key"),
+        (lambda r: r.update(nodes={}), "report.nodes: found {}, expected a list"),
+        (lambda r: r.update(throughput_hz=None), "report.throughput_hz: found None, expected float"),
+        (lambda r: r.update(schema="zpipe.report/2"), "report.schema: found 'zpipe.report/2', expected 'zpipe.report/1'"),
+    ],
+)
+def test_schema_names_the_key_that_is_wrong(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    report = report_of(log_of(0))
+    change(report)
+    with pytest.raises(ValueError) as info:
+        check_schema(report)
+    assert message in str(info.value)
+
+
+def test_samples_file_has_a_line_per_sample_and_null_for_what_is_not_known(tmp_path: Path) -> None:
+    log = log_of(3, 4, 5, first=40)
+    log.outcome(result(40, label=3, stage=2, latency=0.5), now=0.1)
+    log.outcome(ended(41, "rejected"), now=0.1)
+    log.samples_jsonl(tmp_path / "samples.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = ("id", "index", "outcome", "label", "truth", "confidence", "exit_stage", "latency_ms", "attempts")
+    assert [tuple(line) for line in lines] == [keys] * 3
+    assert [tuple(line.values()) for line in lines] == [
+        (40, 10, "result", 3, 3, 0.75, 2, 500.0, 1),
+        (41, 11, "rejected", None, 4, None, None, 20.0, 0),
+        (42, 12, None, None, 5, None, None, None, 0),
+    ]
+
+
+def test_machine_names_neither_host_nor_path() -> None:
+    said = json.dumps(machine())
+    assert set(machine()) == {"cpu", "cores", "os", "python", "versions"}
+    assert "/work" not in said
+    assert str(Path.home()) not in said or str(Path.home()) == "/"
+
+
+# ---- the table ---------------------------------------------------------------------------------
+
+
+def shown(report: dict[str, Any], width: int) -> list[str]:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(render(report))
+    return capture.get().splitlines()
+
+
+def full_report() -> dict[str, Any]:
+    log = log_of(*[0] * 50)
+    for sample in range(50):
+        log.outcome(result(sample, stage=sample % 3, label=sample % 7 // 6), now=0.1)
+    return report_of(log, nodes=[node(rank, tasks=1_234_567, sent_bytes=10**10) for rank in range(4)])
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_table_fits_the_width_without_cutting_a_figure(width: int) -> None:
+    lines = shown(full_report(), width)
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if "…" in line]
+    assert [line for line in lines if "1,234,567" in line]
+
+
+def test_table_of_a_run_without_results_shows_dashes() -> None:
+    text = "\n".join(shown(report_of(log_of(0, 0), nodes=[]), 80))
+    assert "accuracy –" in text
+    assert "lost 2" in text
+    assert "nan" not in text
+    assert "None" not in text
+
+
+def test_table_says_that_shared_cores_measure_the_sum_of_computing() -> None:
+    shared, apart = (" ".join(shown(report_of(log_of(0), shared_machine=flag), 100)) for flag in (True, False))
+    assert "throughput measures the sum of their computing" in shared
+    assert "sum of their computing" not in apart
+
+
+def test_table_shows_strangers_and_causes_only_where_there_are_any() -> None:
+    log = log_of(0, 0)
+    log.outcome(result(9), now=0.1)
+    log.outcome(ended(0, "failed", "stage-failed: out of memory"), now=0.1)
+    text = "\n".join(shown(report_of(log), 100))
+    assert "strangers 1" in text
+    assert "1 failed: stage-failed: out of memory" in text
+    assert "strangers" not in "\n".join(shown(full_report(), 100))

@@ -93,7 +93,6 @@ class Pipeline:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._refusal: ConfigError | None = None
         self._refused = asyncio.Event()
-        self._getting_ready = False
         self._closed = False
 
     @classmethod
@@ -183,11 +182,9 @@ class Pipeline:
         """
         here = asyncio.ensure_future(self.driver.peers.complete.wait())
         refused = asyncio.ensure_future(self._refused.wait())
-        self._getting_ready = True
         try:
             await asyncio.wait([here, refused], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._getting_ready = False
             here.cancel()
             refused.cancel()
         if self._refusal is not None:
@@ -437,8 +434,7 @@ class Pipeline:
     def _on_refused(self, error: ConfigError) -> None:
         self._refusal = error
         self._refused.set()
-        if not self._getting_ready:  # else ready() raises it
-            log.error("%s", error)
+        log.warning("%s", error)  # ready() raises it, too, but the caller may be past that
 
 
 def result_or_raise(outcome: Outcome) -> Result:

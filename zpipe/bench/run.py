@@ -273,6 +273,25 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
     return rows
 
 
+def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The report's `links`: what each direction carried between two looks, and its smoothed round trip at the end."""
+    first = {(stats["rank"], link["to"]): link for stats in before for link in stats["links"]}
+    rows = []
+    for stats in after:
+        for link in stats["links"]:
+            old = first.get((stats["rank"], link["to"]), {})
+            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes")}
+            rows.append(
+                {
+                    "between": [stats["rank"], link["to"]],
+                    **grown,
+                    "mbit_s": 8e-6 * grown["bytes"] / seconds,
+                    "round_trip_ms": 1e3 * link["round_trip_seconds"],
+                }
+            )
+    return rows
+
+
 def quantile(histogram: dict[int, int], q: float) -> int:
     """The smallest value that at least a fraction `q` of the counted ones do not exceed; 0 of nothing."""
     left = q * sum(histogram.values())
@@ -303,7 +322,7 @@ def _report(
         seconds=seconds,
         stage_macs=[spec.macs for spec in bundle.stages],
         nodes=node_rows(before, after, seconds),
-        links=[],
+        links=link_rows(before, after, seconds),
         series=series.rows,
         memory=series.memory,
         second_results=source.counts.second_results - first["second_results"],

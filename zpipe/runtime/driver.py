@@ -198,6 +198,7 @@ class Driver:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._worker: Worker | None = None
+        self._carried: dict[int, list[int]] = {}  #: {peer: [tasks, frames, bytes] sent to it}
         self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
         self._process = psutil.Process()
@@ -371,11 +372,17 @@ class Driver:
         payload = join([self._payload(task.token, task.key.sample) for task in tasks])
         for task in tasks:
             self._payloads.drop(task.token)
-        link = self.policy.neighbour(command.peer).outgoing
-        transit = link.round_trip_seconds / 2.0 if link is not None else 0.0
+        transit = self._round_trip(command.peer) / 2.0
         batch = TaskBatch(self.rank, command.epoch, NO_CODEC, command.stage, tasks, payload)
         frames = encode(batch, now=time.monotonic(), transit_seconds=transit)
         self._send_data(command.peer, command.epoch, frames)
+        carried = self._carried.setdefault(command.peer, [0, 0, 0])
+        for index, more in enumerate((len(tasks), 1, sum(len(frame) for frame in frames))):
+            carried[index] += more
+
+    def _round_trip(self, peer: int) -> float:
+        link = self.policy.neighbour(peer).outgoing
+        return link.round_trip_seconds if link is not None else 0.0
 
     def _tell_behind_tasks(self, command: SendBlocked) -> None:
         self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
@@ -426,6 +433,10 @@ class Driver:
             **asdict(self.counts),
             **asdict(policy.counts),
         }
+        stats["links"] = [
+            {"to": peer, "tasks": tasks, "frames": frames, "bytes": size, "round_trip_seconds": self._round_trip(peer)}
+            for peer, (tasks, frames, size) in sorted(self._carried.items())
+        ]
         stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())
         stats["service_seconds"] = sorted(policy.service_seconds.items())
         if policy.source is not None:

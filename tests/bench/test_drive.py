@@ -53,7 +53,7 @@ def _watch() -> tuple[Watch, list[int], list[int]]:
 def test_closed_loop_keeps_its_window_and_never_offers_without_room(window: float, room: float) -> None:
     target = Answers(room=room)
     watch, offered, ended = _watch()
-    asyncio.run(closed_loop(target, IMAGES, Order(7, seed=1), watch, window=window, span=Span(samples=100)))
+    asyncio.run(closed_loop(target, IMAGES, Order(7, seed=1), watch, window=window, span=Span(samples=100), patience_seconds=9))
     assert target.most_open == min(window, room)
     assert len(offered) == len(ended) == 100
 
@@ -61,7 +61,7 @@ def test_closed_loop_keeps_its_window_and_never_offers_without_room(window: floa
 def test_open_loop_offers_what_it_was_told_to_and_waits_for_all() -> None:
     target = Answers()
     watch, offered, ended = _watch()
-    asyncio.run(open_loop(target, IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=200), seed=3))
+    asyncio.run(open_loop(target, IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=200), seed=3, patience_seconds=9))
     assert sorted(offered) == sorted(ended)
     assert len(offered) == 200
 
@@ -101,3 +101,35 @@ def test_node_rows_hold_only_what_happened_between_the_two_looks() -> None:
     assert (row["tasks"], row["batch_mean"], row["queue_max"], row["sent_bytes"]) == (200, 4.0, 0, 2000)
     assert row["busy"] == pytest.approx(0.2)
     assert row["cpu_s"] == pytest.approx(4.0)
+
+
+class Forgetful(Answers):
+    """Loses one sample and answers another twice."""
+
+    def offer(self, x: npt.NDArray[Any], done: Callable[[Outcome], None]) -> int:
+        if self.offered == 3:
+            self.offered += 1
+            return 3
+        sample = super().offer(x, done)
+        if sample == 5:
+            asyncio.get_running_loop().call_soon(done, Outcome(5, "failed", 0.0, 1))
+        return sample
+
+
+@pytest.mark.parametrize("window", [1, 4, math.inf])
+def test_a_lost_sample_does_not_hold_up_a_closed_loop_and_a_doubled_one_does_not_end_it_early(window: float) -> None:
+    watch, offered, ended = _watch()
+    load = closed_loop(Forgetful(), IMAGES, Order(7, seed=1), watch, window=window, span=Span(samples=20), patience_seconds=0.01)
+    asyncio.run(load)
+    assert len(offered) == 20
+    assert len(ended) == 20 - 1 + 1
+
+
+def test_a_lost_sample_does_not_hold_up_an_open_loop() -> None:
+    watch, offered, ended = _watch()
+    load = open_loop(
+        Forgetful(), IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=20), seed=3, patience_seconds=0.01
+    )
+    asyncio.run(load)
+    assert len(offered) == 20
+    assert len(ended) == 20 - 1 + 1

@@ -19,6 +19,8 @@ from zpipe.model import Outcome
 BURST = 64
 #: Event loops sleep in milliseconds; asking for less is spinning. Arrivals are late by this at most.
 TICK_SECONDS = 0.001
+#: How often a load looks for samples that are overdue.
+NUDGE_SECONDS = 0.25
 
 
 class Target(Protocol):
@@ -73,33 +75,73 @@ class Order:
         return self._left.pop()
 
 
-async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, watch: Watch, *, window: float, span: Span) -> None:
+class _Open:
+    """The samples of a load that have no outcome yet, by the order they were offered in."""
+
+    def __init__(self, watch: Watch, *, patience_seconds: float) -> None:
+        self._watch = watch
+        self._patience_seconds = patience_seconds
+        self._since: dict[int, float] = {}
+        self.offered = 0
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def offer(self, pipeline: Target, images: npt.NDArray[Any], index: int, then: Callable[[], None]) -> None:
+        number = self.offered
+        self.offered += 1
+        self._since[number] = time.monotonic()
+        self._watch.offered(index)
+        pipeline.offer(images[index], partial(self._ended, number, index, then))
+
+    def _ended(self, number: int, index: int, then: Callable[[], None], outcome: Outcome) -> None:
+        self._since.pop(number, None)
+        self._watch.ended(outcome, index)
+        then()
+
+    def give_up_overdue(self) -> None:
+        """Waits no longer for samples that should have ended long ago: the log has them as lost, the load goes on."""
+        overdue = time.monotonic() - self._patience_seconds
+        for number, since in list(self._since.items()):
+            if since > overdue:
+                return
+            del self._since[number]
+
+
+async def closed_loop(
+    pipeline: Target,
+    images: npt.NDArray[Any],
+    order: Order,
+    watch: Watch,
+    *,
+    window: float,
+    span: Span,
+    patience_seconds: float,
+) -> None:
     """Keeps `window` samples under way, each outcome letting in the next; returns when all have ended.
 
     With an infinite window every place in the waiting room is used: then the pipeline's own admission is the only limit.
+    A sample without an outcome after `patience_seconds` (longer than its deadline) is not waited for.
     """
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
     started_at = time.monotonic()
-    offered = ended = 0
+    samples = _Open(watch, patience_seconds=patience_seconds)
     filling = stopped = False
 
     def fill() -> None:
-        nonlocal offered, filling
+        nonlocal filling
         filling = False
-        if stopped:
-            return
         for _ in range(BURST):
-            if offered - ended >= window or not pipeline.has_room:
+            if stopped or len(samples) >= window:
                 return
-            if span.over(offered=offered, started_at=started_at):
-                if offered == ended:
+            if span.over(offered=samples.offered, started_at=started_at):
+                if not len(samples):
                     finished.set()
                 return
-            index = order.next()
-            offered += 1
-            watch.offered(index)
-            pipeline.offer(images[index], partial(done, index))
+            if not pipeline.has_room:
+                return
+            samples.offer(pipeline, images, order.next(), refill)
         refill()
 
     def refill() -> None:
@@ -108,57 +150,53 @@ async def closed_loop(pipeline: Target, images: npt.NDArray[Any], order: Order, 
             filling = True
             loop.call_soon(fill)
 
-    def done(index: int, outcome: Outcome) -> None:
-        nonlocal ended
-        ended += 1
-        watch.ended(outcome, index)
-        refill()
-
     async def nudge() -> None:
-        """Room comes free by admission as well as by outcomes: with an infinite window nobody else would notice."""
-        while not finished.is_set():
-            await asyncio.sleep(0.002)
+        """Room comes free by admission as well as by outcomes, and an overdue sample says nothing at all."""
+        while True:
+            await asyncio.sleep(NUDGE_SECONDS if window < math.inf else 2 * TICK_SECONDS)
+            samples.give_up_overdue()
             refill()
 
     refill()
-    nudger = loop.create_task(nudge()) if window == math.inf else None
+    nudger = loop.create_task(nudge())
     try:
         await finished.wait()
     finally:
         stopped = True
-        if nudger is not None:
-            nudger.cancel()
+        nudger.cancel()
 
 
 async def open_loop(
-    pipeline: Target, images: npt.NDArray[Any], order: Order, watch: Watch, *, rate_hz: float, span: Span, seed: int
+    pipeline: Target,
+    images: npt.NDArray[Any],
+    order: Order,
+    watch: Watch,
+    *,
+    rate_hz: float,
+    span: Span,
+    seed: int,
+    patience_seconds: float,
 ) -> None:
-    """Offers samples as a Poisson process of `rate_hz`, whatever becomes of them; returns when all have ended."""
+    """Offers samples as a Poisson process of `rate_hz`, whatever becomes of them; returns when all have ended.
+
+    A sample without an outcome after `patience_seconds` (longer than its deadline) is not waited for.
+    """
     rng = random.Random(seed)
-    finished = asyncio.Event()
-    offered = ended = 0
-    over = False
-
-    def done(index: int, outcome: Outcome) -> None:
-        nonlocal ended
-        ended += 1
-        watch.ended(outcome, index)
-        if over and ended == offered:
-            finished.set()
-
+    progress = asyncio.Event()
+    samples = _Open(watch, patience_seconds=patience_seconds)
     started_at = time.monotonic()
     due = started_at + rng.expovariate(rate_hz)
-    while not span.over(offered=offered, started_at=started_at):
+    while not span.over(offered=samples.offered, started_at=started_at):
         now = time.monotonic()
         for _ in range(BURST):
-            if due > now or offered >= span.samples:
+            if due > now or samples.offered >= span.samples:
                 break
-            index = order.next()
-            offered += 1
-            watch.offered(index)
-            pipeline.offer(images[index], partial(done, index))
+            samples.offer(pipeline, images, order.next(), progress.set)
             due += rng.expovariate(rate_hz)
         await asyncio.sleep(max(TICK_SECONDS, due - time.monotonic()))
-    over = True
-    if ended < offered:
-        await finished.wait()
+    while len(samples):
+        progress.clear()
+        try:
+            await asyncio.wait_for(progress.wait(), NUDGE_SECONDS)
+        except asyncio.TimeoutError:
+            samples.give_up_overdue()

@@ -22,6 +22,8 @@ Progress = Callable[[str, float], None]
 
 #: How often the admission state goes into `series`.
 SERIES_SECONDS = 0.1
+#: How long past its deadline an outcome is waited for; what has none by then is lost.
+PATIENCE_SECONDS = 1.0
 #: How often every node is asked for its memory.
 MEMORY_SECONDS = 1.0
 #: Rows of `series` kept: above it every second one is dropped and the step doubles, so a long run stays readable.
@@ -127,7 +129,10 @@ async def _measure(
     if options.warm_up:
         progress("warming up", 0.0)
         nothing = Watch(lambda index: None, lambda outcome, index: None)
-        await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=Span(samples=options.warm_up))
+        span = Span(samples=options.warm_up)
+        patience = pipeline.deadline_seconds + PATIENCE_SECONDS
+        await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=span, patience_seconds=patience)
+        order = Order(len(evaluation), seed=options.seed)  # from the start again: the measured samples are whole rounds
     span = _span(options, len(evaluation))
     log = RunLog(first=pipeline.next_sample)
     before = await pipeline.stats()
@@ -153,11 +158,21 @@ def _span(options: BenchOptions, samples: int) -> Span:
 
 
 async def _load(pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span) -> None:
+    patience = pipeline.deadline_seconds + PATIENCE_SECONDS
     if options.rate_hz is None or options.rate_hz == math.inf:
         window = options.window if options.rate_hz is None else math.inf
-        await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span)
+        await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span, patience_seconds=patience)
     else:
-        await open_loop(pipeline, evaluation.images, order, watch, rate_hz=options.rate_hz, span=span, seed=options.seed)
+        await open_loop(
+            pipeline,
+            evaluation.images,
+            order,
+            watch,
+            rate_hz=options.rate_hz,
+            span=span,
+            seed=options.seed,
+            patience_seconds=patience,
+        )
 
 
 def _watch(pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, progress: Progress, started_at: float) -> Watch:

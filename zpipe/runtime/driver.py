@@ -228,8 +228,7 @@ class Driver:
     def connect(self, topology: Topology | None = None) -> None:
         """Opens the channels to the neighbours; `topology`: the same one with the addresses found since."""
         if topology is not None:
-            self.topology = topology
-            self.peers = self._make_peers()
+            self.topology = self.peers.topology = topology  # the same Peers: a neighbour may have said Hello already
         self.peers.connect()
         self.emit(TimerFired())
 

@@ -244,7 +244,7 @@ def test_file_that_is_no_topology(refused: Refused, tmp_path: Path, text: str) -
 def test_absent_bundle(refused: Refused, tmp_path: Path) -> None:
     file = line2(tmp_path / "bad.yaml", bundle="no-such-bundle")
     line = refused("bench", "--topology", file)
-    assert line.startswith("bundle 'no-such-bundle': found no manifest.json, expected one in one of: ")
+    assert line.startswith(f"{file}: bundle: bundle 'no-such-bundle': found no manifest.json, expected one in one of: ")
     assert str(tmp_path) in line
     assert line == refused("node", "--rank", "1", "--topology", file)
     assert "'nor-this'" in refused("bench", "--topology", file, "--bundle", "nor-this")
@@ -257,9 +257,8 @@ def test_bundle_with_a_changed_file(refused: Refused, tmp_path: Path) -> None:
         file.seek(1000)
         file.write(b"!")
     line = refused("bench", "--topology", line2(tmp_path / "t.yaml", bundle="changed"))
-    assert re.match(
-        rf"{re.escape(str(changed / 'stage1.onnx'))}: digests\.stage1\.onnx: found sha256:\w+\.\.\., expected sha256:", line
-    )
+    where = re.escape(f"{tmp_path / 't.yaml'}: bundle: {changed / 'stage1.onnx'}")
+    assert re.match(rf"{where}: digests\.stage1\.onnx: found sha256:\w+\.\.\., expected sha256:", line)
 
 
 # ---- bad input: the command line ---------------------------------------------------------------
@@ -470,7 +469,7 @@ def test_nodes_in_any_order_a_restart_and_two_benches(tmp_path: Path) -> None:
                 for rank, node in ((1, one), (2, two), (3, last)):
                     assert node.ended() == 0
                     assert node.err == []
-                    serves, stopped = node.out
+                    serves, *_, stopped = node.out
                     assert serves.startswith(f"node {rank} serves stage")
                     assert re.fullmatch(rf"node {rank} stopped: \d+ tasks run, \d+ answered here, \d+ handed on", stopped)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import (
     BackendUnavailable,
     BundleError,
@@ -28,12 +27,13 @@ from zpipe.errors import (
     ZpipeError,
 )
 from zpipe.model import Outcome, Result
-from zpipe.topology import Topology, load_topology
 
 if TYPE_CHECKING:
+    from zpipe.bundle import Bundle, load_bundle
     from zpipe.runtime.node import Node
     from zpipe.runtime.pipeline import Pipeline
     from zpipe.runtime.sync import SyncPipeline
+    from zpipe.topology import Topology, load_topology
 
 __version__ = "0.1.0"
 
@@ -64,8 +64,16 @@ __all__ = [
     "load_topology",
 ]
 
-#: Names whose modules import ZeroMQ: loaded at first use, so that reading a bundle or a topology does not need it.
-_LATER = {"Pipeline": "zpipe.runtime.pipeline", "SyncPipeline": "zpipe.runtime.sync", "Node": "zpipe.runtime.node"}
+#: Loaded at first use: a command answers Ctrl-C before NumPy is there, and reading a topology needs no ZeroMQ.
+_LATER = {
+    "Bundle": "zpipe.bundle",
+    "Node": "zpipe.runtime.node",
+    "Pipeline": "zpipe.runtime.pipeline",
+    "SyncPipeline": "zpipe.runtime.sync",
+    "Topology": "zpipe.topology",
+    "load_bundle": "zpipe.bundle",
+    "load_topology": "zpipe.topology",
+}
 
 
 def __getattr__(name: str) -> Any:

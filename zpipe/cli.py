@@ -31,6 +31,19 @@ TOPOLOGY = click.option(
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+class Seconds(click.FloatRange):
+    """Seconds above 0; click's own range lets a NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return found
+
+
+SECONDS = Seconds(0, 1e6, min_open=True)
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: everything is closed already."""
 
@@ -87,7 +100,7 @@ def node(rank: int, topology: str) -> None:
 @click.option(
     "--count", type=click.IntRange(1), help="Samples to offer; the evaluation set once if neither this nor --duration is given."
 )
-@click.option("--duration", type=click.FloatRange(0, min_open=True), help="Seconds to offer samples for.")
+@click.option("--duration", type=SECONDS, help="Seconds to offer samples for.")
 @click.option(
     "--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop."
 )
@@ -97,7 +110,7 @@ def node(rank: int, topology: str) -> None:
 @click.option("--when-full", type=click.Choice(["block", "latest", "deadline"]), help="Instead of the topology's.")
 @click.option("--max-batch", type=click.IntRange(1), help="Most tasks in one batch, at every node.")
 @click.option("--bundle", help="A bundle's folder or name, instead of the topology's.")
-@click.option("--deadline", type=click.FloatRange(0, min_open=True), help="Seconds a sample has, instead of the topology's.")
+@click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, the arrivals and the policy's dice.")
 @click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones.")
 @click.option("--json", "json_file", type=FILE, help="Write the report here.")
@@ -124,7 +137,7 @@ def bench(json_file: Path | None, samples_file: Path | None, rate: str | None, *
     if samples_file is not None:
         samples.samples_jsonl(samples_file)
     counts = report["counts"]
-    if counts["lost"] or counts["duplicate"] or counts["hung"]:
+    if counts["lost"] or counts["duplicate"] or counts["hung"] or report["strangers"]:
         raise SystemExit(1)
 
 
@@ -264,7 +277,8 @@ def main() -> None:
     try:
         code = cli.main(prog_name="zpipe", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("stopped")
         sys.exit(0)
     except click.UsageError as exc:
         _fail(f"{exc.format_message().rstrip('.')}; see `{exc.ctx.command_path if exc.ctx else 'zpipe'} --help`", 2)

@@ -42,6 +42,12 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
     return asyncio.run(limited())
 
 
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Lets the loop turn until the condition holds; `run` bounds it."""
+    while not condition():  # noqa: ASYNC110 - a turn of the loop is what is waited for
+        await asyncio.sleep(0)
+
+
 def bundle() -> Bundle:
     return load_bundle(HALF, verify=False)
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.runtime.mesh import LiveMesh, image, live, run, topology
+from tests.runtime.mesh import LiveMesh, image, live, run, topology, turns_until
 from zpipe.model import SampleKey, Task
 from zpipe.policy.messages import Resolve
 from zpipe.wire import NO_CODEC, TaskBatch, encode
@@ -106,6 +106,42 @@ def test_nodes_with_different_topologies_refuse_each_other_and_name_the_key() ->
         assert "7.0" in message
         assert "30.0" in message
         await mesh.aclose()
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hello_that_comes_before_a_node_knows_all_addresses_is_kept(kind: str) -> None:
+    async def main() -> None:
+        mesh = LiveMesh(topology([[0], [1, 2, 3, 4]]), kind=kind)
+        addresses = {rank: await mesh.make(rank) for rank in (0, 1)}
+        known = mesh.topology.with_addresses(addresses)
+        mesh.drivers[0].connect(known)
+        await turns_until(lambda: 0 in mesh.drivers[1].peers.incoming)
+        mesh.drivers[1].connect(known)
+        await mesh.complete()
+        mesh.submit(3)
+        await mesh.until(1)
+        assert mesh.drivers[1].counts.stray_frames == 0
+        await mesh.aclose()
+
+    run(main)
+
+
+def test_a_source_refused_for_an_older_session_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An impostor, or an older connection of its own that still stands, must not keep it out for good."""
+    monkeypatch.setattr("zpipe.runtime.peers.RETRY_SECONDS", 0.01)
+
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]])) as mesh:
+            server = mesh.drivers[1].peers
+            mesh.drivers[0].transport.reset(mesh.drivers[0].peers.outgoing[1].channel)
+            came = server.incoming[0]
+            came.session = 2**60
+            await turns_until(lambda: not mesh.drivers[0].peers.outgoing[1].ready)
+            came.session = 1
+            mesh.submit(3)
+            assert _answers(await mesh.until(1)) == {0: ("result", 3, 3)}
 
     run(main)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import psutil
 
 from zpipe.bundle import Bundle
-from zpipe.errors import ConfigError, WireError
+from zpipe.errors import ConfigError, WireError, ZpipeError
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
@@ -158,6 +158,8 @@ class Driver:
         resolved: takes the outcome of each own sample.
         refused: told when a neighbour refuses this node.
         pumped: called after each round of decisions.
+        note: takes lines for people about neighbours; they go to the log if not given.
+        broken: told once if a decision or a command raises: a bug, after which nothing here can be trusted.
         seed: of the policy's dice.
     """
 
@@ -174,6 +176,8 @@ class Driver:
         resolved: Callable[[Resolve], None] | None = None,
         refused: Callable[[ConfigError], None] | None = None,
         pumped: Callable[[], None] | None = None,
+        note: Callable[[str], None] | None = None,
+        broken: Callable[[ZpipeError], None] | None = None,
         seed: int | None = None,
     ) -> None:
         self.topology = topology
@@ -191,6 +195,8 @@ class Driver:
         self._resolved = resolved or (lambda resolve: None)
         self._on_refused = refused or (lambda error: None)
         self._pumped = pumped or (lambda: None)
+        self._note = note or (lambda line: log.info("%s", line))
+        self._broken = broken or (lambda error: None)
         self._limits = wire_limits(topology, bundle)
         self._payloads = Payloads()
         self._events: list[Event] = []
@@ -202,7 +208,7 @@ class Driver:
         self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
         self._process = psutil.Process()
-        self._closed = False
+        self._closed = self._stopped = False  #: _stopped: no further event is taken in, by closing or by an internal error
         self.peers = self._make_peers()
 
     def _make_peers(self) -> Peers:
@@ -214,6 +220,7 @@ class Driver:
             transport=self.transport,
             emit=self.emit,
             refused=self._on_refused,
+            note=self._note,
         )
 
     # ---- life ----------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ class Driver:
         """Says Bye (unless `reason` is None), closes transport and worker. Open samples are the caller's to end first."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._stopped = True
         if reason is not None:
             self.peers.say_bye(reason)
         if self._timer is not None:
@@ -254,7 +261,7 @@ class Driver:
     def emit(self, event: Event) -> None:
         """Takes in an event; it is decided on at once, or with the others of the present turn."""
         self._events.append(event)
-        if not self._pumping and not self._closed:
+        if not self._pumping and not self._stopped:
             self._pump()
 
     def post(self, event: Event) -> None:
@@ -266,7 +273,7 @@ class Driver:
 
     def _pump_posted(self) -> None:
         self._posted = False
-        if self._events and not self._pumping and not self._closed:
+        if self._events and not self._pumping and not self._stopped:
             self._pump()
 
     def _pump(self) -> None:
@@ -276,6 +283,11 @@ class Driver:
                 events, self._events = self._events, []
                 for command in self.policy.handle_all(events, now=time.monotonic()):
                     self._perform(command)
+        except Exception as exc:
+            self._stopped = True
+            log.exception("node %d: internal error", self.rank)
+            self._broken(ZpipeError(f"node {self.rank}: internal error: {type(exc).__name__}: {exc}; please report it"))
+            return
         finally:
             self._pumping = False
         self._arm_timer()
@@ -294,7 +306,7 @@ class Driver:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        if not self._closed:
+        if not self._stopped:
             self.emit(TimerFired())
 
     def _perform(self, command: Command) -> None:
@@ -337,13 +349,13 @@ class Driver:
             self._worker.put(command, inputs)
 
     def _run_inline(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
-        if not self._closed:
+        if not self._stopped:
             assert self._worker is not None
             self._ran(command, *self._worker.run(command, inputs))
 
     def _ran(self, command: RunStage, output: StageOutput | None, error: str) -> None:
         """A batch is done: keep what goes on, tell the policy."""
-        if self._closed:
+        if self._stopped:
             return
         if output is None:
             log.warning("node %d: stage %d failed on %d samples: %s", self.rank, command.stage, len(command.tasks), error)
@@ -527,7 +539,7 @@ class Driver:
 
     def on_drained(self) -> None:
         """All that was readable has been delivered: decide once."""
-        if self._events and not self._pumping and not self._closed:
+        if self._events and not self._pumping and not self._stopped:
             self._pump()
 
     def on_connected(self, channel: Channel) -> None:

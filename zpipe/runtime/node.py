@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.errors import ConfigError, TopologyError
+from zpipe.errors import BundleError, ConfigError, TopologyError, ZpipeError
 from zpipe.executors.base import EXECUTORS, StageExecutor, make_executor
 from zpipe.policy.offload import OFFLOADS
 from zpipe.runtime.driver import Driver, zeromq
@@ -36,7 +36,10 @@ def load_checked(topology: Topology) -> Bundle:
         BundleError: missing or changed.
         TopologyError: its stages do not fit the bundle's.
     """
-    bundle = load_bundle(topology.bundle, beside=topology.path)
+    try:
+        bundle = load_bundle(topology.bundle, beside=topology.path)
+    except BundleError as exc:
+        raise BundleError(f"{topology.path or topology.name}: bundle: {exc}") from exc
     check(topology, len(bundle.stages))
     points = dict.fromkeys((DEFAULT_POINT, NO_EXIT, *[point.name for point in bundle.operating_points]))
     _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
@@ -71,7 +74,7 @@ class Node:
         topology: as loaded; addresses without a port get 5800 + 2 * rank.
         rank: not a source's: those are run by whoever submits.
         session: of this start; drawn from the clock if not given.
-        waiting: called with a line for people while neighbours are missing.
+        waiting: takes lines for people: neighbours that come, go or are missing.
 
     Raises:
         ConfigError: the rank is a source's, or topology and bundle do not fit.
@@ -123,6 +126,8 @@ class Node:
             executor=executor,
             session=self._session,
             refused=self._refused,
+            note=self._waiting,
+            broken=self._refused,
         )
         return await self._driver.start()
 
@@ -131,7 +136,7 @@ class Node:
         self.driver.connect(topology)
         self._watch = asyncio.get_running_loop().create_task(self._note_missing())
 
-    def _refused(self, error: ConfigError) -> None:
+    def _refused(self, error: ZpipeError) -> None:
         if self.refusal is not None and not self.refusal.done():
             self.refusal.set_exception(error)
 
@@ -149,6 +154,7 @@ class Node:
 
         Raises:
             ConfigError: a neighbour refused this node: other files than there.
+            ZpipeError: an internal error.
         """
         assert self.refusal is not None, "bind() first"
         stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())

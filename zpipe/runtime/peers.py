@@ -21,6 +21,11 @@ from zpipe.wire import NO_RANK, WIRE_VERSION, Bye, Hello, Refused, Role, encode
 
 log = logging.getLogger("zpipe.node")
 
+#: The key a Hello of an older session is refused by.
+SESSION = "session"
+#: How long after a refusal that may pass Hello is said again.
+RETRY_SECONDS = 2.0
+
 
 @dataclass(slots=True)
 class Outgoing:
@@ -31,7 +36,7 @@ class Outgoing:
     epoch: int = 0
     connected: bool = False
     ready: bool = False
-    refused: bool = False
+    worked: bool = False
 
 
 @dataclass(slots=True)
@@ -55,7 +60,8 @@ class Peers:
         bundle_digest: must be the same at both ends.
         transport: opens and closes channels.
         emit: takes PeerUp and PeerLost.
-        refused: told once when a neighbour refuses our Hello, with the one-line reason.
+        refused: told when a neighbour refuses our Hello and this node has never worked with it: the files differ.
+        note: takes lines for people: who came, who went, who was refused.
     """
 
     rank: int
@@ -65,6 +71,7 @@ class Peers:
     transport: Transport
     emit: Callable[[Event], None]
     refused: Callable[[ConfigError], None]
+    note: Callable[[str], None]
     outgoing: dict[int, Outgoing] = field(default_factory=dict)
     incoming: dict[int, Incoming] = field(default_factory=dict)
     observers: set[Channel] = field(default_factory=set)
@@ -154,7 +161,7 @@ class Peers:
         peer = self._by_channel.get(channel)
         if isinstance(peer, Outgoing):
             if peer.ready:
-                log.warning("node %d lost the connection to node %d (%s); trying again", self.rank, peer.rank, reason)
+                self.note(f"node {self.rank} lost node {peer.rank} ({reason}); trying again")
                 self._emit(PeerLost(peer.rank, outgoing=True, reason=reason))
             peer.connected = peer.ready = False
         elif peer is not None:
@@ -178,8 +185,8 @@ class Peers:
         peer = self._by_channel.get(channel)
         if isinstance(peer, Outgoing):
             if peer.connected and hello.epoch == peer.epoch and not peer.ready:
-                peer.ready = True
-                log.info("node %d connected to node %d", self.rank, peer.rank)
+                peer.ready = peer.worked = True
+                self.note(f"node {self.rank} connected to node {peer.rank}")
                 self._emit(PeerUp(peer.rank, peer.epoch, outgoing=True))
             return
         for watched, ready in self._watched.values():
@@ -189,14 +196,8 @@ class Peers:
                 return
         refusal = self._refusal(hello)
         if refusal is not None:
-            log.warning(
-                "node %d refused node %d: %s is %s here, %s there",
-                self.rank,
-                hello.sender,
-                refusal.key,
-                refusal.here,
-                refusal.there,
-            )
+            key, here, there = refusal.key, refusal.here, refusal.there
+            self.note(f"node {self.rank} refused node {hello.sender}: {key} is {here} here, {there} there")
             self.transport.send_control(channel, encode(refusal))
             return
         if hello.role == "observer":
@@ -209,18 +210,26 @@ class Peers:
             self._emit(PeerUp(hello.sender, hello.epoch, outgoing=False))
 
     def on_refused(self, channel: Channel, refused: Refused) -> None:
-        """A neighbour does not take us: nothing here can mend that, so the owner is told."""
+        """A neighbour does not take us.
+
+        Where the files differ and the two never worked together, nothing here can mend that and the owner is told. Else the
+        other side has changed or still believes in an older connection of ours: we say Hello again in a while.
+        """
         peer = self._by_channel.get(channel)
-        if not isinstance(peer, Outgoing) or peer.refused:
+        if not isinstance(peer, Outgoing) or peer.ready:
             return
-        peer.refused = True
         where = self.topology.path or self.topology.name
-        self.refused(
-            ConfigError(
-                f"{where}: {refused.key}: found {refused.there} here, expected {refused.here} as node {peer.rank} "
-                f"({self.topology.node(peer.rank).address}) has; start every node with the same files"
-            )
-        )
+        address = self.topology.node(peer.rank).address
+        found = f"{refused.key}: found {refused.there} here, expected {refused.here} as node {peer.rank} ({address}) has"
+        if peer.worked or refused.key == SESSION:
+            self.note(f"node {self.rank} was refused: {found}; trying again")
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry, peer)
+        else:
+            self.refused(ConfigError(f"{where}: {found}; start every node with the same files"))
+
+    def _retry(self, peer: Outgoing) -> None:
+        if not peer.ready and not peer.channel.closed:
+            self.transport.reset(peer.channel)
 
     def on_bye(self, channel: Channel, bye: Bye) -> None:
         """A neighbour leaves on purpose. Its end of our own channel will break in a moment; its own channel is done."""
@@ -266,7 +275,7 @@ class Peers:
             return Refused(self.rank, "rank", f"a neighbour of node {self.rank}", str(hello.sender))
         known = self.incoming.get(hello.sender)
         if known is not None and hello.session < known.session:
-            return Refused(self.rank, "session", f"{known.session} or later", str(hello.session))
+            return Refused(self.rank, SESSION, f"{known.session} or later", str(hello.session))
         return None
 
     def _accept(self, channel: Channel, hello: Hello) -> None:

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Bundle
-from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected
+from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
 from zpipe.model import Outcome, Result
-from zpipe.policy.delivery import Source, SourceConfig
+from zpipe.policy.admission import ADMISSIONS
+from zpipe.policy.delivery import WAITING_SAMPLES, Source, SourceConfig
 from zpipe.policy.exits import ExitLadder, no_exit
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime.driver import Driver, zeromq
@@ -74,7 +76,9 @@ class Pipeline:
         self.topology = loaded
         self.rank = spec.rank
         self._spec = spec
-        self.deadline_seconds = spec.deadline_seconds if deadline is None else deadline
+        self.deadline_seconds = spec.deadline_seconds if deadline is None else float(deadline)
+        if not self.deadline_seconds > 0.0:
+            raise ConfigError(f"deadline: found {deadline}, expected seconds above 0")
         self._launch = launch
         self._seed = seed
         self._config = source_config(
@@ -92,8 +96,9 @@ class Pipeline:
         self._next_sample = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._refusal: ConfigError | None = None
+        self._failure = ""
         self._refused = asyncio.Event()
-        self._closed = False
+        self._entered = self._closed = False
 
     @classmethod
     def local(cls, topology: Topology | str | Path, **options: Any) -> Pipeline:
@@ -129,6 +134,9 @@ class Pipeline:
     # ---- life ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Pipeline:  # noqa: PYI034 - Self is Python 3.11
+        if self._entered:
+            raise PipelineClosed("a pipeline is opened once; make another one with Pipeline.local or Pipeline.connect")
+        self._entered = True
         try:
             await self._start()
         except BaseException:
@@ -152,17 +160,19 @@ class Pipeline:
                 addresses = await launching
         else:
             executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
+        session = new_session()  # now, not before: of two pipelines the one started later counts (policy rule S1)
         self._driver = Driver(
             self.topology,
             self.bundle,
             self.rank,
             transport=zeromq(self.topology, self.bundle, self.rank),
             executor=executor,
-            session=new_session(),
-            source=self._config,
+            session=session,
+            source=replace(self._config, session=session),
             resolved=self._resolved,
             refused=self._on_refused,
             pumped=self._wake_waiters,
+            broken=self._on_broken,
             seed=self._seed,
         )
         addresses[self.rank] = await self._driver.start()
@@ -201,6 +211,7 @@ class Pipeline:
         if self._driver is not None:
             for sample in list(self._done):
                 self._driver.emit(SampleCancelled(sample, "the pipeline was closed"))
+            self._fail_open("the pipeline was closed")
             await self._driver.aclose("the source was closed")
         if self._launcher is not None:
             await self._launcher.aclose()
@@ -217,14 +228,14 @@ class Pipeline:
             deadline: seconds from now; the topology's if not given.
 
         Raises:
-            SampleRejected: not admitted; or `x` has the wrong shape or dtype (then `sample` is -1).
+            SampleRejected: not admitted; or `x` has the wrong shape or dtype, or `deadline` is no number (then `sample` is -1).
             SampleExpired: no result within the deadline.
             SampleFailed: the network cannot answer it, or the pipeline was closed meanwhile.
             PipelineClosed: it was closed before.
         """
         checked = self._checked(x)
         submitted_at = time.monotonic()
-        until = submitted_at + (self.deadline_seconds if deadline is None else deadline)
+        until = submitted_at + self._seconds(deadline)
         if self._config.when_full == "block":
             await self._room(until)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -254,12 +265,12 @@ class Pipeline:
             The sample's number.
 
         Raises:
-            SampleRejected: `x` has the wrong shape or dtype.
+            SampleRejected: `x` has the wrong shape or dtype, or `deadline` is no number.
             PipelineClosed: the pipeline was closed before.
         """
         checked = self._checked(x)
         now = time.monotonic()
-        return self._offer(checked, now, now + (self.deadline_seconds if deadline is None else deadline), done)
+        return self._offer(checked, now, now + self._seconds(deadline), done)
 
     async def stream(
         self,
@@ -276,11 +287,23 @@ class Pipeline:
         Args:
             inputs: an iterable, asynchronous or not.
             deadline: as for `submit`.
-            ahead: inputs taken at most beyond the outcomes yielded.
+            ahead: inputs taken at most beyond the outcomes yielded, at least 1.
+
+        Samples still open when the consumer stops early are cancelled.
+
+        Raises:
+            ConfigError: `ahead` is below 1.
         """
+        if ahead < 1:
+            raise ConfigError(f"ahead: found {ahead}, expected at least 1")
+        open_samples: set[int] = set()
         outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         places = asyncio.Semaphore(ahead)
         taken = 0
+
+        def ended(outcome: Outcome) -> None:
+            open_samples.discard(outcome.sample)
+            outcomes.put_nowait(outcome)
 
         async def feed() -> None:
             nonlocal taken
@@ -291,7 +314,7 @@ class Pipeline:
                     if self._config.when_full == "block":
                         await self._room(math.inf)
                     try:
-                        self.offer(x, outcomes.put_nowait, deadline=deadline)
+                        open_samples.add(self.offer(x, ended, deadline=deadline))
                     except SampleRejected as exc:
                         self._next_sample += 1
                         outcomes.put_nowait(Outcome(self._next_sample - 1, "rejected", 0.0, 0, None, str(exc)))
@@ -299,12 +322,12 @@ class Pipeline:
                 outcomes.put_nowait(None)
 
         feeder = asyncio.get_running_loop().create_task(feed())
-        given, ended = 0, False
+        given, fed = 0, False
         try:
-            while not ended or given < taken:
+            while not fed or given < taken:
                 outcome = await outcomes.get()
                 if outcome is None:
-                    ended = True
+                    fed = True
                     if feeder.done() and not feeder.cancelled() and feeder.exception() is not None:
                         break
                     continue
@@ -314,6 +337,8 @@ class Pipeline:
             await feeder
         finally:
             feeder.cancel()
+            for sample in open_samples & self._done.keys():
+                self.driver.emit(SampleCancelled(sample, "its stream() was given up"))
 
     # ---- looking at it -------------------------------------------------------------------------
 
@@ -355,12 +380,21 @@ class Pipeline:
             except asyncio.TimeoutError:
                 return None
 
+        if self._closed:
+            raise PipelineClosed("the pipeline is closed")
         others = [node.rank for node in self.topology.nodes if node.rank != self.rank]
         answers = await asyncio.gather(*[ask(rank) for rank in others])
         known = [self.driver.stats(), *[answer for answer in answers if answer is not None]]
         return sorted(known, key=lambda stats: int(stats["rank"]))
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _seconds(self, deadline: float | None) -> float:
+        if deadline is None:
+            return self.deadline_seconds
+        if not isinstance(deadline, (int, float)) or math.isnan(deadline):
+            raise SampleRejected(f"deadline: found {deadline!r}, expected seconds from now")
+        return deadline
 
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The input as a batch of one, copied: a camera may write its next frame into the caller's array."""
@@ -373,8 +407,8 @@ class Pipeline:
         return np.array(x[None], order="C")
 
     def _offer(self, x: npt.NDArray[Any], submitted_at: float, until: float, done: Done) -> int:
-        if self._closed:
-            raise PipelineClosed("the pipeline is closed")
+        if self._closed or self._failure:
+            raise PipelineClosed(self._failure or "the pipeline is closed")
         driver = self.driver
         sample = self._next_sample
         self._next_sample += 1
@@ -399,7 +433,7 @@ class Pipeline:
             if self.has_room:
                 return
         if self._closed:
-            raise PipelineClosed("the pipeline was closed while this input waited")
+            raise PipelineClosed("the pipeline is closed")
 
     def _wake_waiters(self) -> None:
         self._posted = 0
@@ -430,6 +464,15 @@ class Pipeline:
             done(Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause))
         except Exception:
             log.exception("the callback for sample %d raised; the pipeline goes on", resolve.sample)
+
+    def _on_broken(self, error: ZpipeError) -> None:
+        """The driver takes in nothing any more: whatever is open ends here, and every later call says why."""
+        self._failure = str(error)
+        self._fail_open(self._failure)
+
+    def _fail_open(self, cause: str) -> None:
+        for sample in list(self._done):
+            self._resolved(Resolve(sample, "failed", 0.0, 0, None, cause))
 
     def _on_refused(self, error: ConfigError) -> None:
         self._refusal = error
@@ -468,8 +511,11 @@ def source_config(
         ConfigError: no operating point of that name, or none reaches the accuracy the source wants.
     """
     name = admission or spec.admission.name
+    for option, found, known in (("admission", name, ADMISSIONS), ("when_full", when_full, WAITING_SAMPLES)):
+        if found is not None and found not in known:
+            raise ConfigError(f"{option}: found {found!r}, expected one of {', '.join(known)}")
     return SourceConfig(
-        session=new_session(),
+        session=0,  # drawn when the pipeline starts
         ladder=exit_ladder(bundle, exit_point, accuracy=spec.accuracy),
         admission=name,
         options=spec.admission.options if name == spec.admission.name else {},

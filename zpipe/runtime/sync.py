@@ -33,9 +33,7 @@ class SyncPipeline:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="zpipe-loop", daemon=True)
-        self._open = False
+        self._entered = self._open = False
 
     @classmethod
     def local(cls, topology: Topology | str | Path, **options: Any) -> SyncPipeline:
@@ -48,8 +46,12 @@ class SyncPipeline:
         return cls(Pipeline.connect(topology, **options))
 
     def __enter__(self) -> SyncPipeline:  # noqa: PYI034 - Self is Python 3.11
+        if self._entered:
+            raise PipelineClosed("a pipeline is opened once; make another one")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="zpipe-loop", daemon=True)
         self._thread.start()
-        self._open = True
+        self._entered = self._open = True
         try:
             self._call(self.pipeline.__aenter__())
         except BaseException:

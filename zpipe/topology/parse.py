@@ -26,6 +26,14 @@ OFFLOADS = ("local", "cheapest", "mdi")
 WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
 SHAPES = ("line", "ring", "mesh")
 
+#: A batch is one tensor and one run of the exit gate, on a GPU one block of it.
+MAX_BATCH = 1024
+#: A Credit names every number it holds, and a control message may hold 1,024 (WireLimits.max_entries).
+MAX_WINDOW = 1024
+MAX_PRIORITY = 255
+DEADLINE_SECONDS = (1e-6, 1e6)
+REPORT_SECONDS = (0.001, 60.0)
+
 Option = Callable[[At, object], float]
 
 
@@ -125,7 +133,7 @@ def _node(at: At, value: object) -> NodeSpec:
         bind=_bind(at / "bind", read.text("bind", default.bind)),
         executor=read.text("executor", default.executor),
         device=read.text("device", default.device),
-        max_batch=read.integer("max_batch", default.max_batch, minimum=1),
+        max_batch=read.integer("max_batch", default.max_batch, minimum=1, maximum=MAX_BATCH),
         slots=read.integer("slots", default.slots, minimum=1),
     )
 
@@ -186,7 +194,7 @@ def _link(read: Fields, between: tuple[int, int]) -> LinkSpec:
         latency_seconds=read.quantity("latency", TIME_UNITS, default.latency_seconds, zero=True),
         codec=read.text("codec", default.codec, names=CODECS),
         medium=read.text("medium", default.medium),
-        window=read.integer("window", default.window, minimum=1),
+        window=read.integer("window", default.window, minimum=1, maximum=MAX_WINDOW),
     )
 
 
@@ -242,8 +250,8 @@ def _source(at: At, value: object, nodes: int) -> SourceSpec:
     return SourceSpec(
         rank=default.rank,
         admission=_admission(at / "admission", read.raw("admission")),
-        deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds),
-        priority=read.integer("priority", default.priority),
+        deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds, bounds=DEADLINE_SECONDS),
+        priority=read.integer("priority", default.priority, maximum=MAX_PRIORITY),
         weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a number above 0"),
         accuracy=read.number("accuracy", default.accuracy, valid=lambda x: 0.0 <= x <= 1.0, expected="a number from 0 to 1"),
     )
@@ -287,6 +295,8 @@ def _policy(at: At, value: object) -> PolicySpec:
     return PolicySpec(
         offload=read.text("offload", default.offload, names=OFFLOADS),
         exit_point=read.text("exit", default.exit_point),
-        report_interval_seconds=read.quantity("report_interval", TIME_UNITS, default.report_interval_seconds),
+        report_interval_seconds=read.quantity(
+            "report_interval", TIME_UNITS, default.report_interval_seconds, bounds=REPORT_SECONDS
+        ),
         output_threshold=read.integer("output_threshold", default.output_threshold),
     )

@@ -23,6 +23,10 @@ _QUANTITY = re.compile(r"([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([^0-9\s]*)")
 _SHOWN_CHARACTERS = 60
 
 
+#: No count in a topology makes sense beyond this.
+MOST = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class At:
     """A place in a file, for error messages: `line4.yaml`, `nodes[2].stages`."""
@@ -76,15 +80,23 @@ class Fields:
         """The value as YAML gave it, None where there is none."""
         return self._value.get(key)
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 0) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = MOST) -> int:
         """A whole number."""
-        return integer(self.at / key, self._or(key, default), minimum=minimum)
+        return integer(self.at / key, self._or(key, default), minimum=minimum, maximum=maximum)
 
     def number(self, key: str, default: float, *, valid: Callable[[float], bool], expected: str) -> float:
         """A finite number for which `valid` holds; `expected` says so in words."""
         return number(self.at / key, self._or(key, default), valid=valid, expected=expected)
 
-    def quantity(self, key: str, units: Mapping[str, float], default: float, *, zero: bool = False) -> float:
+    def quantity(
+        self,
+        key: str,
+        units: Mapping[str, float],
+        default: float,
+        *,
+        zero: bool = False,
+        bounds: tuple[float, float] = (0.0, math.inf),
+    ) -> float:
         """A number with a unit, in the base unit; the default stands as it is.
 
         Args:
@@ -92,8 +104,15 @@ class Fields:
             units: factor of each unit; the first is the base unit.
             default: where the key is absent.
             zero: whether 0 makes sense.
+            bounds: least and greatest value, in the base unit.
         """
-        return quantity(self.at / key, self.raw(key), units, zero=zero) if key in self else default
+        if key not in self:
+            return default
+        found = quantity(self.at / key, self.raw(key), units, zero=zero)
+        if not bounds[0] <= found <= bounds[1]:
+            base = next(iter(units))
+            raise (self.at / key).wrong(self.raw(key), f"from {bounds[0]:g} to {bounds[1]:g} {base}")
+        return found
 
     def text(self, key: str, default: str | None = None, *, names: Collection[str] = ()) -> str:
         """A word, one of `names` where these are given."""
@@ -120,10 +139,12 @@ def items(at: At, value: object) -> Iterator[tuple[At, object]]:
     return ((at / index, item) for index, item in enumerate(value))
 
 
-def integer(at: At, value: object, *, minimum: int = 0) -> int:
-    """A whole number from `minimum` on."""
+def integer(at: At, value: object, *, minimum: int = 0, maximum: int = MOST) -> int:
+    """A whole number from `minimum` to `maximum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise at.wrong(value, f"a whole number from {minimum} on")
+    if value > maximum:
+        raise at.wrong(value, f"a whole number up to {maximum}")
     return value
 
 

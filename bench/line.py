@@ -40,14 +40,14 @@ def bench(*options: str) -> dict[str, Any]:
         return json.loads(file.read_text())  # type: ignore[no-any-return]
 
 
-def closed(*options: str, count: int = 4000) -> dict[str, Any]:
+def closed(*options: str, seed: int, count: int = 4000) -> dict[str, Any]:
     """Closed loop, no pacing: capacity."""
-    return bench("--count", str(count), "--window", str(WINDOW), "--admission", "fixed", *options)
+    return bench("--count", str(count), "--window", str(WINDOW), "--admission", "fixed", "--seed", str(seed), *options)
 
 
-def offered(rate: float, *options: str, seconds: float = 8.0) -> dict[str, Any]:
+def offered(rate: float, *options: str, seed: int, seconds: float = 8.0) -> dict[str, Any]:
     """Poisson arrivals."""
-    return bench("--duration", str(seconds), "--rate", f"{rate:.0f}", *options)
+    return bench("--duration", str(seconds), "--rate", f"{rate:.0f}", "--seed", str(seed), *options)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -68,8 +68,8 @@ def show(name: str, values: dict[str, float] | float, unit: str = "", form: str 
 def exits(rounds: int = 5) -> dict[str, Any]:
     """Throughput with exits over the same run without; multiply-adds; accuracy."""
     ratios, shares, accuracy, with_hz, without_hz = [], [], [], [], []
-    for _ in range(rounds):
-        on, off = closed(), closed("--policy", "no-exit")
+    for seed in range(rounds):
+        on, off = closed(seed=seed), closed("--policy", "no-exit", seed=seed)
         with_hz.append(on["throughput_hz"])
         without_hz.append(off["throughput_hz"])
         ratios.append(on["throughput_hz"] / off["throughput_hz"])
@@ -86,7 +86,17 @@ def exits(rounds: int = 5) -> dict[str, Any]:
     show("closed loop, --policy no-exit", found["no_exit_hz"], "Hz", ",.0f")
     show("ratio (wanted >= 1.8)", found["ratio"], "x")
     show("multiply-adds of the full network (wanted <= 0.4)", found["macs_share"])
+    found["lost_points"] = _lost_points()
+    show("accuracy lost on test, points, 95 % over digits (wanted <= 0.5)", found["lost_points"])
     return found
+
+
+def _lost_points() -> dict[str, float]:
+    """The default point against the last exit on the whole test set, as the bundle's recipe computed it, paired by sample."""
+    manifest = json.loads((BUNDLE.path / "manifest.json").read_text(encoding="utf-8"))
+    point = next(point for point in manifest["operating_points"] if point["name"] == BUNDLE.default_point.name)
+    lost = point["test"]["accuracy_lost"]
+    return {"median": 100 * lost["value"], "low": 100 * lost["low"], "high": 100 * lost["high"]}
 
 
 def overhead(rounds: int = 5) -> dict[str, Any]:
@@ -98,9 +108,9 @@ def overhead(rounds: int = 5) -> dict[str, Any]:
         "max_batch 8, no-exit: full batches (wanted <= 120)": ("--policy", "no-exit"),
     }
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for seed in range(rounds):
         for name, options in runs.items():
-            report = closed(*options)
+            report = closed(*options, seed=seed)
             seen[name].append((report["overhead_us_per_task"], report["cpu_efficiency"]))
     found = {
         name: {"overhead_us": spread([o for o, _ in pairs]), "cpu_efficiency": spread([e for _, e in pairs])}
@@ -117,10 +127,10 @@ def overload(rounds: int = 3) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for admission in ("mdi-rate", "aimd"):
         rows = []
-        for _ in range(rounds):
-            before = closed()["throughput_hz"]
-            report = offered(3 * before, "--admission", admission, "--when-full", "latest")
-            capacity = (before + closed()["throughput_hz"]) / 2
+        for seed in range(rounds):
+            before = closed(seed=seed)["throughput_hz"]
+            report = offered(3 * before, "--admission", admission, "--when-full", "latest", seed=seed)
+            capacity = (before + closed(seed=seed)["throughput_hz"]) / 2
             rows.append((report["goodput_hz"] / capacity, report))
         found[admission] = _overload(f"{admission} at 3 C: goodput / C (wanted >= 0.9)", rows)
     found["mdi-threshold, 0.9 C(lowest)"] = _threshold(rounds, 0.9)
@@ -146,10 +156,10 @@ def _overload(title: str, rows: list[tuple[float, dict[str, Any]]]) -> dict[str,
 def _threshold(rounds: int, factor: float) -> dict[str, Any]:
     options = ("--admission", "mdi-threshold", "--when-full", "deadline", "--deadline", "2")
     rows, accuracy_gaps, rejected = [], [], []
-    for _ in range(rounds):
-        before = closed("--policy", LOWEST)["throughput_hz"]
-        report = offered(factor * before, *options, seconds=12.0)
-        capacity = (before + closed("--policy", LOWEST)["throughput_hz"]) / 2
+    for seed in range(rounds):
+        before = closed("--policy", LOWEST, seed=seed)["throughput_hz"]
+        report = offered(factor * before, *options, seconds=12.0, seed=seed)
+        capacity = (before + closed("--policy", LOWEST, seed=seed)["throughput_hz"]) / 2
         rows.append((report["goodput_hz"] / capacity, report))
         accuracy_gaps.append(100 * (report["accuracy"] - _table_accuracy(_mean_point(report))))
         rejected.append(float(report["counts"]["rejected"] + report["counts"]["expired"]))

@@ -81,6 +81,8 @@ T = TypeVar("T")
 
 #: A batch predicted to be shorter runs on the event loop: handing it to a thread and back costs 50-100 microseconds of CPU.
 INLINE_SECONDS = 0.001
+#: uvloop rounds delays to milliseconds, so asking for less than half of one is a busy loop until the time has come.
+TIMER_GRAIN_SECONDS = 0.001
 
 
 @dataclass(slots=True)
@@ -302,7 +304,8 @@ class Driver:
                 return  # it fires early, finds nothing due and arms the next
             self._timer.cancel()
         self._timer_at = wakeup
-        self._timer = self._loop.call_later(max(0.0, wakeup - time.monotonic()), self._timer_fired)
+        delay = wakeup - time.monotonic()
+        self._timer = self._loop.call_later(max(TIMER_GRAIN_SECONDS, delay) if delay > 0.0 else 0.0, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

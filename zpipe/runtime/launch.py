@@ -104,8 +104,9 @@ class Launcher:
                 f"node {rank} did not start within {START_SECONDS:.0f} s; set ZPIPE_LOG=DEBUG to see what it does"
             ) from None
         if not line:
-            code = await process.wait()
-            raise ConfigError(f"node {rank} ended at start with exit code {code}; its own message stands above")
+            await self._end(process)  # a pipe may end before its process does
+            found = f"exit code {process.returncode}"
+            raise ConfigError(f"node {rank} ended at start with {found}; its own message stands above")
         message = json.loads(line)
         if "error" in message:
             raise ConfigError(f"node {rank}: {message['error']}")

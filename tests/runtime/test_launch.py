@@ -1,0 +1,221 @@
+"""Ranks as child processes: starting, failing to start, crashing, hanging, and outliving nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import zpipe
+from tests.runtime.mesh import HALF, PATIENCE_SECONDS, bundle, run, turns_until
+from zpipe.errors import ConfigError, ZpipeError
+from zpipe.runtime import launch
+from zpipe.runtime.launch import Launcher
+from zpipe.topology import Topology, from_dict
+
+ROOT = Path(__file__).parents[2]
+#: Two children: the source keeps stage 0.
+STAGES = ([0], [1, 2], [3, 4])
+
+
+def topology() -> Topology:
+    nodes = [{"rank": rank, "stages": stages} for rank, stages in enumerate(STAGES)]
+    return from_dict({"name": "test", "bundle": str(HALF), "nodes": nodes, "links": "line"})
+
+
+def with_executor(rank: int, executor: str) -> Topology:
+    whole = topology()
+    nodes = tuple(replace(node, executor=executor) if node.rank == rank else node for node in whole.nodes)
+    return replace(whole, nodes=nodes)
+
+
+def started(p: zpipe.Pipeline) -> Launcher:
+    assert p.launcher is not None
+    return p.launcher
+
+
+def codes(launcher: Launcher) -> list[int | None]:
+    """Exit codes by rank; None: still there."""
+    return [launcher.processes[rank].returncode for rank in launcher.ranks]
+
+
+def child(text: str) -> subprocess.CompletedProcess[str]:
+    """A child that reads `text` and then the end of its input."""
+    return subprocess.run(
+        [sys.executable, "-m", "zpipe.runtime.child"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        cwd=ROOT,
+    )
+
+
+def test_children_serve_and_end_with_the_pipeline() -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            images = p.bundle.evaluation().images[:30]
+            await asyncio.gather(*[p.submit(image) for image in images])
+            assert codes(started(p)) == [None, None]
+            assert not started(p).crashed.done()
+        assert codes(started(p)) == [0, 0]
+
+    run(main)
+
+
+def test_child_that_cannot_start_is_one_line_and_the_others_end() -> None:
+    async def main() -> None:
+        launcher = Launcher(with_executor(2, "onyx"), bundle(), [1, 2])
+        with pytest.raises(ConfigError, match=r"^node 2: executor: found 'onyx', expected one of ") as caught:
+            await launcher.start()
+        await launcher.aclose()
+        assert "\n" not in str(caught.value)
+        assert codes(launcher) == [0, 2]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "code"),
+    [
+        ("exit 3", r"^node 1 ended at start with exit code 3; its own message", 3),
+        ("exec cat > /dev/null", r"^node 1 ended at start with exit code -9; its own message", -9),  # lives on with its pipe closed
+        ("cat > /dev/null", r"^node 1 did not start within 0 s; set ZPIPE_LOG=DEBUG", 0),
+    ],
+)
+def test_child_that_says_nothing_is_given_up_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, message: str, code: int
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if "start within" in message:
+        monkeypatch.setattr(launch, "START_SECONDS", 0.3)
+    if code == -9:
+        monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
+
+    async def main() -> None:
+        launcher = Launcher(topology(), bundle(), [1])
+        with pytest.raises(ConfigError, match=message) as caught:
+            await launcher.start()
+        await launcher.aclose()
+        assert "\n" not in str(caught.value)
+        assert codes(launcher) == [code]
+
+    run(main)
+
+
+def test_failed_start_of_a_pipeline_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise zpipe.BundleError("stage0.onnx: broken")
+
+    async def main() -> None:
+        p = zpipe.Pipeline.local(topology())
+        monkeypatch.setattr("zpipe.runtime.pipeline.executor_for", broken)
+        with pytest.raises(zpipe.BundleError, match="broken"):
+            await p.__aenter__()
+        assert codes(started(p)) == [0, 0]
+
+    run(main)
+
+
+def test_start_that_is_cancelled_leaves_no_process() -> None:
+    async def main() -> None:
+        p = zpipe.Pipeline.local(topology())
+        opening = asyncio.ensure_future(p.__aenter__())
+        await turns_until(lambda: p.launcher is not None and len(p.launcher.processes) == 2)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert None not in codes(started(p))
+
+    run(main)
+
+
+def test_crash_of_a_child_is_told_with_its_rank_and_exit_code() -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            launcher = started(p)
+            launcher.processes[2].kill()
+            with pytest.raises(ZpipeError, match=r"^node 2 ended by itself \(exit code -9\)$"):
+                await launcher.crashed
+            assert (await p.submit(p.bundle.evaluation().images[0])).exit_stage >= 0  # it leaves before the gap
+        assert codes(launcher) == [0, -9]
+
+    run(main)
+
+
+def test_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            launcher = started(p)
+            monkeypatch.setattr(launch, "STOP_SECONDS", 0.5)
+            launcher.processes[1].send_signal(signal.SIGSTOP)
+        code, other = codes(launcher)
+        assert code == -9
+        assert other in (0, -9)  # a busy machine may take it longer than half a second
+
+    run(main)
+
+
+def test_children_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import asyncio, zpipe\n"
+        "from tests.runtime.test_launch import started, topology\n"
+        "async def main():\n"
+        "    async with zpipe.Pipeline.local(topology()) as p:\n"
+        "        print(*[process.pid for process in started(p).processes.values()], flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as parent:
+        assert parent.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
+    assert alive == []
+
+
+# ---- the child's side --------------------------------------------------------------------------
+
+
+def test_child_without_a_parent_ends_at_once() -> None:
+    done = child("")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_child_whose_parent_goes_before_the_addresses_ends() -> None:
+    done = child(json.dumps({"topology": topology().to_dict(), "rank": 2, "bundle": str(HALF)}) + "\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(json.loads(done.stdout)) == ["address"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "error"),
+    [
+        (
+            {"topology": topology().to_dict(), "rank": 1, "bundle": "no-such-bundle"},
+            2,
+            "bundle 'no-such-bundle': found no manifest",
+        ),
+        ({"topology": {"nodes": []}, "rank": 1, "bundle": str(HALF)}, 2, "topology: nodes: found no nodes"),
+        ({"rank": 1}, 1, "unexpected KeyError: 'topology'"),
+    ],
+)
+def test_child_says_what_is_wrong_in_one_line_to_its_parent_only(spec: dict[str, Any], code: int, error: str) -> None:
+    done = child(json.dumps(spec) + "\n")
+    assert (done.returncode, done.stderr) == (code, "")
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["error"].startswith(error)

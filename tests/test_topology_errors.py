@@ -212,6 +212,23 @@ def test_a_window_has_a_slot_for_every_lane() -> None:
     assert build(plain).links[0].window == 3
 
 
+@pytest.mark.parametrize(
+    ("plain", "key", "expected"),
+    [
+        (with_node(1, max_batch=100_000), "nodes[1].max_batch", "a whole number up to 1024"),
+        (with_node(0, slots=10**20), "nodes[0].slots", "a whole number up to 1000000"),
+        (with_source(priority=10**24), "priority", "a whole number up to 255"),
+        (with_source(deadline=1e300), "deadline", "from 1e-06 to 1e+06 s"),
+        (line([0], [1], policy={"report_interval": 1e-9}), "policy.report_interval", "from 0.001 to 60 s"),
+        (line([0], [1], links={"shape": "line", "window": 10**23}), "window", "a whole number up to 1024"),
+    ],
+)
+def test_a_number_nobody_means_is_refused_and_the_bound_is_named(plain: dict[str, Any], key: str, expected: str) -> None:
+    found = message(plain)
+    assert key in found
+    assert expected in found
+
+
 @pytest.mark.parametrize("admission", ["mdi-rate", "mdi-threshold"])
 def test_slots_exceed_the_queue_bound_of_mdi_admission(admission: str) -> None:
     plain = line([0], [1], source={"rank": 0, "admission": admission})

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from zpipe.bundle import Bundle, Preprocessing
-from zpipe.model import ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
+from zpipe.model import ExitHead, GateSpec, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,3 +36,11 @@ def tiny_bundle(*, path: Path = DATA, stages: tuple[StageSpec, ...] = STAGES) ->
         evaluation_samples=0,
         replay_file=None,
     )
+
+
+def images(batch: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, size=(batch, 3, 8, 8)).astype(np.uint8)
+
+
+def gate(batch: int, threshold: float = 0.6, *, last: bool = False) -> GateSpec:
+    return GateSpec("max-probability", 0.7, (threshold,) * batch, last=last)

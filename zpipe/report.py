@@ -342,7 +342,7 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     for line in text.splitlines():
-        if line.lower().startswith(("model name", "hardware", "model\t")):
+        if line.lower().startswith(("model name", "hardware")):
             return line.partition(":")[2].strip()
     return platform.machine()
 

@@ -390,15 +390,11 @@ def _headline(report: dict[str, Any]) -> RenderableType:
 
 
 def _latency(report: dict[str, Any]) -> RenderableType:
-    from rich.text import Text
-
-    text = Text()
-    for name, key in (("latency ms ", "latency_ms"), ("queueing ms", "queueing_ms")):
-        text.append(f"{name}  ", style="dim")
-        text.append("   ".join(f"{stat} {_number(report[key][stat])}" for stat in ("mean", "p50", "p95", "p99", "max")))
-        text.append("\n")
-    text.rstrip()
-    return text
+    stats = ("mean", *[f"p{p}" for p in PERCENTILES], "max")
+    table = _table(("ms", "left"), *[(stat, "right") for stat in stats])
+    for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms")):
+        table.add_row(name, *[_number(report[key][stat]) for stat in stats])
+    return table  # type: ignore[no-any-return]
 
 
 def _table(*columns: tuple[str, str]) -> Any:

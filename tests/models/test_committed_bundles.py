@@ -93,7 +93,7 @@ def test_no_file_is_unlisted(bundle: Bundle) -> None:
 def test_no_file_names_the_machine_it_was_made_on(bundle: Bundle) -> None:
     # Long enough patterns: three bytes like ".py" do turn up in 9 MB of weights.
     for path in [bundle.path / "manifest.json", *(bundle.stage_path(stage.index) for stage in bundle.stages)]:
-        assert not re.search(rb"site-packages|/home/|/root/|/tmp/|/work/|/usr/|\w{4}\.py\b", path.read_bytes()), path
+        assert not re.search(rb"site-packages|/(home|root|tmp|work|usr)/|\w{4}\.py\b", path.read_bytes()), path
 
 
 # ---- stages ------------------------------------------------------------------------------------

@@ -21,20 +21,22 @@ from zpipe.executors import make_executor
 from zpipe.model import GateSpec
 from zpipe.topology import load_topology, override
 
-HALF = str(Path(__file__).parents[2] / "engines" / "digits-mobilenetv2-half")
+ENGINES = Path(__file__).parents[2] / "engines"
+#: The half-width bundle at every run, the full one among the slow tests.
+BUNDLES = ["digits-mobilenetv2-half", pytest.param("digits-mobilenetv2", marks=pytest.mark.slow)]
 #: How near a threshold a confidence counts as undecided where batches are joined differently.
 NEAR = 1e-5
 
 
 @cache
-def _bundle() -> Bundle:
-    return load_bundle(HALF)
+def _bundle(name: str) -> Bundle:
+    return load_bundle(ENGINES / name)
 
 
 @cache
-def _plain_loop() -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+def _plain_loop(name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Label and exit stage of every sample, one by one through the stages, and how near its confidences came to a threshold."""
-    bundle = _bundle()
+    bundle = _bundle(name)
     executor = make_executor("onnx", bundle, range(len(bundle.stages)))
     thresholds = bundle.default_point.thresholds
     labels, exits, margins = [], [], []
@@ -58,10 +60,10 @@ def _plain_loop() -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
     return np.array(labels), np.array(exits), np.array(margins)
 
 
-async def _through(topology: str, max_batch: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    images = _bundle().evaluation().images
+async def _through(name: str, topology: str, max_batch: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    images = _bundle(name).evaluation().images
     labels, exits = np.full(len(images), -1), np.full(len(images), -1)
-    chosen = override(replace(load_topology(topology), bundle=HALF), max_batch=max_batch)
+    chosen = override(replace(load_topology(topology), bundle=str(ENGINES / name)), max_batch=max_batch)
     async with zpipe.Pipeline.local(chosen) as pipeline:
         async for outcome in pipeline.stream(images, ahead=48):
             assert outcome.result is not None, outcome
@@ -71,11 +73,12 @@ async def _through(topology: str, max_batch: int) -> tuple[npt.NDArray[Any], npt
     return labels, exits
 
 
+@pytest.mark.parametrize("name", BUNDLES)
 @pytest.mark.parametrize("topology", ["local", "line2", "line4"])
 @pytest.mark.parametrize("max_batch", [1, 8])
-def test_every_sample_gets_the_label_and_exit_of_a_plain_loop(topology: str, max_batch: int) -> None:
-    labels, exits, margins = _plain_loop()
-    found_labels, found_exits = asyncio.run(_through(topology, max_batch))
+def test_every_sample_gets_the_label_and_exit_of_a_plain_loop(name: str, topology: str, max_batch: int) -> None:
+    labels, exits, margins = _plain_loop(name)
+    found_labels, found_exits = asyncio.run(_through(name, topology, max_batch))
     differ = (labels != found_labels) | (exits != found_exits)
     undecided = margins < NEAR if max_batch > 1 else np.zeros(len(labels), bool)
     assert not (differ & ~undecided).any(), np.flatnonzero(differ & ~undecided)

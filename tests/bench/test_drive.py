@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
-from zpipe.bench.run import node_rows, quantile
 from zpipe.model import Outcome
+from zpipe.report import node_rows, quantile
 
 IMAGES = np.zeros((7, 1), np.uint8)
 

@@ -13,7 +13,7 @@ from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
 from zpipe.bundle import Evaluation
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.model import Outcome
-from zpipe.report import RunLog, build_report
+from zpipe.report import RunLog, build_report, link_rows, node_rows
 from zpipe.runtime.pipeline import Pipeline
 from zpipe.topology import Topology, load_topology, override
 
@@ -254,67 +254,6 @@ class Series:
             }
         )
         self._admitted, self._results = admitted, results
-
-
-def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The report's `nodes`: what each node did between two looks at its counters."""
-    first = {stats["rank"]: stats for stats in before}
-    rows = []
-    for stats in after:
-        old = first.get(stats["rank"], {})
-
-        def grown(key: str, stats: dict[str, Any] = stats, old: dict[str, Any] = old) -> float:
-            return float(stats[key] - old.get(key, 0))
-
-        seen = {int(length): int(times) for length, times in stats["queue_histogram"]}
-        for length, times in old.get("queue_histogram", ()):
-            seen[int(length)] -= int(times)
-        tasks, batches = grown("tasks_run"), grown("batches")
-        rows.append(
-            {
-                "rank": stats["rank"],
-                "stages": stats["stages"],
-                "busy": grown("busy_seconds") / seconds,
-                "queue_p95": quantile(seen, 0.95),
-                "queue_max": max((length for length, times in seen.items() if times), default=0),
-                "batch_mean": tasks / batches if batches else 0.0,
-                "tasks": int(tasks),
-                "cpu_s": grown("cpu_seconds"),
-                "stage_cpu_s": grown("stage_cpu_seconds"),
-                "rss_mb": stats["rss_bytes"] / 1e6,
-                "sent_bytes": int(grown("sent_bytes")),
-            }
-        )
-    return rows
-
-
-def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The report's `links`: what each direction carried between two looks, and its smoothed round trip at the end."""
-    first = {(stats["rank"], link["to"]): link for stats in before for link in stats["links"]}
-    rows = []
-    for stats in after:
-        for link in stats["links"]:
-            old = first.get((stats["rank"], link["to"]), {})
-            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes")}
-            rows.append(
-                {
-                    "between": [stats["rank"], link["to"]],
-                    **grown,
-                    "mbit_s": 8e-6 * grown["bytes"] / seconds,
-                    "round_trip_ms": 1e3 * link["round_trip_seconds"],
-                }
-            )
-    return rows
-
-
-def quantile(histogram: dict[int, int], q: float) -> int:
-    """The smallest value that at least a fraction `q` of the counted ones do not exceed; 0 of nothing."""
-    left = q * sum(histogram.values())
-    for value in sorted(histogram):
-        left -= histogram[value]
-        if left <= 0 and histogram[value]:
-            return value
-    return 0
 
 
 def _report(

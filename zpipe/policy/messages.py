@@ -46,11 +46,12 @@ class TaskReceived:
 
 @dataclass(slots=True)
 class StageCompleted:
-    """A batch ran. One entry per row; the payload under a token is now that row's activation.
+    """A batch ran. One entry per row.
 
     Attributes:
         run: the RunStage it answers.
         seconds: wall time of the batch.
+        tokens: under which each row's activation now waits; empty where the runtime keeps no payloads.
     """
 
     run: int
@@ -58,6 +59,7 @@ class StageCompleted:
     labels: Sequence[int]
     confidences: Sequence[float]
     seconds: float
+    tokens: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -217,6 +217,8 @@ class NodePolicy:
         self.counts.tasks_run += len(run.tasks)
         self.counts.batches += 1
         self._measure_service(stage, event.seconds / len(run.tasks))
+        for task, token in zip(run.tasks, event.tokens, strict=False):
+            task.token = token
         for task, exited, label, confidence in zip(run.tasks, event.exited, event.labels, event.confidences, strict=True):
             task.queued_seconds += started_at - task.since
             task.service_seconds += now - started_at

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import psutil
 
 from zpipe.bundle import Bundle
+from zpipe.configure import node_config
 from zpipe.errors import ConfigError, WireError, ZpipeError
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
-from zpipe.policy.exits import ExitGates
 from zpipe.policy.messages import (
     BlockedReceived,
     Command,
@@ -47,7 +47,6 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
-from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.worker import Worker
@@ -99,36 +98,6 @@ class DriverCounts:
     control_received: int = 0
     stage_cpu_seconds: float = 0.0
     busy_seconds: float = 0.0
-
-
-def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
-    """What the topology and the bundle say about one node, in the policy's words."""
-    node = topology.node(rank)
-    neighbours = []
-    for peer in topology.neighbours(rank):
-        link = topology.link(rank, peer)
-        assert link is not None
-        neighbours.append(
-            NeighbourConfig(
-                rank=peer,
-                lanes_out=topology.lanes(rank, peer),
-                lanes_in=topology.lanes(peer, rank),
-                window_out=link.window,
-                window_in=link.window,
-            )
-        )
-    return NodeConfig(
-        rank=rank,
-        stages=node.stages,
-        gates=ExitGates(tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages)),
-        neighbours=tuple(neighbours),
-        next_hop={spec.rank: topology.next_hop(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
-        max_batch=node.max_batch,
-        own_slots=node.slots,
-        offload=topology.policy.offload,
-        report_seconds=topology.policy.report_interval_seconds,
-        source=source,
-    )
 
 
 def wire_limits(topology: Topology, bundle: Bundle) -> WireLimits:
@@ -367,14 +336,17 @@ class Driver:
         self.counts.stage_cpu_seconds += output.cpu_seconds
         self.counts.busy_seconds += output.wall_seconds
         activation = output.activation
+        tokens = []
         for index, (task, exited) in enumerate(zip(command.tasks, output.exited, strict=True)):
+            token = task.token
             if exited or activation is None:
-                self._payloads.drop(task.token)
-            elif task.token:
-                self._payloads.replace(task.token, activation, index)
+                self._payloads.drop(token)
+            elif token:
+                self._payloads.replace(token, activation, index)
             else:
-                task.token = self._payloads.add(activation, index)
-        self.emit(StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds))
+                token = self._payloads.add(activation, index)
+            tokens.append(token)
+        self.emit(StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds, tokens))
 
     def _payload(self, token: int, sample: int) -> tuple[npt.NDArray[Any], int]:
         return self._payloads.row(token) if token else (self.inputs[sample], 0)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from zpipe.bundle import Bundle, load_bundle
-from zpipe.errors import BundleError, ConfigError, TopologyError, ZpipeError
-from zpipe.executors.base import EXECUTORS, StageExecutor, make_executor
-from zpipe.policy.offload import OFFLOADS
+from zpipe.bundle import Bundle
+from zpipe.configure import load_checked
+from zpipe.errors import ConfigError, ZpipeError
+from zpipe.executors.base import StageExecutor, make_executor
 from zpipe.runtime.driver import Driver, zeromq
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, Topology, check
+from zpipe.topology import Topology
 
 log = logging.getLogger("zpipe.node")
 
@@ -27,34 +27,6 @@ WAITING_NOTE_SECONDS = 10.0
 def new_session() -> int:
     """A number for this start: milliseconds of the wall clock, so that a later start has a larger one (policy rule S1)."""
     return time.time_ns() // 1_000_000
-
-
-def load_checked(topology: Topology) -> Bundle:
-    """The topology's bundle, with the topology checked against it.
-
-    Raises:
-        BundleError: missing or changed.
-        TopologyError: its stages do not fit the bundle's.
-    """
-    try:
-        bundle = load_bundle(topology.bundle, beside=topology.path)
-    except BundleError as exc:
-        raise BundleError(f"{topology.path or topology.name}: bundle: {exc}") from exc
-    check(topology, len(bundle.stages))
-    points = dict.fromkeys((DEFAULT_POINT, NO_EXIT, *[point.name for point in bundle.operating_points]))
-    _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
-    _check_name(topology, "policy.exit", topology.policy.exit_point, points)
-    for node in topology.nodes:
-        _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
-    return bundle
-
-
-def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) -> None:
-    """What a topology may name but only this version's registries, or the bundle, can tell."""
-    if found not in known:
-        raise TopologyError(
-            f"{topology.path or topology.name}: {key}: found {found!r}, expected one of {', '.join(known)}; correct the topology"
-        )
 
 
 def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor | None:

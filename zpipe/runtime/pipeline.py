@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Bundle
+from zpipe.configure import load_checked, source_config
 from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
 from zpipe.model import Outcome, Result
-from zpipe.policy.admission import ADMISSIONS
-from zpipe.policy.delivery import WAITING_SAMPLES, Source, SourceConfig
-from zpipe.policy.exits import ExitLadder, no_exit
+from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.launch import Launcher
-from zpipe.runtime.node import by_hand, executor_for, load_checked, new_session
-from zpipe.topology import LOCAL_ADDRESS, NO_EXIT, SourceSpec, Topology, load_topology
+from zpipe.runtime.node import by_hand, executor_for, new_session
+from zpipe.topology import LOCAL_ADDRESS, Topology, load_topology
 
 log = logging.getLogger("zpipe.pipeline")
 
@@ -494,57 +493,6 @@ def result_or_raise(outcome: Outcome) -> Result:
         "failed": SampleFailed,
     }
     raise kinds[outcome.kind](f"sample {outcome.sample} {outcome.kind}: {outcome.cause}", sample=outcome.sample)
-
-
-def source_config(
-    spec: SourceSpec, bundle: Bundle, *, exit_point: str, admission: str | None = None, when_full: str | None = None
-) -> SourceConfig:
-    """How samples enter at one source.
-
-    Args:
-        spec: what the topology says.
-        bundle: its operating points are the exit ladder.
-        exit_point: `default`, `no-exit`, or an operating point's name.
-        admission, when_full: instead of what the topology says; a strategy other than the topology's starts with its defaults.
-
-    Raises:
-        ConfigError: no operating point of that name, or none reaches the accuracy the source wants.
-    """
-    name = admission or spec.admission.name
-    for option, found, known in (("admission", name, ADMISSIONS), ("when_full", when_full, WAITING_SAMPLES)):
-        if found is not None and found not in known:
-            raise ConfigError(f"{option}: found {found!r}, expected one of {', '.join(known)}")
-    return SourceConfig(
-        session=0,  # drawn when the pipeline starts
-        ladder=exit_ladder(bundle, exit_point, accuracy=spec.accuracy),
-        admission=name,
-        options=spec.admission.options if name == spec.admission.name else {},
-        when_full=when_full or spec.admission.when_full,  # type: ignore[arg-type]
-        waiting=spec.admission.waiting if when_full in (None, spec.admission.when_full) else 0,
-    )
-
-
-def exit_ladder(bundle: Bundle, exit_point: str, *, accuracy: float = 0.0) -> ExitLadder:
-    """The bundle's operating points, cheapest first, starting at the one asked for.
-
-    With a wanted accuracy (0..1) the cheapest point that reached it on the calibration split is taken instead of `default`.
-    """
-    if exit_point == NO_EXIT:
-        return no_exit(len(bundle.stages))
-    points = bundle.operating_points
-    chosen = bundle.default_point
-    if exit_point != "default":
-        chosen = bundle.point(exit_point)
-    elif accuracy > 0.0:
-        able = [point for point in points if point.calibration.accuracy >= accuracy]
-        if not able:
-            best = max(points, key=lambda point: point.calibration.accuracy)
-            raise ConfigError(
-                f"source: accuracy: found {accuracy}, expected at most {best.calibration.accuracy:.4f}, what bundle {bundle.name} "
-                f"reached at its point {best.name}; ask for less or make a better bundle"
-            )
-        chosen = able[0]
-    return ExitLadder(tuple(point.thresholds for point in points), points.index(chosen))
 
 
 async def _as_async(inputs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:

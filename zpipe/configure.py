@@ -1,0 +1,124 @@
+"""From a topology and its bundle to what each node's policy must know: the live runtime and the simulator start from the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.errors import BundleError, ConfigError, TopologyError
+from zpipe.executors.base import EXECUTORS
+from zpipe.policy.admission import ADMISSIONS
+from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
+from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
+from zpipe.policy.offload import OFFLOADS
+from zpipe.policy.state import NeighbourConfig, NodeConfig
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, SourceSpec, Topology, check
+
+
+def load_checked(topology: Topology) -> Bundle:
+    """The topology's bundle, with the topology checked against it.
+
+    Raises:
+        BundleError: missing or changed.
+        TopologyError: its stages do not fit the bundle's.
+    """
+    try:
+        bundle = load_bundle(topology.bundle, beside=topology.path)
+    except BundleError as exc:
+        raise BundleError(f"{topology.path or topology.name}: bundle: {exc}") from exc
+    check(topology, len(bundle.stages))
+    points = dict.fromkeys((DEFAULT_POINT, NO_EXIT, *[point.name for point in bundle.operating_points]))
+    _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
+    _check_name(topology, "policy.exit", topology.policy.exit_point, points)
+    for node in topology.nodes:
+        _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
+    return bundle
+
+
+def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) -> None:
+    """What a topology may name but only this version's registries, or the bundle, can tell."""
+    if found not in known:
+        raise TopologyError(
+            f"{topology.path or topology.name}: {key}: found {found!r}, expected one of {', '.join(known)}; correct the topology"
+        )
+
+
+def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
+    """What the topology and the bundle say about one node, in the policy's words."""
+    node = topology.node(rank)
+    neighbours = []
+    for peer in topology.neighbours(rank):
+        link = topology.link(rank, peer)
+        assert link is not None
+        neighbours.append(
+            NeighbourConfig(
+                rank=peer,
+                lanes_out=topology.lanes(rank, peer),
+                lanes_in=topology.lanes(peer, rank),
+                window_out=link.window,
+                window_in=link.window,
+            )
+        )
+    return NodeConfig(
+        rank=rank,
+        stages=node.stages,
+        gates=ExitGates(tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages)),
+        neighbours=tuple(neighbours),
+        next_hop={spec.rank: topology.next_hop(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
+        max_batch=node.max_batch,
+        own_slots=node.slots,
+        offload=topology.policy.offload,
+        report_seconds=topology.policy.report_interval_seconds,
+        source=source,
+    )
+
+
+def source_config(
+    spec: SourceSpec, bundle: Bundle, *, exit_point: str, admission: str | None = None, when_full: str | None = None
+) -> SourceConfig:
+    """How samples enter at one source.
+
+    Args:
+        spec: what the topology says.
+        bundle: its operating points are the exit ladder.
+        exit_point: `default`, `no-exit`, or an operating point's name.
+        admission, when_full: instead of what the topology says; a strategy other than the topology's starts with its defaults.
+
+    Raises:
+        ConfigError: no operating point of that name, or none reaches the accuracy the source wants.
+    """
+    name = admission or spec.admission.name
+    for option, found, known in (("admission", name, ADMISSIONS), ("when_full", when_full, WAITING_SAMPLES)):
+        if found is not None and found not in known:
+            raise ConfigError(f"{option}: found {found!r}, expected one of {', '.join(known)}")
+    return SourceConfig(
+        session=0,  # drawn when the pipeline starts
+        ladder=exit_ladder(bundle, exit_point, accuracy=spec.accuracy),
+        admission=name,
+        options=spec.admission.options if name == spec.admission.name else {},
+        when_full=when_full or spec.admission.when_full,  # type: ignore[arg-type]
+        waiting=spec.admission.waiting if when_full in (None, spec.admission.when_full) else 0,
+    )
+
+
+def exit_ladder(bundle: Bundle, exit_point: str, *, accuracy: float = 0.0) -> ExitLadder:
+    """The bundle's operating points, cheapest first, starting at the one asked for.
+
+    With a wanted accuracy (0..1) the cheapest point that reached it on the calibration split is taken instead of `default`.
+    """
+    if exit_point == NO_EXIT:
+        return no_exit(len(bundle.stages))
+    points = bundle.operating_points
+    chosen = bundle.default_point
+    if exit_point != "default":
+        chosen = bundle.point(exit_point)
+    elif accuracy > 0.0:
+        able = [point for point in points if point.calibration.accuracy >= accuracy]
+        if not able:
+            best = max(points, key=lambda point: point.calibration.accuracy)
+            raise ConfigError(
+                f"source: accuracy: found {accuracy}, expected at most {best.calibration.accuracy:.4f}, what bundle {bundle.name} "
+                f"reached at its point {best.name}; ask for less or make a better bundle"
+            )
+        chosen = able[0]
+    return ExitLadder(tuple(point.thresholds for point in points), points.index(chosen))

@@ -1,0 +1,32 @@
+"""The run report: everything computed from sample ids, nothing assumed.
+
+lost             ids without an outcome at the end
+duplicate        ids whose outcome the caller saw more than once (the first one counts)
+hung             ids still open 100 ms past their deadline, whatever became of them later
+strangers        outcomes of numbers that were never offered
+second_results   answers of another attempt, dropped at the source (allowed)
+goodput          results that came before their deadline
+"""
+
+from zpipe.report.build import REPORT, SCHEMA, build_report, check_schema, spread
+from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog
+from zpipe.report.machine import machine
+from zpipe.report.nodes import link_rows, node_rows, quantile
+from zpipe.report.terminal import render
+
+__all__ = [
+    "HUNG_SECONDS",
+    "KINDS",
+    "MOST_CAUSES",
+    "REPORT",
+    "SCHEMA",
+    "RunLog",
+    "build_report",
+    "check_schema",
+    "link_rows",
+    "machine",
+    "node_rows",
+    "quantile",
+    "render",
+    "spread",
+]

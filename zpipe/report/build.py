@@ -1,0 +1,181 @@
+"""From a run's log and its nodes' counters to the report, and what every report holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from zpipe.report.log import KINDS, RunLog
+from zpipe.report.machine import machine
+
+SCHEMA = "zpipe.report/1"
+PERCENTILES = (50, 90, 95, 99)
+
+#: What every report holds at least: {key: type}, a dict or a list of dicts within. None where nothing could be measured.
+REPORT = {
+    "schema": str,
+    "topology": str,
+    "bundle": str,
+    "policy": str,
+    "seed": int,
+    "machine": {"cpu": str, "cores": int, "os": str, "python": str, "versions": {}},
+    "shared_machine": bool,
+    "seconds": float,
+    "counts": dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung", "second_results", "resubmitted"), int),
+    "strangers": int,
+    "causes": {},
+    "throughput_hz": float,
+    "goodput_hz": float,
+    "latency_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
+    "queueing_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
+    "accuracy": float | None,
+    "mean_macs": float | None,
+    "mean_macs_share": float | None,
+    "cpu_efficiency": float | None,
+    "overhead_us_per_task": float | None,
+    "exits": [{"stage": int, "share": float, "accuracy": float | None}],
+    "nodes": [
+        {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "queue_p95": float, "queue_max": float}
+        | dict.fromkeys(("busy", "batch_mean", "cpu_s", "stage_cpu_s", "rss_mb"), float)
+    ],
+    "links": [{}],
+    "series": [{"t": float}],
+    "memory": [{}],
+}
+
+
+def build_report(
+    log: RunLog,
+    *,
+    topology: str,
+    bundle: str,
+    policy: str,
+    seed: int,
+    seconds: float,
+    stage_macs: Sequence[int],
+    nodes: list[dict[str, Any]],
+    links: list[dict[str, Any]],
+    series: list[dict[str, Any]],
+    memory: list[dict[str, Any]],
+    second_results: int,
+    resubmitted: int,
+    shared_machine: bool,
+) -> dict[str, Any]:
+    """The report of one run, JSON values only, no NaN.
+
+    Args:
+        log: every sample of the run.
+        topology, bundle, policy: names, as shown to people.
+        seconds: from the first offer to the last outcome.
+        stage_macs: multiply-adds of each stage, per sample.
+        nodes: one dict per node: rank, stages, busy, queue_p95, queue_max, batch_mean, tasks, cpu_s, stage_cpu_s, rss_mb,
+            sent_bytes.
+        links: one dict per link.
+        series: the source's admission state over time.
+        memory: every node's resident set over time.
+        second_results, resubmitted: of this run, as the source counted them.
+        shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
+    """
+    columns = log.columns()
+    answered = columns["kind"] == KINDS.index("result")
+    exits = _exit_rows(columns, answered, len(stage_macs))
+    mean_macs = float(np.dot([row["share"] for row in exits], np.cumsum(stage_macs))) if answered.any() else None
+    tasks, cpu, stage_cpu = (sum(node[key] for node in nodes) for key in ("tasks", "cpu_s", "stage_cpu_s"))
+    report = {
+        "schema": SCHEMA,
+        "topology": topology,
+        "bundle": bundle,
+        "policy": policy,
+        "seed": seed,
+        "machine": machine(),
+        "shared_machine": shared_machine,
+        "seconds": seconds,
+        "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted},
+        "strangers": log.strangers,
+        "causes": dict(log.causes.most_common()),
+        "throughput_hz": int(answered.sum()) / seconds if seconds else 0.0,
+        "goodput_hz": int((answered & ~columns["late"]).sum()) / seconds if seconds else 0.0,
+        "latency_ms": spread(1e3 * columns["latency"][answered]),
+        "queueing_ms": spread(1e3 * columns["queued"][answered]),
+        "accuracy": _accuracy(columns, answered),
+        "mean_macs": mean_macs,
+        "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
+        "cpu_efficiency": stage_cpu / cpu if cpu else None,
+        "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks else None,
+        "exits": exits,
+        "nodes": nodes,
+        "links": links,
+        "series": series,
+        "memory": memory,
+    }
+    return cast("dict[str, Any]", _json_values(report))
+
+
+def _counts(log: RunLog, kinds: np.ndarray[Any, Any]) -> dict[str, int]:
+    """What the log alone can say; the kinds and `lost` add up to `submitted`."""
+    ended = {kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS) if kind}
+    broken = {"duplicate": log.duplicate, "hung": log.hung}
+    return {"submitted": len(log), **ended, "lost": int((kinds == 0).sum()), **broken}
+
+
+def _accuracy(columns: dict[str, np.ndarray[Any, Any]], rows: np.ndarray[Any, Any]) -> float | None:
+    """Share of right labels among the answered samples that `rows` (a mask) selects; None of none."""
+    right = (columns["label"] == columns["truth"])[rows]
+    return float(right.mean()) if len(right) else None
+
+
+def _exit_rows(columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], stages: int) -> list[dict[str, Any]]:
+    """Per stage the share of all answers that were given there, and how many of those are right."""
+    at = [answered & (columns["stage"] == stage) for stage in range(stages)]
+    total = max(1, int(answered.sum()))
+    return [
+        {"stage": stage, "share": int(rows.sum()) / total, "accuracy": _accuracy(columns, rows)} for stage, rows in enumerate(at)
+    ]
+
+
+def _json_values(value: Any) -> Any:
+    """The same with NumPy's numbers as Python's, and None for infinity and NaN (an unbounded window or rate), which JSON lacks."""
+    if isinstance(value, dict):
+        return {str(key): _json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_values(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_schema(report: Any, wanted: Any = REPORT, at: str = "report") -> None:
+    """Compare a report with REPORT; further keys are allowed.
+
+    Raises:
+        ValueError: names the first key that is absent or of another type, with what was found and expected.
+    """
+    if isinstance(wanted, dict | list):
+        if not isinstance(report, type(wanted)):
+            raise ValueError(f"{at}: found {report!r}, expected a {type(wanted).__name__}")
+        items = wanted.items() if isinstance(wanted, dict) else [(i, wanted[0]) for i in range(len(report))]
+        for key, inner in items:
+            if isinstance(wanted, dict) and key not in report:
+                raise ValueError(f"{at}.{key}: found no such key, expected one in every {SCHEMA}")
+            check_schema(report[key], inner, f"{at}.{key}" if isinstance(wanted, dict) else f"{at}[{key}]")
+        return
+    allowed = wanted | int if wanted in (float, float | None) else wanted  # a whole number will do for a float, not for a bool
+    if not isinstance(report, allowed) or (isinstance(report, bool) and wanted is not bool):
+        raise ValueError(f"{at}: found {report!r}, expected {getattr(wanted, '__name__', wanted)}")
+    if at == "report.schema" and report != SCHEMA:
+        raise ValueError(f"{at}: found {report!r}, expected {SCHEMA!r}")
+
+
+def spread(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
+    """Mean, percentiles and maximum; all None of nothing."""
+    if not len(values):
+        return {"mean": None, **{f"p{p}": None for p in PERCENTILES}, "max": None}
+    found = np.percentile(values, PERCENTILES)
+    return {
+        "mean": float(values.mean()),
+        **{f"p{p}": float(value) for p, value in zip(PERCENTILES, found, strict=True)},
+        "max": float(values.max()),
+    }

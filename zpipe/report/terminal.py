@@ -1,0 +1,111 @@
+"""The report as a person reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zpipe.report.build import PERCENTILES
+from zpipe.report.log import KINDS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def render(report: dict[str, Any]) -> RenderableType:
+    """The report as a person reads it, for 80 columns and more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts = (_headline, _latency, _exits, _nodes, _footnotes)
+    lines: list[RenderableType] = [item for part in parts for item in (Text(), part(report))]
+    return Group(*lines)
+
+
+def _number(value: float | None, form: str = ",.1f", *, none: str = "–") -> str:
+    return none if value is None else format(value, form)
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _headline(report: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    counts = report["counts"]
+    text = Text()
+    text.append(f"{report['topology']}", style="bold")
+    text.append(f" · {report['bundle']} · {report['policy']}\n", style="dim")
+    text.append(f"{_number(report['throughput_hz'], ',.0f')} results/s", style="bold green")
+    text.append(f"   accuracy {_percent(report['accuracy'])}", style="bold")
+    text.append(f"   {counts['submitted']:,} samples in {report['seconds']:.1f} s\n")
+    ends = "   ".join(f"{kind} {counts[kind]:,}" for kind in KINDS[1:])
+    text.append(f"{ends}\n")
+    broken = counts["lost"] + counts["duplicate"] + counts["hung"] + report["strangers"]
+    promise = f"lost {counts['lost']:,}  duplicate {counts['duplicate']:,}  hung {counts['hung']:,}"
+    promise += f"  strangers {report['strangers']:,}" if report["strangers"] else ""
+    text.append(promise, style="bold red" if broken else "green")
+    for cause, times in list(report["causes"].items())[:3]:
+        text.append(f"\n{times:,} {cause}", style="yellow")
+    return text
+
+
+def _latency(report: dict[str, Any]) -> RenderableType:
+    stats = ("mean", *[f"p{p}" for p in PERCENTILES], "max")
+    table = _table(("ms", "left"), *[(stat, "right") for stat in stats])
+    for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms")):
+        table.add_row(name, *[_number(report[key][stat]) for stat in stats])
+    return table  # type: ignore[no-any-return]
+
+
+def _table(*columns: tuple[str, str]) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
+    for name, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    return table
+
+
+def _exits(report: dict[str, Any]) -> RenderableType:
+    table = _table(("exit", "right"), ("share", "right"), ("accuracy", "right"), ("", "left"))
+    for row in report["exits"]:
+        bar = "█" * round(30 * row["share"])
+        table.add_row(str(row["stage"]), _percent(row["share"]), _percent(row["accuracy"]), f"[green]{bar}[/]")
+    return table  # type: ignore[no-any-return]
+
+
+def _nodes(report: dict[str, Any]) -> RenderableType:
+    names = ("node", "stages", "busy", "batch", "queue p95", "max", "tasks", "CPU s", "RSS MB", "sent MB")
+    table = _table(*[(name, "left" if name == "stages" else "right") for name in names])
+    for row in report["nodes"]:
+        table.add_row(
+            str(row["rank"]),
+            " ".join(map(str, row["stages"])),
+            _percent(row["busy"], 0),
+            _number(row["batch_mean"]),
+            str(row["queue_p95"]),
+            str(row["queue_max"]),
+            f"{row['tasks']:,}",
+            _number(row["cpu_s"], ".2f"),
+            _number(row["rss_mb"], ".0f"),
+            _number(row["sent_bytes"] / 1e6),
+        )
+    return table  # type: ignore[no-any-return]
+
+
+def _footnotes(report: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    overhead = report["overhead_us_per_task"]
+    lines = [
+        f"multiply-adds per sample: {_percent(report['mean_macs_share'])} of the full network",
+        f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(overhead, '.0f')} µs a task",
+    ]
+    if report["shared_machine"] and len(report["nodes"]) > 1:
+        cores = report["machine"]["cores"]
+        lines.append(
+            f"all nodes shared {cores} cores of this machine: throughput measures the sum of their computing, not a line of boards"
+        )
+    return Text("\n".join(lines), style="dim")

@@ -1,0 +1,49 @@
+"""The commands: parse, call one library function, print. Nothing else in zpipe prints.
+
+Exit codes: 0 done, 1 the run fell short, 2 bad usage or configuration. One module per command, named in `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from zpipe.cli import bench, doctor, node, train  # each puts its command into the group
+from zpipe.cli.group import cli
+from zpipe.cli.running import Interrupted
+from zpipe.errors import BackendUnavailable, ConfigError, ZpipeError
+
+__all__ = ["bench", "cli", "doctor", "main", "node", "train"]
+
+log = logging.getLogger("zpipe.cli")
+
+
+def main() -> None:
+    """The `zpipe` command: every failure is one line on standard error."""
+    try:
+        code = cli.main(prog_name="zpipe", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("stopped")
+        sys.exit(0)
+    except click.UsageError as exc:
+        _fail(f"{exc.format_message().rstrip('.')}; see `{exc.ctx.command_path if exc.ctx else 'zpipe'} --help`", 2)
+    except click.ClickException as exc:
+        _fail(exc.format_message(), 2)
+    except Interrupted:
+        click.echo("stopped")
+        sys.exit(0)
+    except (ConfigError, BackendUnavailable) as exc:
+        _fail(str(exc), 2)
+    except ZpipeError as exc:
+        _fail(str(exc), 1)
+    except Exception as exc:  # a mistake of ours
+        log.debug("what happened:", exc_info=True)
+        _fail(f"unexpected {type(exc).__name__}: {exc}; `zpipe -vv ...` shows where, please report it", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("zpipe: " + " ".join(message.split()), err=True)
+    sys.exit(code)

@@ -1,0 +1,32 @@
+"""`zpipe bench`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zpipe.cli.group import cli
+from zpipe.cli.options import TOPOLOGY, load_options, parse_rate
+from zpipe.cli.output import check_writable, show_report
+from zpipe.cli.running import progress_shown, run_interruptible
+
+
+@cli.command()
+@TOPOLOGY
+@click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
+@load_options
+def bench(json_file: Path | None, samples_file: Path | None, rate: str | None, **options: Any) -> None:
+    """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
+    from zpipe.bench.run import BenchOptions, run_bench
+
+    rate_hz = None if rate is None else parse_rate(rate)
+    if rate_hz is not None and rate_hz < math.inf and options["count"] is None and options["duration"] is None:
+        options["duration"] = 10.0
+    plan = BenchOptions(rate_hz=rate_hz, **options)
+    check_writable(json_file, samples_file)
+    with progress_shown() as progress:
+        report, samples = run_interruptible(run_bench(plan, progress=progress))
+    show_report(report, samples, json_file=json_file, samples_file=samples_file)

@@ -1,0 +1,23 @@
+"""The group that every command hangs on."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import click
+
+from zpipe import __version__
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="zpipe")
+@click.option("-v", "--verbose", count=True, help="Say what happens (-v), or everything (-vv).")
+@click.pass_context
+def cli(context: click.Context, verbose: int) -> None:
+    """Run one deep network over several small computers, exiting early when it is sure."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+    level = [logging.ERROR, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    os.environ.setdefault("ZPIPE_LOG", logging.getLevelName(level))

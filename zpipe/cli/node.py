@@ -1,0 +1,40 @@
+"""`zpipe node`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+
+from zpipe.cli.group import cli
+from zpipe.cli.options import TOPOLOGY
+from zpipe.cli.running import run_interruptible
+from zpipe.errors import ConfigError
+
+
+@cli.command()
+@click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
+@TOPOLOGY
+def node(rank: int, topology: str) -> None:
+    """Run one node until it is stopped."""
+    from zpipe.runtime.node import Node, by_hand
+    from zpipe.topology import load_topology
+
+    loaded = load_topology(topology)
+    if not 0 <= rank < len(loaded.nodes):
+        raise ConfigError(f"{loaded.path}: --rank: found {rank}, expected one of 0 to {len(loaded.nodes) - 1}")
+    served = Node(by_hand(loaded), rank, waiting=click.echo)
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with served:
+            stages = ", ".join(map(str, served.topology.node(rank).stages))
+            click.echo(f"node {rank} serves stage {stages} of {served.bundle.name} at {served.topology.node(rank).address}")
+            await served.serve(stop)
+            done = served.driver.policy.counts
+        click.echo(f"node {rank} stopped: {done.tasks_run} tasks run, {done.exited} answered here, {done.sent} handed on")
+
+    run_interruptible(serve())

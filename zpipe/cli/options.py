@@ -1,0 +1,77 @@
+"""What several commands share: options, their types, and checks of what they name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from zpipe.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+TOPOLOGY = click.option(
+    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
+)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Seconds(click.FloatRange):
+    """Seconds above 0; click's own range lets a NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return found
+
+
+SECONDS = Seconds(0, 1e6, min_open=True)
+
+
+#: What `zpipe bench` and `zpipe sim` have in common, in the order of their help.
+_LOAD = (
+    click.option(
+        "--count", type=click.IntRange(1), help="Samples to offer; the evaluation set once if neither this nor --duration is given."
+    ),
+    click.option("--duration", type=SECONDS, help="Seconds to offer samples for."),
+    click.option(
+        "--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop."
+    ),
+    click.option("--rate", metavar="HZ|max", help="Poisson arrivals at this rate instead; `max`: as many as admission lets in."),
+    click.option("--policy", "exit_point", metavar="POINT", help="An operating point of the bundle, or `no-exit`."),
+    click.option(
+        "--admission", type=click.Choice(["fixed", "mdi-rate", "mdi-threshold", "aimd"]), help="Instead of the topology's."
+    ),
+    click.option("--when-full", type=click.Choice(["block", "latest", "deadline"]), help="Instead of the topology's."),
+    click.option("--max-batch", type=click.IntRange(1), help="Most tasks in one batch, at every node."),
+    click.option("--bundle", help="A bundle's folder or name, instead of the topology's."),
+    click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, arrivals and all dice."),
+    click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones."),
+    click.option("--json", "json_file", type=FILE, help="Write the report here."),
+    click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here."),
+)
+
+
+def load_options(command: Command) -> Command:
+    """Gives a command the options of `_LOAD`."""
+    for option in reversed(_LOAD):
+        command = option(command)
+    return command
+
+
+def parse_rate(text: str) -> float:
+    """Samples per second; `inf` for `max`: as many as admission lets in."""
+    if text == "max":
+        return math.inf
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0.0 < rate < math.inf:
+        raise ConfigError(f"--rate: found {text!r}, expected a number of samples per second above 0, or `max`")
+    return rate

@@ -1,0 +1,50 @@
+"""Showing a report and writing it down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zpipe.report import RunLog
+
+
+def check_writable(*files: Path | None) -> None:
+    """Before the run: it would be a pity to find out after it."""
+    for file in files:
+        if file is not None:
+            _check_writable(file)
+
+
+def _check_writable(file: Path) -> None:
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{file}: found no folder {folder}, expected one to write into; make it first")
+    there = file.exists()
+    try:
+        file.open("a").close()
+        if not there:
+            file.unlink()
+    except OSError as exc:
+        raise ConfigError(
+            f"{file}: found that it cannot be written ({exc.strerror}), expected a file to write; choose another"
+        ) from exc
+
+
+def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | None, samples_file: Path | None) -> None:
+    """Prints a run's report, writes the files asked for, and ends with 1 when the promise was broken."""
+    from rich.console import Console
+
+    from zpipe.report import render
+
+    Console().print(render(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if samples_file is not None:
+        samples.samples_jsonl(samples_file)
+    counts = report["counts"]
+    if counts["lost"] or counts["duplicate"] or counts["hung"] or report["strangers"]:
+        raise SystemExit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zpipe.errors import ConfigError
 from zpipe.models.digits import GREY_STEP, SEVERITIES, digits_task, distort, load_glyphs
 from zpipe.models.task import Task
 
@@ -42,6 +43,35 @@ def test_epoch_draws_every_training_digit_once_with_other_distortions(task: Task
     assert (first == again).all()
     assert (first != other).any()
     assert (np.bincount(labels) == np.bincount(load_glyphs()[1][:1000])).all()
+
+
+def test_larger_image_shows_the_same_scene() -> None:
+    def draw(size: int) -> np.ndarray:
+        pool = load_glyphs(size)[0][:100]
+        return distort(pool, np.arange(100), np.arange(100) % len(SEVERITIES), np.random.default_rng(5)).astype(float)
+
+    small, large = draw(32), draw(96)
+    assert large.shape == (100, 3, 96, 96)
+    # Averaged over 3x3 pixels it is the small one, but for the edges: what a coarser sensor sees between two pixels.
+    averaged = large.reshape(100, 3, 32, 3, 32, 3).mean((3, 5))
+    correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(small, averaged, strict=True)]
+    assert np.mean(correlations) > 0.98
+    assert np.abs(small - averaged).mean() < 4
+
+
+@pytest.mark.slow
+def test_larger_test_split_shows_each_digit_once_and_all_severities_alike() -> None:
+    large = digits_task(96)
+    assert large.image_size == 96
+    assert large.test.images.shape == (597, 3, 96, 96)
+    assert len(set(large.test.digit.tolist())) == 597
+    assert np.bincount(large.test.severity).min() >= 119
+    assert len(large.calibration) == 3000
+
+
+def test_size_that_is_no_multiple_of_the_drawing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="found images of 100 pixels, expected a multiple of 32"):
+        digits_task(100)
 
 
 def test_grey_levels_are_coarse_so_that_the_set_compresses(task: Task) -> None:

@@ -21,7 +21,7 @@ for _name in ("torch", "onnx", "onnxscript", "sklearn"):
 import torch
 
 from zpipe.models.digits import digits_task
-from zpipe.models.export import PARITY, StageChain, export_stages, parity_error
+from zpipe.models.export import PARITY, StageChain, export_stages, parity_error, stage_tensors
 from zpipe.models.network import MultiExitNet, Normalise, build_network, stage_costs
 from zpipe.models.training import all_logits, joint_loss, torch_settings, train_network
 
@@ -37,7 +37,7 @@ def images() -> np.ndarray:
 def network() -> MultiExitNet:
     """Half width, random weights, batch statistics that are not the identity."""
     with torch_settings(threads=1, seed=1):
-        network = build_network(width=0.5, stem_stride=2, classes=10)
+        network = build_network(RECIPES[HALF], classes=10)
         network(torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8))
         network.eval()
     return network
@@ -51,11 +51,22 @@ def chain(network: MultiExitNet, images: np.ndarray, tmp_path_factory: pytest.Te
 
 def test_full_width_costs_what_mobilenetv2_costs(images: np.ndarray) -> None:
     with torch_settings(threads=1, seed=0):
-        network = build_network(width=1.0, stem_stride=1, classes=10)
+        network = build_network(RECIPES["digits-mobilenetv2"], classes=10)
     costs = stage_costs(network, images)
     assert sum(macs for macs, _ in costs) == pytest.approx(88e6, rel=0.02)
     assert sum(parameters for _, parameters in costs) == pytest.approx(2.25e6, rel=0.02)
     assert len(costs) == 5
+
+
+def test_no_cut_of_the_96_pixel_network_is_larger_than_its_picture() -> None:
+    picture = np.zeros((2, 3, 96, 96), np.uint8)
+    with torch_settings(threads=1, seed=0):
+        network = build_network(RECIPES["digits96-mobilenetv2"], classes=10)
+    tensors = stage_tensors(network, picture)
+    cuts = [after.bytes for _, after in tensors if after is not None]
+    assert tensors[0][0].bytes == 27_648
+    assert cuts == [18_432, 18_432, 9_216, 13_824]
+    assert sum(macs for macs, _ in stage_costs(network, picture)) == pytest.approx(51e6, rel=0.02)
 
 
 def test_pixels_are_normalised_inside() -> None:
@@ -144,6 +155,8 @@ def test_wrong_options_are_refused_before_any_work(tmp_path: Path) -> None:
         train_bundle("digits-resnet", out=out)
     with pytest.raises(ConfigError, match="mnist"):
         train_bundle(HALF, out=out, data="mnist")
+    with pytest.raises(ConfigError, match="found images of 32 pixels, expected 96"):
+        train_bundle("digits96-mobilenetv2", out=out, data="cifar10", data_dir=tmp_path)
     with pytest.raises(ConfigError, match="found 0"):
         train_bundle(HALF, out=out, epochs=0)
     with pytest.raises(ConfigError, match="found -1"):

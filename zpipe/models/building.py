@@ -13,12 +13,13 @@ import numpy as np
 from zpipe.bundle import MANIFEST, Bundle, Evaluation, load_bundle
 from zpipe.errors import ConfigError
 from zpipe.models.calibration import Answers, answers_of
+from zpipe.models.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.models.cifar10 import cifar10_task
 from zpipe.models.digits import digits_task
 from zpipe.models.export import StageChain, export_stages, parity_error
 from zpipe.models.manifest import Measured, Trained, fit_exits, write_manifest
 from zpipe.models.network import MultiExitNet
-from zpipe.models.recipes import find_recipe
+from zpipe.models.recipes import Recipe, find_recipe
 from zpipe.models.task import Task
 from zpipe.models.training import all_logits, torch_settings, train_network
 
@@ -49,7 +50,7 @@ def build_bundle(
         if value is not None and value < 1:
             raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
     refuse_strangers(out)
-    task = find_task(data, data_dir)
+    task = find_task(plan, data, data_dir)
     passes = epochs or task.epochs or plan.epochs  # none of them may be 0
 
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
@@ -63,15 +64,20 @@ def build_bundle(
         return package(trained, out, tell)
 
 
-def find_task(data: str, data_dir: Path | None) -> Task:
-    """The data set by name.
+def find_task(recipe: Recipe, data: str, data_dir: Path | None) -> Task:
+    """The data set by name, in images of the recipe's size.
 
     Raises:
-        ConfigError: there is no such data set, or its files are absent.
+        ConfigError: there is no such data set or none of this size, or its files are absent.
     """
     if data == "digits":
-        return digits_task()
+        return digits_task(recipe.image_size)
     if data == "cifar10":
+        if recipe.image_size != CIFAR10_SIZE:
+            raise ConfigError(
+                f"--data cifar10: found images of {CIFAR10_SIZE} pixels, expected {recipe.image_size} for {recipe.name}; "
+                f"choose another recipe"
+            )
         return cifar10_task(data_dir)
     raise ConfigError(f"--data: found {data!r}, expected digits or cifar10; choose one of these")
 

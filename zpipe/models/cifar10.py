@@ -27,6 +27,9 @@ TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILE = "test_batch"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+#: Height and width in pixels.
+IMAGE_SIZE = 32
+
 #: The last tenth of the training images calibrates: 5,000 of 50,000.
 CALIBRATION_FRACTION = 0.1
 

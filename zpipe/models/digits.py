@@ -1,4 +1,4 @@
-"""The digits task: scikit-learn's 1,797 real handwritten digits, 32x32 RGB, distorted in five severities. NumPy only.
+"""The digits task: scikit-learn's 1,797 real handwritten digits, 32x32 RGB or larger, distorted in five severities. NumPy only.
 
 The data set names no writers, but its file keeps the order in which they wrote, so the split is **contiguous** and made before
 any distortion: train 1,000, calibration 200, test 597 digits. It mostly separates writers; a shuffled split scores about a
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Evaluation
-from zpipe.errors import BackendUnavailable
+from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.models.task import Task
 
 Floats = npt.NDArray[np.float32]
@@ -24,11 +24,16 @@ Ints = npt.NDArray[np.int64]
 #: Digits in each split, in the file's order.
 TRAIN_DIGITS, CALIBRATION_DIGITS, TEST_DIGITS = 1000, 200, 597
 
-#: Pixels: the image, and the glyph that is centred in it.
-IMAGE_SIZE, GLYPH_SIZE = 32, 24
+#: Units of drawing: the image, and the glyph that is centred in it. A unit is one pixel of a 32x32 image and `size / 32` pixels
+#: of a larger one, noise and occlusion included: the same scene with a finer sensor, so that severities mean the same.
+IMAGE_UNITS, GLYPH_UNITS = 32, 24
 
-#: Every calibration digit is drawn so often per severity: 200 digits alone would make the thresholds noisy.
-CALIBRATION_DRAWS = 3
+#: Rounds over the calibration digits, each round in another severity: 200 digits alone would make the thresholds noisy.
+CALIBRATION_ROUNDS = 15
+
+#: Rounds over the test digits: once in each severity. Images of 96x96 are nine times as large: one round (4.4 MB) keeps such a
+#: bundle as small as the others.
+TEST_ROUNDS, TEST_ROUNDS_OF_LARGE_IMAGES = 5, 1
 
 #: Seeds of the held-out draws. Fixed, so that bundles trained with other seeds are measured on the same images.
 CALIBRATION_SEED, TEST_SEED = 1, 2
@@ -46,13 +51,13 @@ class Severity:
 
     Attributes:
         rotation: degrees, either way.
-        shift: pixels, either way, per axis.
+        shift: units, either way, per axis.
         scale: fraction, either way.
-        shear: pixels per pixel, either way.
-        blur: standard deviation in pixels.
-        noise: standard deviation in grey levels.
+        shear: units per unit, either way.
+        blur: standard deviation in units.
+        noise: standard deviation in grey levels, one value per unit and channel.
         contrast: least remaining contrast, 1 = all of it.
-        square: side of an occluding square in pixels.
+        square: side of an occluding square in units.
         line_chance: probability of a line drawn across.
         intruder_chance: probability that a neighbour digit of the same split reaches into the image.
     """
@@ -78,38 +83,45 @@ SEVERITIES = (
 )
 
 
-def digits_task() -> Task:
-    """The task as a recipe trains on it.
+def digits_task(size: int = IMAGE_UNITS) -> Task:
+    """The task as a recipe trains on it, in images of `size` x `size` pixels.
+
+    Drawing the calibration split at 96 pixels takes about 3 GB of memory.
 
     Raises:
+        ConfigError: `size` is no multiple of 32.
         BackendUnavailable: scikit-learn is absent.
     """
-    glyphs, labels = load_glyphs()
+    if size < IMAGE_UNITS or size % IMAGE_UNITS:
+        raise ConfigError(f"digits: found images of {size} pixels, expected a multiple of {IMAGE_UNITS}; change the recipe")
+    glyphs, labels = load_glyphs(size)
     calibration_end = TRAIN_DIGITS + CALIBRATION_DIGITS
     train = slice(0, TRAIN_DIGITS)
+    rounds = TEST_ROUNDS if size == IMAGE_UNITS else TEST_ROUNDS_OF_LARGE_IMAGES
 
     def draw_epoch(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], Ints]:
         digits = rng.permutation(TRAIN_DIGITS)
         severity = rng.integers(0, len(SEVERITIES), TRAIN_DIGITS)
         return distort(glyphs[train], digits, severity, rng), labels[train][digits]
 
+    shown = "once in each of the severities 0-4" if rounds == len(SEVERITIES) else "once, in the severities 0-4 by turns"
     return Task(
         name="digits",
         classes=tuple(str(digit) for digit in range(10)),
         note=(
             "scikit-learn load_digits, split contiguously before augmentation: 1000 train, 200 calibration, 597 test digits. "
             "The file's order mostly separates writers; the data set names none. Calibration draws each digit 3 times and "
-            "test once in each of the severities 0-4; the draws do not depend on the seed of the training."
+            f"test {shown}; the draws do not depend on the seed of the training."
         ),
         draw_epoch=draw_epoch,
-        calibration=held_out(glyphs, labels, range(TRAIN_DIGITS, calibration_end), CALIBRATION_DRAWS, CALIBRATION_SEED),
-        test=held_out(glyphs, labels, range(calibration_end, calibration_end + TEST_DIGITS), 1, TEST_SEED),
+        calibration=held_out(glyphs, labels, range(TRAIN_DIGITS, calibration_end), CALIBRATION_ROUNDS, CALIBRATION_SEED),
+        test=held_out(glyphs, labels, range(calibration_end, calibration_end + TEST_DIGITS), rounds, TEST_SEED),
         epochs=None,
     )
 
 
-def load_glyphs() -> tuple[Floats, Ints]:
-    """All digits as ink masks `[1797, 32, 32] float32` in 0..1 (8x8 enlarged to 24x24 and centred), and their labels.
+def load_glyphs(size: int = IMAGE_UNITS) -> tuple[Floats, Ints]:
+    """All digits as ink masks `[1797, size, size] float32` in 0..1 (8x8 enlarged to 3/4 of the side, centred), and their labels.
 
     Raises:
         BackendUnavailable: scikit-learn is absent.
@@ -120,23 +132,23 @@ def load_glyphs() -> tuple[Floats, Ints]:
         raise BackendUnavailable("found no scikit-learn, expected it for the digits; run: pip install 'zpipe[train]'") from exc
     small, labels = load_digits(return_X_y=True)
     small = (small.reshape(-1, 8, 8) / 16.0).astype(np.float32)
-    enlarge = _bicubic_matrix(8, GLYPH_SIZE)
+    glyph_size = GLYPH_UNITS * size // IMAGE_UNITS
+    enlarge = _bicubic_matrix(8, glyph_size)
     glyphs = np.clip(enlarge @ small @ enlarge.T, 0.0, 1.0)
-    margin = (IMAGE_SIZE - GLYPH_SIZE) // 2
+    margin = (size - glyph_size) // 2
     padded = np.pad(glyphs, ((0, 0), (margin, margin), (margin, margin)))
     return padded.astype(np.float32), labels.astype(np.int64)
 
 
-def held_out(glyphs: Floats, labels: Ints, digits: range, draws: int, seed: int) -> Evaluation:
-    """Each digit in each severity, `draws` times; any five neighbours in the order show five severities.
+def held_out(glyphs: Floats, labels: Ints, digits: range, rounds: int, seed: int) -> Evaluation:
+    """Every digit once a round, each time in the next severity; any five neighbours in the order show five severities.
 
     Samples are ordered in rounds over all digits, so that the first part of the set is a fair sample of the whole.
     """
     pool = glyphs[digits.start : digits.stop]
     count, levels = len(digits), len(SEVERITIES)
-    index = np.tile(np.arange(count), levels * draws)
-    rounds = np.repeat(np.arange(levels * draws), count)
-    severity = (index + rounds) % levels
+    index = np.tile(np.arange(count), rounds)
+    severity = (index + np.repeat(np.arange(rounds), count)) % levels
     images = distort(pool, index, severity, np.random.default_rng(seed))
     return Evaluation(images, labels[digits.start + index], severity, digits.start + index)
 
@@ -145,27 +157,27 @@ def distort(pool: Floats, digits: Ints, severity: Ints, rng: np.random.Generator
     """Draw one image per sample.
 
     Args:
-        pool: ink masks of one split `[digits, 32, 32]`; intruders come from here too.
+        pool: ink masks of one split `[digits, size, size]`; intruders come from here too.
         digits: `[samples]`, which mask to draw.
         severity: `[samples]`, index into SEVERITIES.
         rng: all randomness.
 
     Returns:
-        `[samples, 3, 32, 32] uint8` RGB.
+        `[samples, 3, size, size] uint8` RGB.
     """
-    count = len(digits)
+    count, unit = len(digits), pool.shape[-1] // IMAGE_UNITS
     bounds = np.array([astuple(level) for level in SEVERITIES], np.float32)[severity]
     rotation, shift, scale, shear, blur, noise, contrast, square, line_chance, intruder_chance = bounds.T
     matrix = _affine(rotation, scale, shear, rng)
     moved = shift[:, None] * _either_way(rng, (count, 2))
-    ink = _warp(pool[digits], matrix, moved)
+    ink = _warp(pool[digits], matrix, moved * unit)
     ink = np.maximum(ink, _intruders(pool, matrix, moved, intruder_chance, rng))
-    ink = _blur(ink, blur * rng.random(count, np.float32))
+    ink = _blur(ink, blur * rng.random(count, np.float32) * unit)
     images = _colour(ink, contrast, rng)
-    _occlude(images, _square_mask(square, rng), rng)
-    _occlude(images, _line_mask(line_chance, rng), rng)
+    _occlude(images, _square_mask(square, unit, rng), rng)
+    _occlude(images, _line_mask(line_chance, unit, rng), rng)
     spread = noise * rng.random(count, np.float32)
-    images += spread[:, None, None, None] * rng.standard_normal(images.shape, np.float32)
+    images += _enlarge(spread[:, None, None, None] * rng.standard_normal((count, 3, IMAGE_UNITS, IMAGE_UNITS), np.float32), unit)
     levels = np.clip(np.floor(images / GREY_STEP), 0, 255 // GREY_STEP)
     return (levels * GREY_STEP).astype(np.uint8)
 
@@ -190,7 +202,7 @@ def _affine(rotation: Floats, scale: Floats, shear: Floats, rng: np.random.Gener
 
 
 def _warp(masks: Floats, matrix: Floats, moved: Floats) -> Floats:
-    """Resample masks `[samples, 32, 32]` bilinearly; what lies outside is blank."""
+    """Resample masks `[samples, size, size]` bilinearly, moved by `[samples, 2]` pixels; what lies outside is blank."""
     count, size, _ = masks.shape
     offsets = np.arange(size, dtype=np.float32) - (size - 1) / 2
     grid = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), 0).reshape(2, -1)
@@ -213,14 +225,14 @@ def _warp(masks: Floats, matrix: Floats, moved: Floats) -> Floats:
 
 
 def _intruders(pool: Floats, matrix: Floats, moved: Floats, chance: Floats, rng: np.random.Generator) -> Floats:
-    """The neighbour digits' ink `[samples, 32, 32]`: to the left or right, on the same slanted line."""
-    count = len(chance)
+    """The neighbour digits' ink `[samples, size, size]`: to the left or right, on the same slanted line; `moved` in units."""
+    count, unit = len(chance), pool.shape[-1] // IMAGE_UNITS
     other = rng.integers(0, len(pool), count)
     side = np.where(rng.random(count) < 0.5, -1.0, 1.0)
     beside = moved.copy()
     beside[:, 1] += side * rng.uniform(17.0, 22.0, count)
     present = rng.random(count) < chance
-    return _warp(pool[other], matrix, beside) * present[:, None, None]
+    return _warp(pool[other], matrix, beside * unit) * present[:, None, None]
 
 
 def _blur(masks: Floats, sigma: Floats) -> Floats:
@@ -252,7 +264,7 @@ def _keys(x: float) -> float:
 
 
 def _colour(ink: Floats, contrast: Floats, rng: np.random.Generator) -> Floats:
-    """Masks to RGB `[samples, 3, 32, 32] float32`: random colours, either polarity, contrast drawn above its bound."""
+    """Masks to RGB `[samples, 3, size, size] float32`: random colours, either polarity, contrast drawn above its bound."""
     count = len(ink)
     dark = rng.uniform(0, DARK_BELOW, (count, 3))
     light = rng.uniform(LIGHT_ABOVE, 255, (count, 3))
@@ -265,24 +277,34 @@ def _colour(ink: Floats, contrast: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(images, np.float32)
 
 
-def _square_mask(side: Floats, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """`[samples, 32, 32]`: a square of a drawn side, anywhere."""
+def _unit_grid(unit: int) -> npt.NDArray[np.float64]:
+    """Centres of the pixels along one side, in units."""
+    return np.asarray((np.arange(IMAGE_UNITS * unit) + 0.5) / unit)
+
+
+def _enlarge(grain: Floats, unit: int) -> Floats:
+    """Every value over `unit` x `unit` pixels."""
+    return np.asarray(grain.repeat(unit, -2).repeat(unit, -1))
+
+
+def _square_mask(side: Floats, unit: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """`[samples, size, size]`: a square of a drawn side, anywhere."""
     count = len(side)
     half = side * rng.random(count, np.float32) / 2
-    centre = rng.uniform(4, IMAGE_SIZE - 4, (count, 2))
-    pixels = np.arange(IMAGE_SIZE) + 0.5
+    centre = rng.uniform(4, IMAGE_UNITS - 4, (count, 2))
+    pixels = _unit_grid(unit)
     inside = np.abs(pixels[None, None] - centre[:, :, None]) < half[:, None, None]
     return np.asarray(inside[:, 0, :, None] & inside[:, 1, None, :])
 
 
-def _line_mask(chance: Floats, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """`[samples, 32, 32]`: a straight line of 1 to 2.4 pixels through a point near the middle."""
+def _line_mask(chance: Floats, unit: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """`[samples, size, size]`: a straight line of 1 to 2.4 units through a point near the middle."""
     count = len(chance)
     angle = rng.uniform(0, np.pi, count)[:, None, None]
-    through = rng.uniform(8, IMAGE_SIZE - 8, (count, 2))
+    through = rng.uniform(8, IMAGE_UNITS - 8, (count, 2))
     half = rng.uniform(0.5, 1.2, count)[:, None, None]
     present = (rng.random(count) < chance)[:, None, None]
-    pixels = np.arange(IMAGE_SIZE) + 0.5
+    pixels = _unit_grid(unit)
     down = pixels[None, :, None] - through[:, 0, None, None]
     across = pixels[None, None, :] - through[:, 1, None, None]
     distance = np.abs(np.cos(angle) * down - np.sin(angle) * across)

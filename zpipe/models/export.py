@@ -29,7 +29,7 @@ def export_stages(network: MultiExitNet, example: npt.NDArray[np.uint8], folder:
 
     Args:
         network: in eval mode.
-        example: at least two images `[batch, 3, 32, 32]`.
+        example: at least two images `[batch, 3, size, size]`.
         folder: exists.
     """
     paths = []

@@ -1,43 +1,25 @@
 """Multi-exit MobileNetV2 in torch: five stages, each ending in an exit head.
 
-Source: MobileNetV2 (arXiv:1801.04381), strides as usual for 32x32 images; exits as in BranchyNet (arXiv:1709.01686). Differs:
+Source: MobileNetV2 (arXiv:1801.04381), strides as the recipe says; exits as in BranchyNet (arXiv:1709.01686). Differs:
 an early head averages over a 4x4 or 2x2 grid instead of the whole plane, since exit 1 reached only 23-29 % with global pooling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from zpipe.models.recipes import Recipe
+
 #: Raw pixels are mapped to about -2..2 inside stage 0: callers send uint8 and cannot normalise twice.
 PIXEL_CENTRE, PIXEL_SCALE = 127.5, 63.75
 
 #: Width of the head's own 1x1 convolution, before the width multiplier.
 LAST_CHANNELS = 1280
-
-
-class Block(NamedTuple):
-    """A group of inverted residuals: expansion, channels out, repeats, stride of the first."""
-
-    expansion: int
-    channels: int
-    repeats: int
-    stride: int
-
-
-#: The groups of each stage. Cut where little data crosses: 24x32x32, 32x16x16, 64x8x8, 96x8x8 values at full width.
-STAGE_BLOCKS: tuple[tuple[Block, ...], ...] = (
-    (Block(1, 16, 1, 1), Block(6, 24, 2, 1)),
-    (Block(6, 32, 3, 2),),
-    (Block(6, 64, 4, 2),),
-    (Block(6, 96, 3, 1),),
-    (Block(6, 160, 3, 2), Block(6, 320, 1, 1)),
-)
 
 #: Side of the grid each early head averages to.
 HEAD_GRIDS = (4, 4, 2, 2)
@@ -99,7 +81,7 @@ class MultiExitNet(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Every exit's raw logits for images `[batch, 3, 32, 32]`, values 0..255."""
+        """Every exit's raw logits for images `[batch, 3, size, size]`, values 0..255."""
         exits = []
         for stage in self.stages:
             answer = stage(x)
@@ -111,19 +93,20 @@ class MultiExitNet(nn.Module):
         return exits
 
 
-def build_network(*, width: float, stem_stride: int, classes: int, image_size: int = 32) -> MultiExitNet:
+def build_network(recipe: Recipe, *, classes: int) -> MultiExitNet:
     """A network with fresh weights from torch's global generator."""
-    channels, side = scaled(32, width), image_size // stem_stride
-    stem: list[nn.Module] = [Normalise(), *conv_norm(3, channels, 3, stem_stride), nn.ReLU6(inplace=True)]
+    width = recipe.width
+    channels, side = scaled(32, width), recipe.image_size // recipe.stem_stride
+    stem: list[nn.Module] = [Normalise(), *conv_norm(3, channels, 3, recipe.stem_stride), nn.ReLU6(inplace=True)]
     stages = []
-    for index, blocks in enumerate(STAGE_BLOCKS):
+    for index, blocks in enumerate(recipe.blocks):
         layers = stem if index == 0 else []
         for block in blocks:
             for repeat in range(block.repeats):
                 stride, outputs = block.stride if repeat == 0 else 1, scaled(block.channels, width)
                 layers.append(InvertedResidual(channels, outputs, block.expansion, stride))
                 channels, side = outputs, side // stride
-        last = index == len(STAGE_BLOCKS) - 1
+        last = index == len(recipe.blocks) - 1
         head = last_head(channels, side, width, classes) if last else early_head(channels, side, HEAD_GRIDS[index], classes)
         stages.append(Stage(nn.Sequential(*layers), head, last=last))
     return MultiExitNet(stages)
@@ -156,7 +139,7 @@ def stage_costs(network: MultiExitNet, example: npt.NDArray[np.uint8]) -> list[t
 
     Args:
         network: any batch goes through it in eval mode.
-        example: at least one image `[batch, 3, 32, 32]`.
+        example: at least one image `[batch, 3, size, size]`.
     """
     counted: list[int] = []
 

@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from zpipe.bundle import Evaluation
 
-#: One epoch, augmented: images `[samples, 3, 32, 32] uint8` in random order, labels `[samples] int64`.
+#: One epoch, augmented: images `[samples, 3, size, size] uint8` in random order, labels `[samples] int64`.
 DrawEpoch = Callable[[np.random.Generator], tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A classification task over 32x32 RGB images.
+    """A classification task over square RGB images.
 
     Attributes:
         name: as `--data` says it.
@@ -35,3 +35,8 @@ class Task:
     calibration: Evaluation
     test: Evaluation
     epochs: int | None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image in pixels."""
+        return int(self.test.images.shape[-1])

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
+from zpipe.bench.drive import Watch, closed_loop, open_loop
+from zpipe.load import Order, Span, poisson
 from zpipe.model import Outcome
 from zpipe.report import node_rows, quantile
 
@@ -61,19 +62,11 @@ def test_closed_loop_keeps_its_window_and_never_offers_without_room(window: floa
 def test_open_loop_offers_what_it_was_told_to_and_waits_for_all() -> None:
     target = Answers()
     watch, offered, ended = _watch()
-    asyncio.run(open_loop(target, IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=200), seed=3, patience_seconds=9))
+    asyncio.run(
+        open_loop(target, IMAGES, Order(7, seed=1), watch, times=Span(samples=200).of(poisson(1e6, seed=3)), patience_seconds=9)
+    )
     assert sorted(offered) == sorted(ended)
     assert len(offered) == 200
-
-
-def test_open_loop_arrivals_are_the_same_for_the_same_seed() -> None:
-    first, second = Order(7, seed=5), Order(7, seed=5)
-    assert [first.next() for _ in range(50)] == [second.next() for _ in range(50)]
-
-
-def test_order_visits_every_sample_before_any_again() -> None:
-    order = Order(7, seed=0)
-    assert sorted(order.next() for _ in range(7)) == list(range(7))
 
 
 def test_quantile_of_a_histogram_is_the_smallest_value_covering_it() -> None:
@@ -127,9 +120,8 @@ def test_a_lost_sample_does_not_hold_up_a_closed_loop_and_a_doubled_one_does_not
 
 def test_a_lost_sample_does_not_hold_up_an_open_loop() -> None:
     watch, offered, ended = _watch()
-    load = open_loop(
-        Forgetful(), IMAGES, Order(7, seed=1), watch, rate_hz=1e6, span=Span(samples=20), seed=3, patience_seconds=0.01
-    )
+    times = Span(samples=20).of(poisson(1e6, seed=3))
+    load = open_loop(Forgetful(), IMAGES, Order(7, seed=1), watch, times=times, patience_seconds=0.01)
     asyncio.run(load)
     assert len(offered) == 20
     assert len(ended) == 20 - 1 + 1

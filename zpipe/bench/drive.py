@@ -1,18 +1,18 @@
-"""Loads: how samples are offered to a pipeline, and for how long."""
+"""Loads: how samples are offered to a pipeline; `zpipe.load` says which, and when."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from zpipe.load import Order, Span
 from zpipe.model import Outcome
 
 #: Arrivals that became due while the loop was busy are offered together; this bounds how many before others get a turn.
@@ -45,34 +45,6 @@ class Watch:
 
     offered: Callable[[int], None]
     ended: Callable[[Outcome, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """How long a load lasts: so many samples, or so many seconds, whichever ends first."""
-
-    samples: float = math.inf
-    seconds: float = math.inf
-
-    def over(self, *, offered: int, started_at: float) -> bool:
-        """Whether nothing more is to be offered."""
-        return offered >= self.samples or time.monotonic() - started_at >= self.seconds
-
-
-class Order:
-    """The evaluation set again and again, each time in another seeded order."""
-
-    def __init__(self, count: int, *, seed: int) -> None:
-        self._rng = random.Random(seed)
-        self._indices = list(range(count))
-        self._left: list[int] = []
-
-    def next(self) -> int:
-        """The next index."""
-        if not self._left:
-            self._rng.shuffle(self._indices)
-            self._left = self._indices[:]
-        return self._left.pop()
 
 
 class _Open:
@@ -135,7 +107,7 @@ async def closed_loop(
         for _ in range(BURST):
             if stopped or len(samples) >= window:
                 return
-            if span.over(offered=samples.offered, started_at=started_at):
+            if span.over(offered=samples.offered, elapsed=time.monotonic() - started_at):
                 if not len(samples):
                     finished.set()
                 return
@@ -172,28 +144,27 @@ async def open_loop(
     order: Order,
     watch: Watch,
     *,
-    rate_hz: float,
-    span: Span,
-    seed: int,
+    times: Iterable[float],
     patience_seconds: float,
 ) -> None:
-    """Offers samples as a Poisson process of `rate_hz`, whatever becomes of them; returns when all have ended.
+    """Offers a sample at each of the times (seconds from now, rising), whatever becomes of them; returns when all have ended.
 
     A sample without an outcome after `patience_seconds` (longer than its deadline) is not waited for.
     """
-    rng = random.Random(seed)
     progress = asyncio.Event()
     samples = _Open(watch, patience_seconds=patience_seconds)
     started_at = time.monotonic()
-    due = started_at + rng.expovariate(rate_hz)
-    while not span.over(offered=samples.offered, started_at=started_at):
-        now = time.monotonic()
+    arrivals = iter(times)
+    due = next(arrivals, None)
+    while due is not None:
+        elapsed = time.monotonic() - started_at
         for _ in range(BURST):
-            if due > now or samples.offered >= span.samples:
+            if due is None or due > elapsed:
                 break
             samples.offer(pipeline, images, order.next(), progress.set)
-            due += rng.expovariate(rate_hz)
-        await asyncio.sleep(max(TICK_SECONDS, due - time.monotonic()))
+            due = next(arrivals, None)
+        if due is not None:
+            await asyncio.sleep(max(TICK_SECONDS, started_at + due - time.monotonic()))
     while len(samples):
         progress.clear()
         try:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zpipe.bench.drive import Order, Span, Watch, closed_loop, open_loop
+from zpipe.bench.drive import Watch, closed_loop, open_loop
 from zpipe.bundle import Evaluation
 from zpipe.errors import ConfigError, ZpipeError
+from zpipe.load import POISSON, Order, Span, arrival_times, run_span
 from zpipe.model import Outcome
 from zpipe.report import RunLog, build_report, link_rows, node_rows
 from zpipe.runtime.pipeline import Pipeline
@@ -41,7 +42,8 @@ class BenchOptions:
         attach: the other ranks run already.
         count, duration: samples or seconds to offer, whichever ends first; the evaluation set once if neither is given.
         window: samples under way in the closed loop.
-        rate_hz: None = closed loop; `inf` = as fast as admission lets in; else Poisson arrivals.
+        rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
+        arrivals: `poisson`, `constant`, or a file of arrival times.
         exit_point: an operating point or `no-exit`.
         warm_up: samples before the measured ones.
     """
@@ -52,6 +54,7 @@ class BenchOptions:
     duration: float | None = None
     window: int = 32
     rate_hz: float | None = None
+    arrivals: str = POISSON
     exit_point: str | None = None
     admission: str | None = None
     when_full: str | None = None
@@ -133,7 +136,7 @@ async def _measure(
         patience = pipeline.deadline_seconds + PATIENCE_SECONDS
         await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=span, patience_seconds=patience)
         order = Order(len(evaluation), seed=options.seed)  # from the start again: the measured samples are whole rounds
-    span = _span(options, len(evaluation))
+    span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(evaluation))
     log = RunLog(first=pipeline.next_sample)
     before = await pipeline.stats()
     started_at = time.monotonic()
@@ -151,28 +154,14 @@ async def _measure(
     return _report(pipeline, options, log, before, after, series, seconds), log
 
 
-def _span(options: BenchOptions, samples: int) -> Span:
-    if options.count is None and options.duration is None:
-        return Span(samples=samples)
-    return Span(options.count or math.inf, options.duration or math.inf)
-
-
 async def _load(pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span) -> None:
     patience = pipeline.deadline_seconds + PATIENCE_SECONDS
-    if options.rate_hz is None or options.rate_hz == math.inf:
-        window = options.window if options.rate_hz is None else math.inf
-        await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span, patience_seconds=patience)
-    else:
-        await open_loop(
-            pipeline,
-            evaluation.images,
-            order,
-            watch,
-            rate_hz=options.rate_hz,
-            span=span,
-            seed=options.seed,
-            patience_seconds=patience,
-        )
+    times = arrival_times(options.arrivals, options.rate_hz, seed=options.seed)
+    if times is not None:
+        await open_loop(pipeline, evaluation.images, order, watch, times=span.of(times), patience_seconds=patience)
+        return
+    window = options.window if options.rate_hz is None else math.inf
+    await closed_loop(pipeline, evaluation.images, order, watch, window=window, span=span, patience_seconds=patience)
 
 
 def _watch(pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, progress: Progress, started_at: float) -> Watch:

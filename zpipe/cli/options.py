@@ -41,7 +41,14 @@ _LOAD = (
     click.option(
         "--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop."
     ),
-    click.option("--rate", metavar="HZ|max", help="Poisson arrivals at this rate instead; `max`: as many as admission lets in."),
+    click.option("--rate", metavar="HZ|max", help="Arrivals at this rate instead; `max`: as many as admission lets in."),
+    click.option(
+        "--arrivals",
+        metavar="poisson|constant|FILE",
+        default="poisson",
+        show_default=True,
+        help="When samples come: at --rate HZ, or at the times in a file, one in seconds a line.",
+    ),
     click.option("--policy", "exit_point", metavar="POINT", help="An operating point of the bundle, or `no-exit`."),
     click.option(
         "--admission", type=click.Choice(["fixed", "mdi-rate", "mdi-threshold", "aimd"]), help="Instead of the topology's."

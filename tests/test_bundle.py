@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from zpipe.bundle import Bundle, load_bundle, manifest_digest
+from zpipe.bundle import Bundle, indexed_rows, load_bundle, manifest_digest
 from zpipe.errors import BundleError
+from zpipe.model import TensorSpec
 
 SAMPLES = 4
 
@@ -271,3 +273,43 @@ def test_bundle_without_evaluation_set_says_so(tmp_path: Path) -> None:
     bundle = load_bundle(write_bundle(tmp_path / "tiny", drop))
     assert "evaluation" in complaint(bundle.evaluation)
     assert "replay" in complaint(bundle.replay)
+
+
+def test_replay_codecs_are_those_with_a_table(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    assert bundle.replay_codecs() == ("none",)
+    tables = {f"{what}.{codec}": np.zeros((SAMPLES, 2)) for codec in ("none", "int8+zstd") for what in ("label", "confidence")}
+    _rewrite(bundle, "replay.npz", **tables)
+    assert bundle.replay_codecs() == ("none", "int8+zstd")
+    (bundle.path / "replay.npz").write_bytes(b"PK")
+    assert "replay.npz" in complaint(bundle.replay_codecs)
+    assert replace(bundle, replay_file=None).replay_codecs() == ()
+
+
+# ---- emulation ---------------------------------------------------------------------------------
+
+
+def test_an_emulation_has_rows_of_bytes_four_longer_than_the_tensors_and_the_same_digest(tmp_path: Path) -> None:
+    real = load_bundle(write_bundle(tmp_path / "tiny"))
+    emulated = real.emulated()
+    assert [spec.input for spec in emulated.stages] == [TensorSpec("uint8", (4 + 48,)), TensorSpec("uint8", (4 + 128,))]
+    assert [spec.output for spec in emulated.stages] == [TensorSpec("uint8", (4 + 128,)), None]
+    assert (emulated.digest, emulated.stage_path(1)) == (real.digest, real.stage_path(1))
+    assert (real.prefix_bytes, emulated.prefix_bytes) == (0, 4)
+    assert emulated.real is real.real is real
+    assert emulated.emulated() == emulated
+
+
+def test_images_of_an_emulation_are_the_index_and_the_bytes_of_the_real_ones(tmp_path: Path) -> None:
+    real = load_bundle(write_bundle(tmp_path / "tiny"))
+    rows, images = real.emulated().evaluation().images, real.evaluation().images
+    assert rows.dtype == np.uint8
+    assert rows[:, :4].tolist() == [[k, 0, 0, 0] for k in range(SAMPLES)]
+    np.testing.assert_array_equal(rows[:, 4:], images.reshape(SAMPLES, -1))
+
+
+def test_rows_of_any_tensor_hold_a_little_endian_index() -> None:
+    rows = indexed_rows(np.arange(300, dtype=np.float32)[:, None])
+    assert rows.shape == (300, 8)
+    assert rows[259, :4].tolist() == [3, 1, 0, 0]
+    assert rows[259, 4:].view(np.float32)[0] == 259.0

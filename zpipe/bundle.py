@@ -16,7 +16,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,12 @@ MANIFEST = "manifest.json"
 
 #: Bytes read at a time while hashing: a bundle must not need its own size in memory on a small board.
 _HASH_CHUNK_BYTES = 1 << 20
+
+#: An emulated row begins with the index of its evaluation sample: unsigned, little endian, which no codec touches.
+INDEX_BYTES = 4
+
+#: What NumPy raises at a file that is no npz.
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 _REMEDY = "restore the bundle's files (git checkout, or copy the folder again) or make it anew with `zpipe train`"
 
@@ -105,6 +111,7 @@ class Bundle:
         default_point: one of them, fixed before the test split was looked at.
         digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
         full_macs: multiply-adds of all stages for one sample, exit heads included.
+        emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
     """
 
     name: str
@@ -119,12 +126,35 @@ class Bundle:
     evaluation_file: str | None
     evaluation_samples: int
     replay_file: str | None
+    emulates: Bundle | None = None
 
     def __repr__(self) -> str:
         return (
             f"<Bundle {self.name} | {len(self.stages)} stages, {self.full_macs / 1e6:.1f} M multiply-adds | "
             f"default {self.default_point.name} | {self.digest[:12]}>"
         )
+
+    @property
+    def real(self) -> Bundle:
+        """The bundle whose tensors really are what the network computes with: itself, unless it is an emulation."""
+        return self.emulates or self
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes before the tensor in each row that travels, which codecs leave alone."""
+        return INDEX_BYTES if self.emulates else 0
+
+    def emulated(self) -> Bundle:
+        """The same network as the emulated executor plays it.
+
+        What goes in and out of a stage is a row of bytes, `[4 + bytes of the real tensor] uint8`: the index of the evaluation
+        sample, then bytes as they were once computed. Files, digest and operating points are the same.
+        """
+        stages = tuple(
+            replace(spec, input=_as_row(spec.input), output=None if spec.output is None else _as_row(spec.output))
+            for spec in self.real.stages
+        )
+        return replace(self, stages=stages, emulates=self.real)
 
     def stage_path(self, stage: int) -> Path:
         """Path of a stage's ONNX file."""
@@ -143,7 +173,7 @@ class Bundle:
         raise BundleError(f"bundle {self.name}: operating point: found {name!r}, expected one of {names}; choose one of these")
 
     def evaluation(self) -> Evaluation:
-        """Read the evaluation set (from disk at every call: keep the answer).
+        """Read the evaluation set (from disk at every call: keep the answer); an emulation's images are its rows of bytes.
 
         Raises:
             BundleError: the bundle has none, or the file does not hold what the manifest says.
@@ -155,7 +185,7 @@ class Bundle:
         arrays = _read_npz(
             path,
             {
-                "images": ("uint8", (samples, *self.stages[0].input.shape)),
+                "images": ("uint8", (samples, *self.real.stages[0].input.shape)),
                 "labels": ("int", (samples,)),
                 "severity": ("int", (samples,)),
                 "digit": ("int", (samples,)),
@@ -165,7 +195,8 @@ class Bundle:
         if samples and not (labels.min() >= 0 and labels.max() < len(self.classes)):
             found = f"{labels.min()}..{labels.max()}"
             raise BundleError(f"{path}: labels: found {found}, expected 0..{len(self.classes) - 1}; {_REMEDY}")
-        return Evaluation(arrays["images"], labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
+        images = arrays["images"] if self.emulates is None else indexed_rows(arrays["images"])
+        return Evaluation(images, labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
 
     def replay(self, codec: str = "none") -> Replay:
         """What every exit says about every evaluation sample when each stage boundary passes through `codec`.
@@ -179,6 +210,40 @@ class Bundle:
         keys = {f"label.{codec}": ("int16", shape), f"confidence.{codec}": ("float32", shape)}
         arrays = _read_npz(self.path / self.replay_file, keys)
         return Replay(arrays[f"label.{codec}"], arrays[f"confidence.{codec}"])
+
+    def replay_codecs(self) -> tuple[str, ...]:
+        """The codecs `replay` has a table for; () where the bundle has no replay at all.
+
+        Raises:
+            BundleError: the file cannot be read.
+        """
+        if self.replay_file is None:
+            return ()
+        path = self.path / self.replay_file
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                keys = list(archive.files)
+        except _UNREADABLE as exc:
+            raise BundleError(f"{path}: found no readable npz ({exc}), expected the replay's tables; {_REMEDY}") from exc
+        return tuple(key.removeprefix("label.") for key in keys if key.startswith("label."))
+
+
+def indexed_rows(tensors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Tensors as an emulation's rows: row k is k in `INDEX_BYTES` bytes, then the bytes of `tensors[k]`.
+
+    Args:
+        tensors: `[samples, ...]`, any dtype.
+
+    Returns:
+        `[samples, 4 + bytes per sample] uint8`.
+    """
+    count = len(tensors)
+    index = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, INDEX_BYTES)
+    return np.concatenate([index, np.ascontiguousarray(tensors).reshape(count, -1).view(np.uint8)], axis=1)
+
+
+def _as_row(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec("uint8", (INDEX_BYTES + spec.bytes,))
 
 
 # ---- finding one -------------------------------------------------------------------------------
@@ -452,7 +517,7 @@ def _read_npz(path: Path, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> 
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in wanted if key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+    except _UNREADABLE as exc:
         raise BundleError(f"{path}: found no readable npz ({exc}), expected arrays {', '.join(wanted)}; {_REMEDY}") from exc
     for key, (dtype, shape) in wanted.items():
         if key not in arrays:

@@ -179,8 +179,9 @@ def port() -> int:
     [
         ({"lnks": "line"}, "lnks: found an unknown key, expected one of name, bundle, nodes, links"),
         ({"source": {"rank": 5}}, "source.rank: found 5, expected the rank of a node, one of 0 to 1"),
-        ({"policy": {"offload": "mdi", "output_threshold": 9}}, "policy.offload: found 'mdi', expected one of local, cheapest"),
-        ({"policy": {"offload": "nearest"}}, "policy.offload: found 'nearest', expected one of local, cheapest"),
+        ({"policy": {"offload": "mdi", "output_threshold": 99}}, "policy.output_threshold: found 99, expected less than 64"),
+        ({"policy": {"offload": "nearest"}}, "policy.offload: found 'nearest', expected one of local, cheapest, ddi, mdi"),
+        ({"policy": {"offload_input": "maybe"}}, "policy.offload_input: found 'maybe', expected true, false or auto"),
         ({"policy": {"exit": "t0.42"}}, "policy.exit: found 't0.42', expected one of default, no-exit, t0.50"),
         ({"source": {"rank": 0, "admission": {"name": "aimd", "foo": 1}}}, "source.admission.foo: found an unknown key, expected"),
         ({"source": {"rank": 0, "admission": "tcp"}}, "source.admission: found 'tcp', expected one of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import BundleError, ConfigError, TopologyError
@@ -13,6 +14,19 @@ from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.topology import DEFAULT_POINT, NO_EXIT, SourceSpec, Topology, check
+
+
+def prepare(topology: Topology) -> tuple[Topology, Bundle]:
+    """The topology, checked against its bundle and with nothing left open: what nodes, sources and the simulator start from.
+
+    Raises:
+        BundleError, TopologyError: as `load_checked`.
+    """
+    bundle = load_checked(topology)
+    policy = topology.policy
+    if policy.offload_input == "auto":
+        topology = replace(topology, policy=replace(policy, offload_input="yes" if input_is_cheaper(bundle) else "no"))
+    return topology, bundle
 
 
 def load_checked(topology: Topology) -> Bundle:
@@ -43,9 +57,34 @@ def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) 
         )
 
 
+def reach(bundle: Bundle) -> tuple[float, ...]:
+    """Per stage the share of samples that get there at the default operating point, as measured on the calibration split."""
+    shares = bundle.default_point.calibration.exit_shares
+    return tuple(max(0.0, 1.0 - sum(shares[:stage])) for stage in range(len(shares)))
+
+
+def lane_bytes(bundle: Bundle) -> dict[int, float]:
+    """{stage: bytes of one task that waits for it, on a link}."""
+    return {spec.index: float(spec.input.bytes) for spec in bundle.stages}
+
+
+def input_is_cheaper(bundle: Bundle) -> bool:
+    """Whether raw inputs are fewer bytes per sample than what is left to send after stage 0 (`offload_input: auto`)."""
+    sizes, reached = lane_bytes(bundle), reach(bundle)
+    return len(bundle.stages) == 1 or sizes[0] < sizes[1] * reached[1]
+
+
+def lane_order(bundle: Bundle) -> tuple[int, ...]:
+    """Stages by the multiply-adds a neighbour takes over per byte sent to it: what a scarce link carries first."""
+    reached, sizes = reach(bundle), lane_bytes(bundle)
+    macs = [share * spec.macs for share, spec in zip(reached, bundle.stages, strict=True)]
+    relief = [sum(macs[stage:]) / max(reached[stage], 1e-9) / sizes[stage] for stage in range(len(macs))]
+    return tuple(sorted(range(len(macs)), key=lambda stage: -relief[stage]))
+
+
 def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
     """What the topology and the bundle say about one node, in the policy's words."""
-    node = topology.node(rank)
+    node, sizes = topology.node(rank), lane_bytes(bundle)
     neighbours = []
     for peer in topology.neighbours(rank):
         link = topology.link(rank, peer)
@@ -57,6 +96,9 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
                 lanes_in=topology.lanes(peer, rank),
                 window_out=link.window,
                 window_in=link.window,
+                lane_bytes=sizes,
+                bandwidth_bps=link.bandwidth_bps,
+                latency_seconds=link.latency_seconds,
             )
         )
     return NodeConfig(
@@ -68,6 +110,8 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         max_batch=node.max_batch,
         own_slots=node.slots,
         offload=topology.policy.offload,
+        output_threshold=topology.policy.output_threshold,
+        lane_order=lane_order(bundle),
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
     )

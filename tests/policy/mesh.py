@@ -63,13 +63,17 @@ class Shape:
     waiting: int = 1000
     ladder: ExitLadder | None = None
     offload: str = "local"
+    offload_input: bool = False
+    output_threshold: int = 50
 
     @property
     def stage_count(self) -> int:
         return 1 + max(stage for hosted in self.stages for stage in hosted)
 
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
-        return tuple(sorted(stage for stage in self.stages[receiver] if stage - 1 in self.stages[sender]))
+        raw = self.offload_input and sender == 0
+        hosted = self.stages[receiver]
+        return tuple(sorted(stage for stage in hosted if stage - 1 in self.stages[sender] or (stage == 0 and raw)))
 
     def connects(self, sender: int, receiver: int) -> bool:
         """Where no tasks pass either way, the lower rank connects all the same, for answers."""
@@ -115,6 +119,7 @@ class Shape:
             max_batch=self.max_batch,
             own_slots=self.own_slots,
             offload=self.offload,
+            output_threshold=self.output_threshold,
             source=source,
             hang_seconds=3.0,
         )

@@ -40,7 +40,9 @@ def shapes(draw: st.DrawFn) -> Shape:
         window=draw(st.sampled_from([1, 2, 3, 8])),
         max_batch=draw(st.sampled_from([1, 4])),
         own_slots=draw(st.sampled_from([1, 2, 16])),
-        offload=draw(st.sampled_from(["local", "cheapest"])),
+        offload=draw(st.sampled_from(["local", "cheapest", "ddi", "mdi", "mdi"])),
+        offload_input=draw(st.booleans()),
+        output_threshold=draw(st.sampled_from([0, 3, 50])),
         admission=draw(st.sampled_from(["fixed", "mdi-rate", "mdi-threshold", "aimd"])),
         ladder=ExitLadder(tuple((threshold,) * stage_count for threshold in (0.3, 0.5, 0.7, 0.9)), 1),
     )

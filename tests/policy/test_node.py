@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -219,9 +220,157 @@ def test_among_neighbours_the_cheapest_with_credit_is_chosen(make_node: MakeNode
         return next(command.peer for command in node.complete(False) if isinstance(command, Forward))
 
     assert [peer_of_next() for _ in range(4)] == [2, 2, 2, 1]
-    node.tell(ReportReceived(2, Report(0, 0, {1: 0.004}, {1: 0.008})))
-    node.tell(ReportReceived(1, Report(0, 0, {1: 0.004}, {1: 0.010})))
+    for rank, arrived, backlog in ((2, 3, 0.008), (1, 1, 0.010)):
+        node.tell(CreditReceived(rank, Credit(OUT, arrived, tuple(range(arrived)), 4)))
+        node.tell(ReportReceived(rank, Report(0, 0, {1: 0.004}, {1: backlog})))
     assert peer_of_next() == 2
+
+
+def test_a_report_cannot_know_of_tasks_still_on_their_way(make_node: MakeNode) -> None:
+    """A5: three were sent to rank 2 and no Credit names them, so its empty queue is not believed; what is released is taken off."""
+    node = make_node(
+        0, (0,), *[NeighbourConfig(rank, lanes_out=(1,), window_out=8) for rank in (1, 2)], source=source_config(), own_slots=8
+    )
+    node.tell(ReportReceived(1, Report(9, 0, {1: 0.004}, {1: 0.009})))
+    node.submit(*range(4))
+    for _ in range(3):
+        node.complete(False)
+    two = node.policy.neighbour(2)
+    assert two.input_length == 3
+    node.tell(ReportReceived(2, Report(0, 0, {1: 0.004}, {1: 0.0})))
+    assert two.input_length == 3
+    assert two.backlog_seconds == pytest.approx(0.012)
+    node.tell(CreditReceived(2, Credit(OUT, 3, (2,), 10)))
+    assert two.input_length == 1
+    assert two.backlog_seconds == pytest.approx(0.004)
+
+
+# ---- MDI-Exit (A1, A4) ---------------------------------------------------------------------------
+
+
+def mdi(make_node: MakeNode, *, output_threshold: int = 50, neighbours: int = 1) -> Driven:
+    """Rank 0 hosts stages 0 and 1 of three, its neighbours 1 and 2; nothing is known of their load but that it is none."""
+    node = make_node(
+        0,
+        (0, 1),
+        *[NeighbourConfig(rank, lanes_out=(1, 2), window_out=8) for rank in range(1, 1 + neighbours)],
+        source=source_config(),
+        own_slots=8,
+        offload="mdi",
+        output_threshold=output_threshold,
+        service_seconds={0: 0.01, 1: 0.01},
+    )
+    for rank in range(1, 1 + neighbours):
+        node.tell(ReportReceived(rank, Report(0, 0, {1: 0.01}, {1: 0.0})))
+    return node
+
+
+def forwards(commands: list[Any]) -> list[tuple[int, list[int]]]:
+    return [(c.peer, [task.key.sample for task in c.tasks]) for c in commands if isinstance(c, Forward)]
+
+
+def test_mdi_keeps_at_an_idle_node(make_node: MakeNode) -> None:
+    """A1: I is empty."""
+    node = mdi(make_node)
+    node.submit(0)
+    (run,) = node.complete(False)
+    assert isinstance(run, RunStage)
+    assert run.stage == 1
+
+
+def test_mdi_sends_where_the_way_and_the_queue_there_are_shorter(make_node: MakeNode) -> None:
+    """A4: |O| = 1 > |I_m| = 0, and 0 < |I| * Gamma."""
+    node = mdi(make_node)
+    node.submit(0, 1, 2)
+    assert forwards(node.complete(False)) == [(1, [0])]
+
+
+def test_mdi_does_not_send_into_a_queue_as_long_as_its_own_output(make_node: MakeNode) -> None:
+    """A4: the second head finds |O| = 1 and |I_m| = 1."""
+    node = mdi(make_node)
+    node.submit(*range(8))
+    assert forwards(node.complete(False)) == [(1, [0])]
+    assert forwards(node.complete(False)) == []
+    assert forwards(node.complete(False)) == [(1, [1])], "|O| = 2"
+
+
+def test_mdi_keeps_above_its_output_threshold(make_node: MakeNode) -> None:
+    """A1: |O| > T_O."""
+    node = mdi(make_node, output_threshold=1)
+    node.tell(ReportReceived(1, Report(99, 0, {1: 0.01}, {1: 9.9})))
+    node.submit(*range(8))
+    for _ in range(3):
+        node.complete(False)
+    assert (node.policy.input_length, node.policy.output_length) == (5, 2), "four of stage 0 and the third of stage 1"
+
+
+def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode) -> None:
+    """A4."""
+    node = mdi(make_node)
+    throws: list[float] = []
+
+    class Dice(random.Random):
+        def random(self) -> float:
+            throws.append(1.0)
+            return 0.999
+
+    node.policy.rng = Dice()
+    node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 5.0})))
+    node.submit(*range(4))
+    node.complete(False)
+    assert len(throws) == 1
+    for _ in range(3):
+        node.tell(TimerFired(), now=0.02)
+    assert len(throws) == 1
+    node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 5.0})), now=0.03)
+    assert len(throws) == 2
+    assert node.policy.output_length == 1
+
+
+def test_the_dice_send_in_proportion_to_the_two_costs(make_node: MakeNode) -> None:
+    """A4: min(1, |I_n| Gamma_n / (D + |I_m| Gamma_m)), where Gamma_n = 0.9 * 10 + 0.1 * 4 ms after the first batch."""
+    chance = 3 * 0.0094 / 0.1
+    for dice, sent in ((chance - 0.01, True), (chance + 0.01, False)):
+        node = mdi(make_node)
+
+        class Dice(random.Random):
+            value = dice
+
+            def random(self) -> float:
+                return self.value
+
+        node.policy.rng = Dice()
+        node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 0.1})))
+        node.submit(*range(4))
+        assert node.policy.input_length == 3
+        assert forwards(node.complete(False)) == ([(1, [0])] if sent else [])
+
+
+def test_a_source_may_send_raw_inputs_on(make_node: MakeNode) -> None:
+    """S3, A1: lane 0, under the same rule as any other."""
+    node = make_node(
+        0,
+        (0, 1, 2),
+        NeighbourConfig(1, lanes_out=(0, 1, 2), window_out=8),
+        source=source_config(),
+        own_slots=8,
+        offload="mdi",
+        service_seconds={0: 0.01},
+    )
+    node.tell(ReportReceived(1, Report(0, 0, {0: 0.01}, {})))
+    commands = node.submit(*range(4))
+    assert [task.stage for c in commands if isinstance(c, Forward) for task in c.tasks] == [0, 0]
+    assert isinstance(commands[-1], RunStage)
+
+
+def test_a_change_of_a_quarter_is_told_before_the_interval_is_over(make_node: MakeNode) -> None:
+    """A5: with a strategy that weighs it, after a quarter of the interval."""
+    for offload, at in (("mdi", 0.025), ("local", 0.1)):
+        node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0}, offload=offload)
+        node.tell(TimerFired(), now=0.0)
+        node.receive(*[task(number, 1, number) for number in range(5)], now=0.01)
+        assert node.policy.next_wakeup() == pytest.approx(at)
+        assert any(isinstance(c, SendReport) for c in node.tell(TimerFired(), now=at))
 
 
 @pytest.mark.parametrize("how", ["lost", "reset"])

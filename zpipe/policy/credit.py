@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from zpipe.model import Credit
+from zpipe.policy.estimates import LinkEstimate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from zpipe.model import SampleKey, Task
-
-#: Weight of a new round-trip sample in the smoothed one (TCP's choice, RFC 6298).
-ROUND_TRIP_GAIN = 0.125
 
 
 class Sent(NamedTuple):
@@ -27,14 +25,31 @@ class Sent(NamedTuple):
 class OutgoingLink:
     """The sender's end: may I send, what is still out there?
 
+    Args:
+        lanes: stages it may send.
+        window: slots at the receiver.
+        lane_bytes: {lane: bytes one task has on the link}.
+        estimate: of the link's speed; a blank one if not given.
+
     Attributes:
         epoch: of the present connection; None while there is none.
         outstanding: #: {number: Sent} in rising order; at most `window` entries.
-        round_trip_seconds: smoothed, from the sending of a number to the Credit that names it, less the receiver's holding time.
+        expected: #: every number below it is known to have arrived, or to be lost.
+        released: #: slots that came free since the start, over all connections.
+        estimate: what the link's numbers tell of its speed.
     """
 
-    def __init__(self, lanes: Sequence[int], window: int) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[int],
+        window: int,
+        *,
+        lane_bytes: Mapping[int, float] | None = None,
+        estimate: LinkEstimate | None = None,
+    ) -> None:
         self.lanes = tuple(lanes)
+        self._lane_bytes = lane_bytes or {}
+        self.estimate = estimate or LinkEstimate()
         self.window = window
         self._shared = window - len(self.lanes)  #: slots not reserved for a lane; >= 0, checked at load
         self.epoch: int | None = None
@@ -44,7 +59,7 @@ class OutgoingLink:
         self._taken = dict.fromkeys(self.lanes, 0)  #: {lane: outstanding + carried}
         self._carried: dict[int, int] = {}
         self._shared_taken = 0  #: sum over lanes of max(0, taken - 1)
-        self.round_trip_seconds = 0.0
+        self.expected = self.released = 0
         self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
 
     def __repr__(self) -> str:
@@ -56,8 +71,9 @@ class OutgoingLink:
     def open(self, epoch: int) -> None:
         """A new connection: nothing is outstanding on it, and nothing may be sent before its first Credit."""
         self.epoch = epoch
-        self.next_number = self.limit = 0
+        self.next_number = self.limit = self.expected = 0
         self.outstanding = {}
+        self.estimate.reset()
         self._carried = {}
         self.waiting_since = None
         self._recount()
@@ -68,6 +84,16 @@ class OutgoingLink:
         self.open(-1)
         self.epoch = None
         return lost
+
+    @property
+    def round_trip_seconds(self) -> float:
+        """Smoothed: from the sending of a number to the Credit that names it, less the receiver's holding time."""
+        return self.estimate.round_trip_seconds
+
+    @property
+    def bandwidth_bps(self) -> float:
+        """Bits per second as far as they showed, `inf` while nothing showed a limit."""
+        return self.estimate.bandwidth_bps
 
     def may_send(self, lane: int) -> bool:
         """Rule C2."""
@@ -84,31 +110,30 @@ class OutgoingLink:
         if self._taken[lane]:
             self._shared_taken += 1
         self._taken[lane] += 1
+        self.estimate.sent(task.number, self._lane_bytes.get(lane, 0.0), now=now)
         self.waiting_since = None
+
+    def transfer_seconds(self, lane: int, *, now: float) -> float:
+        """D: until a task of that lane, sent now, has arrived."""
+        return self.estimate.transfer_seconds(self._lane_bytes.get(lane, 0.0), now=now)
 
     def credit(self, credit: Credit, *, now: float) -> bool:
         """Takes in a Credit (C3). Returns whether it was of this epoch and believable."""
         if credit.epoch != self.epoch or credit.expected > self.next_number or credit.limit > credit.expected + self.window:
             return False
-        named = self.outstanding.get(credit.expected - 1)
-        if named is not None and credit.holding_seconds >= 0.0:
-            self._measure(now - named.sent_at - credit.holding_seconds)
+        self.estimate.credited(credit.expected, credit.holding_seconds, now=now)
         held = set(credit.held)
         gone = [number for number in self.outstanding if number < credit.expected and number not in held]
         for number in gone:
             self._forget(self.outstanding.pop(number).lane)
+        self.released += len(gone)
+        self.expected = max(self.expected, credit.expected)
         self.limit = max(self.limit, credit.limit)
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
         self.waiting_since = None
         return True
-
-    def _measure(self, seconds: float) -> None:
-        if seconds < 0.0:
-            return
-        old = self.round_trip_seconds
-        self.round_trip_seconds = seconds if old == 0.0 else old + ROUND_TRIP_GAIN * (seconds - old)
 
     def _forget(self, lane: int) -> None:
         self._taken[lane] -= 1
@@ -151,7 +176,7 @@ class IncomingLink:
         self.held: dict[int, int] = {}
         self.carried: dict[tuple[int, int], int] = {}
         self.due = False  #: a Credit is due now (C5), but for the report's turn
-        self._told_limit = 0
+        self._told_limit = self._told_expected = 0
         self._urgent = False
         self._arrived_at = -1.0
         self.gaps = self.repeats = self.overruns = 0
@@ -180,7 +205,7 @@ class IncomingLink:
         self.held = {}
         self.epoch = None
         self.expected = 0
-        self._told_limit = 0
+        self._told_limit = self._told_expected = 0
         self._arrived_at = -1.0
         self._urgent = self.due = False
 
@@ -231,6 +256,7 @@ class IncomingLink:
         if self.expected < next_number <= self._told_limit:
             self.gaps += next_number - self.expected
             self.expected = next_number
+            self._arrived_at = -1.0  # the last number did not arrive: no holding time belongs to it
         self._urgent = True
         self._see_due()
 
@@ -238,13 +264,13 @@ class IncomingLink:
         self.due = self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
 
     def credit_changed(self) -> bool:
-        """Whether the sender knows less than it could (each slot that comes free raises the limit); told with the next report."""
-        return self.epoch is not None and self.limit != self._told_limit
+        """Whether the sender knows less than it could, of slots or of arrivals; told with the next report."""
+        return self.epoch is not None and (self.limit != self._told_limit or self.expected != self._told_expected)
 
     def credit(self, *, now: float) -> Credit:
         """The Credit to send now."""
         self._urgent = self.due = False
-        self._told_limit = self.limit
+        self._told_limit, self._told_expected = self.limit, self.expected
         carried: dict[int, int] = {}
         for lane in self.carried.values():
             carried[lane] = carried.get(lane, 0) + 1

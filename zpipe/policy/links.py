@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
 from zpipe.policy.credit import IncomingLink, OutgoingLink
+from zpipe.policy.estimates import LinkEstimate
 from zpipe.policy.messages import GrantCredit, ResetLink, SendBlocked, SendReport
 from zpipe.policy.state import Neighbour
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         ReportReceived,
         SendFailed,
     )
-    from zpipe.policy.state import NodeConfig, NodeCounts
+    from zpipe.policy.state import NeighbourConfig, NodeConfig, NodeCounts
 
 
 class Links:
@@ -40,14 +41,16 @@ class Links:
         self.neighbours = {
             neighbour.rank: Neighbour(
                 neighbour,
-                OutgoingLink(neighbour.lanes_out, neighbour.window_out) if neighbour.lanes_out else None,
+                _outgoing(neighbour) if neighbour.lanes_out else None,
                 IncomingLink(neighbour.lanes_in, neighbour.window_in) if neighbour.lanes_in else None,
             )
             for neighbour in config.neighbours
         }
         self.incoming = {rank: n.incoming for rank, n in self.neighbours.items() if n.incoming is not None}
-        lanes = sorted({lane for neighbour in config.neighbours for lane in neighbour.lanes_out})
-        self.takers = {lane: [n for n in self.neighbours.values() if lane in n.config.lanes_out] for lane in lanes}
+        lanes = {lane for neighbour in config.neighbours for lane in neighbour.lanes_out}
+        order = [lane for lane in config.lane_order if lane in lanes]
+        lanes_in_order = [*order, *sorted(lanes.difference(order))]
+        self.takers = {lane: [n for n in self.neighbours.values() if lane in n.config.lanes_out] for lane in lanes_in_order}
 
     # ---- events --------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ class Links:
     def on_report(self, event: ReportReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)
         if neighbour is not None:
-            neighbour.report, neighbour.sent_since_report = event.report, 0
+            neighbour.take_in(event.report)
 
     def on_peer_up(self, event: PeerUp, now: float) -> list[LostRow]:
         """Opens a direction; a repeat of what stands changes nothing (L1). Returns what an unnoticed end of the old one lost."""
@@ -81,8 +84,8 @@ class Links:
         lost: list[LostRow] = []
         link = neighbour.outgoing if event.outgoing else neighbour.incoming
         if link is None or link.epoch != event.epoch:
-            neighbour.sent_since_report = 0
             if event.outgoing:
+                neighbour.arrived_then = 0
                 lost = _close(neighbour, "peer-lost: it connected anew")
             if link is not None:
                 link.open(event.epoch)
@@ -106,7 +109,7 @@ class Links:
             if neighbour.incoming is not None:
                 neighbour.incoming.close()
         if not neighbour.up:
-            neighbour.report = None
+            neighbour.forget_report()
         return lost
 
     def on_send_failed(self, event: SendFailed, commands: list[Command]) -> list[LostRow]:
@@ -170,7 +173,7 @@ class Links:
         """Gives up both directions and has them made anew (R5); PeerUp gives them a full `hang_seconds`."""
         self._counts.resets += 1
         neighbour.sends = neighbour.receives = False
-        neighbour.report = None
+        neighbour.forget_report()
         if neighbour.incoming is not None:
             neighbour.incoming.close()
         commands.append(ResetLink(neighbour.config.rank, reason))
@@ -185,6 +188,11 @@ class Links:
             if neighbour.incoming is not None:
                 neighbour.incoming.check()
                 assert neighbour.receives or neighbour.incoming.epoch is None, neighbour
+
+
+def _outgoing(config: NeighbourConfig) -> OutgoingLink:
+    estimate = LinkEstimate(bandwidth_bps=config.bandwidth_bps, latency_seconds=config.latency_seconds)
+    return OutgoingLink(config.lanes_out, config.window_out, lane_bytes=config.lane_bytes, estimate=estimate)
 
 
 def _close(neighbour: Neighbour, cause: str) -> list[LostRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow, Report, ResultRow
@@ -28,7 +29,7 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
-from zpipe.policy.offload import OFFLOADS, Candidate
+from zpipe.policy.offload import OFFLOADS, Candidate, Here
 from zpipe.policy.priority import SERVICE_ORDERS
 from zpipe.policy.state import NodeCounts, Run
 from zpipe.policy.tasks import TaskTable
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Mapping, Sequence
 
-    from zpipe.model import Task
+    from zpipe.model import SampleKey, Task
     from zpipe.policy.messages import Command, Event
     from zpipe.policy.state import Neighbour, NodeConfig
 
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 SERVICE_GAIN = 0.1
 #: A node with nothing to tell still says so this often.
 HEARTBEAT_SECONDS = 1.0
+#: A change of |I| over this share, and of at least so many tasks, is told to those who weigh it before the interval is over ...
+PROMPT_SHARE, PROMPT_TASKS = 0.25, 4
+#: ... but not before this part of it: a short queue changes by more than its share with every task.
+PROMPT_INTERVAL = 0.25
 
 
 class NodePolicy:
@@ -81,13 +86,16 @@ class NodePolicy:
             tasks=self._tasks,
             counts=self.counts,
         )
-        self._offload = OFFLOADS[config.offload]()
+        self._offload = OFFLOADS[config.offload](config.output_threshold)
+        self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
+        self._prompt = self._offload.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._order = SERVICE_ORDERS[config.order]()
         self._last_stage = len(config.gates.temperatures) - 1
         self._runs: dict[int, Run] = {}  #: {run: the batch in the executor}; one at most
         self._next_run = 0
         self._service = dict(config.service_seconds)
         self._reported_at = -math.inf
+        self._reported_length = 0
         self._commands: list[Command] = []
 
     def __repr__(self) -> str:
@@ -258,7 +266,8 @@ class NodePolicy:
         """Rule A1: to I or to O."""
         tasks = self._tasks
         if task.stage in tasks.input and (
-            task.stage not in tasks.output or self._offload.keep(input_length=tasks.input_length, output_length=tasks.output_length)
+            task.stage not in tasks.output
+            or self._offload.keep(stage=task.stage, input_length=tasks.input_length, output_length=tasks.output_length)
         ):
             tasks.to_input(task, now)
         else:
@@ -276,15 +285,15 @@ class NodePolicy:
         It runs after every event, so each step looks first whether there is anything to do.
         """
         commands, tasks, source = self._commands, self._tasks, self.source
-        report_due = now >= self._reported_at + self.config.report_seconds and now >= self._report_due_at()
+        report_due = now >= self._reported_at + PROMPT_INTERVAL * self.config.report_seconds and now >= self._report_due_at()
         if report_due:
             tasks.sweep(now)
             slept = max(0.0, now - self._reported_at - HEARTBEAT_SECONDS) if self._reported_at > -math.inf else 0.0
             self._answers.lost(self._links.reset_silent(commands, slept_seconds=slept, now=now), now)
         if source is not None:
             source.tick(queue_length=tasks.queue_length, held=tasks.holds, now=now)
-            if 0 not in tasks.input:
-                self._admit(now)  # raw inputs go straight to O
+            if 0 in tasks.output:
+                self._admit(now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._flush_output(now)
         run = self._choose_run(now)
@@ -293,7 +302,7 @@ class NodePolicy:
         self._links.grant(commands, now)
         if report_due:
             self._links.report(self._load(), commands, waiting=tasks.output, now=now)
-            self._reported_at = now
+            self._reported_at, self._reported_length = now, tasks.input_length
         if source is not None and source.resolved:
             commands.extend(source.resolved)
             source.resolved = []
@@ -320,10 +329,7 @@ class NodePolicy:
                 other.attempt = task.attempt
                 continue
             tasks.hold(task)
-            if task.stage in tasks.input:
-                tasks.to_input(task, now)
-            else:
-                tasks.to_output(task, now)
+            self._place(task, now)
 
     def _choose_run(self, now: float) -> RunStage | None:
         """Admits, and finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
@@ -355,7 +361,7 @@ class NodePolicy:
                     tasks.output_length -= 1
                     tasks.drop_stale(task)
                     continue
-                neighbour = self._choose_neighbour(lane, now)
+                neighbour = self._choose_neighbour(task, now)
                 if neighbour is None:
                     break
                 queue.popleft()
@@ -370,24 +376,35 @@ class NodePolicy:
                     self._commands.append(frame)
                 frame.tasks.append(task)
 
-    def _choose_neighbour(self, lane: int, now: float) -> Neighbour | None:
-        """The neighbour for the head of a lane, None when none may be sent to."""
+    def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
+        """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
         able = []
-        for neighbour in self._links.takers[lane]:
+        for neighbour in self._links.takers[task.stage]:
             link = neighbour.outgoing
             assert link is not None
-            if link.may_send(lane):
+            if link.may_send(task.stage):
                 able.append(neighbour)
             elif link.waiting_since is None and link.epoch is not None:
                 link.waiting_since = now
         if not able:
             return None
-        hosted = lane in self._tasks.input
+        hosted = task.stage in self._tasks.input
         if len(able) == 1 and not hosted:
             return able[0]
-        here = self._backlog_seconds() if hosted else None
-        chosen = self._offload.choose([_candidate(neighbour) for neighbour in able], here_seconds=here)
+        candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)
+        chosen: Candidate | None = candidates[0]
+        if hosted:
+            here = Here(self._backlog_seconds(), self._tasks.input_length, self._tasks.output_length)
+            chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self.rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
+
+    def _may_throw(self, task: Task, candidate: Candidate) -> bool:
+        """Rule A4: the dice decide once on each head, neighbour and Report."""
+        name = (task.key, task.attempt, candidate.report)
+        if self._thrown.get((task.stage, candidate.peer)) == name:
+            return False
+        self._thrown[task.stage, candidate.peer] = name
+        return True
 
     def _send(self, task: Task, neighbour: Neighbour, now: float) -> None:
         """Moves the task onto the link: its slot here is free, one there is taken."""
@@ -397,7 +414,6 @@ class NodePolicy:
         if task.key.source == self.config.rank and self.source is not None:
             task.oldest = self.source.oldest
         neighbour.outgoing.send(task, now=now)
-        neighbour.sent_since_report += 1
         self.counts.sent += 1
 
     def _backlog_seconds(self) -> float:
@@ -415,9 +431,14 @@ class NodePolicy:
         )
 
     def _report_due_at(self) -> float:
-        """A node at work reports every `report_seconds`, an idle one only shows that it lives."""
+        """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""
+        interval = self.config.report_seconds
+        if self._prompt:
+            change = abs(self._tasks.input_length - self._reported_length)
+            if change >= PROMPT_TASKS and change > PROMPT_SHARE * self._reported_length:
+                return self._reported_at + PROMPT_INTERVAL * interval
         busy = self._tasks.held or self._links.credit_changed()
-        return self._reported_at + (self.config.report_seconds if busy else HEARTBEAT_SECONDS)
+        return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)
 
     # ---- invariants ----------------------------------------------------------------------------
 
@@ -435,12 +456,17 @@ class NodePolicy:
             assert not self.source.resolved, self
 
 
-def _candidate(neighbour: Neighbour) -> Candidate:
-    """What the offload strategy looks at: |I| there = last reported + sent since."""
+def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:
+    """What the offload strategy looks at."""
     assert neighbour.outgoing is not None
-    backlog = 0.0
-    if neighbour.report is not None:
-        services = neighbour.report.service_seconds.values()
-        each = sum(services) / len(services) if services else 0.0
-        backlog = sum(neighbour.report.backlog_seconds.values()) + neighbour.sent_since_report * each
-    return Candidate(neighbour.config.rank, neighbour.outgoing.round_trip_seconds / 2.0, backlog)
+    return Candidate(
+        neighbour.config.rank,
+        neighbour.outgoing.transfer_seconds(lane, now=now),
+        neighbour.backlog_seconds,
+        neighbour.input_length,
+        neighbour.report_number,
+    )
+
+
+def _cost(candidate: Candidate) -> float:
+    return candidate.cost_seconds

@@ -1,4 +1,4 @@
-"""Where a task goes after a stage ran: this node's own input queue, or a neighbour (rules A1-A3)."""
+"""Where a task goes after a stage ran: this node's own input queue, or a neighbour (rules A1-A4)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import random
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(slots=True)
@@ -14,13 +15,17 @@ class Candidate:
     """A neighbour that hosts the stage a task waits for and has credit for it now.
 
     Attributes:
-        transfer_seconds: D, one activation to it.
-        backlog_seconds: |I| * Gamma there, as last reported, plus what was sent since.
+        transfer_seconds: D, this task's activation to it.
+        backlog_seconds: |I| * Gamma there, as last reported, plus what was sent since, less what was released since.
+        input_length: |I| there, estimated likewise.
+        report: number of the Report the estimate rests on.
     """
 
     peer: int
     transfer_seconds: float
     backlog_seconds: float
+    input_length: int = 0
+    report: int = 0
 
     @property
     def cost_seconds(self) -> float:
@@ -28,44 +33,117 @@ class Candidate:
         return self.transfer_seconds + self.backlog_seconds
 
 
-class Offload(Protocol):
-    """A strategy; both answers concern a stage that this node hosts as well. Where it does not, there is no choice."""
+@dataclass(slots=True)
+class Here:
+    """This node, which hosts the stage the task waits for as well.
 
-    def keep(self, *, input_length: int, output_length: int) -> bool:
+    Attributes:
+        backlog_seconds: |I| * Gamma.
+        input_length, output_length: |I| and |O|.
+    """
+
+    backlog_seconds: float
+    input_length: int
+    output_length: int
+
+
+class Offload(Protocol):
+    """A strategy; both answers concern a stage that this node hosts as well. Where it does not, there is no choice.
+
+    Attributes:
+        weighs: its choice rests on the load of neighbours, so it wants to be told at once when that changes.
+    """
+
+    weighs: bool
+
+    def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         """Whether a task whose next stage is hosted here goes to I rather than O."""
 
-    def choose(self, candidates: Sequence[Candidate], *, here_seconds: float | None) -> Candidate | None:
+    def choose(
+        self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
+    ) -> Candidate | None:
         """The neighbour for the head of a lane, None to keep it waiting.
 
         Args:
-            candidates: at least one.
-            here_seconds: |I| * Gamma of this node, None when it does not host the stage.
+            candidates: at least one, the cheapest first.
+            here: this node.
+            may_throw: whether dice may be thrown for that candidate: once per head, neighbour and Report (rule A4).
+            rng: the dice.
         """
 
 
 class LocalOffload:
     """Runs whatever this node hosts; offloads only what it must."""
 
-    def keep(self, *, input_length: int, output_length: int) -> bool:
+    weighs = False
+
+    def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         return True
 
-    def choose(self, candidates: Sequence[Candidate], *, here_seconds: float | None) -> Candidate | None:
-        if here_seconds is not None:
-            return None
-        return min(candidates, key=lambda candidate: candidate.cost_seconds)
+    def choose(
+        self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
+    ) -> Candidate | None:
+        return None
 
 
 class CheapestOffload:
     """Deterministic minimum of D + |I| * Gamma over this node and its neighbours."""
 
-    def keep(self, *, input_length: int, output_length: int) -> bool:
+    weighs = True
+
+    def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         return input_length == 0
 
-    def choose(self, candidates: Sequence[Candidate], *, here_seconds: float | None) -> Candidate | None:
-        best = min(candidates, key=lambda candidate: candidate.cost_seconds)
-        if here_seconds is not None and here_seconds <= best.cost_seconds:
-            return None
-        return best
+    def choose(
+        self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
+    ) -> Candidate | None:
+        best = candidates[0]
+        return None if here.backlog_seconds <= best.cost_seconds else best
 
 
-OFFLOADS: dict[str, type[Offload]] = {"local": LocalOffload, "cheapest": CheapestOffload}
+class DdiOffload(CheapestOffload):
+    """Data-distributed inference: raw inputs go to the cheapest node, and whoever runs stage 0 runs the rest."""
+
+    def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
+        return stage > 0 or input_length == 0
+
+
+class MdiOffload:
+    """The probabilistic rule of MDI-Exit.
+
+    Source: MDI-Exit (arXiv:2408.05247), our reading of Alg. 1 (keep) and Alg. 2 (choose). Differs: |I| * Gamma is a sum over the
+    stages queued; the candidate with the smallest D + |I| * Gamma is asked first; rules A3 and A4 keep it live.
+
+    Args:
+        output_threshold: T_O of Alg. 1, tasks.
+    """
+
+    weighs = True
+
+    def __init__(self, output_threshold: int) -> None:
+        self._output_threshold = output_threshold
+
+    def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
+        return input_length == 0 or output_length > self._output_threshold
+
+    def choose(
+        self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
+    ) -> Candidate | None:
+        for candidate in candidates:
+            if here.output_length <= candidate.input_length:
+                continue
+            cost = candidate.cost_seconds
+            if cost < here.backlog_seconds:
+                return candidate
+            if here.backlog_seconds > 0.0 and may_throw(candidate) and rng.random() < here.backlog_seconds / cost:
+                return candidate
+        return None
+
+
+#: {name in a topology: what makes the strategy, given T_O}
+OFFLOADS: dict[str, Callable[[int], Offload]] = {
+    "local": lambda output_threshold: LocalOffload(),
+    "cheapest": lambda output_threshold: CheapestOffload(),
+    "ddi": lambda output_threshold: DdiOffload(),
+    "mdi": MdiOffload,
+}

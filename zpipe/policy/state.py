@@ -22,6 +22,8 @@ class NeighbourConfig:
         lanes_out: stages we may send it (L3); empty: none.
         lanes_in: stages it may send us.
         window_out, window_in: slots of each direction, at the receiver (C1).
+        lane_bytes: {stage: bytes one task for it has on the link to it}.
+        bandwidth_bps, latency_seconds: what the topology says of the link, a first guess; `inf` and 0 where it says nothing.
     """
 
     rank: int
@@ -29,6 +31,9 @@ class NeighbourConfig:
     lanes_in: tuple[int, ...] = ()
     window_out: int = 0
     window_in: int = 0
+    lane_bytes: Mapping[int, float] = field(default_factory=dict)
+    bandwidth_bps: float = math.inf
+    latency_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,9 @@ class NodeConfig:
         next_hop: {source rank: the neighbour on the shortest way there}.
         service_seconds: {stage: seconds per sample}, a first guess of Gamma, measured or profiled.
         own_slots: tasks of this node's own samples it holds at once (C1).
+        offload: name of the strategy (rules A1, A4).
+        output_threshold: T_O of Alg. 1, tasks.
+        lane_order: lanes of O in the order they are served; those it does not name come behind, rising.
         hang_seconds: R5.
         source: None where no samples enter.
     """
@@ -54,6 +62,8 @@ class NodeConfig:
     max_batch: int = 1
     own_slots: int = 64
     offload: str = "local"
+    output_threshold: int = 50
+    lane_order: tuple[int, ...] = ()
     order: str = "fifo"
     report_seconds: float = 0.1
     hang_seconds: float = 5.0
@@ -95,6 +105,8 @@ class Neighbour:
     """A neighbour as it is now. Where neither side sends tasks, the lower rank still connects: answers pass there.
 
     Attributes:
+        report: its last, with the number it has here.
+        arrived_then, released_then: what its Credits had told when that Report came: the rest was sent, or released, since.
         sends, receives: whether the connection we opened, and the one it opened, stands.
     """
 
@@ -102,10 +114,45 @@ class Neighbour:
     outgoing: OutgoingLink | None
     incoming: IncomingLink | None
     report: Report | None = None
-    sent_since_report: int = 0
+    report_number: int = 0
+    reported_backlog: float = 0.0
+    seconds_each: float = 0.0  #: mean Gamma over its stages, as reported
+    arrived_then: int = 0
+    released_then: int = 0
     heard_at: float = -math.inf
     sends: bool = False
     receives: bool = False
+
+    def take_in(self, report: Report) -> None:
+        """A new Report: from here on count what it cannot know of."""
+        self.report = report
+        self.report_number += 1
+        self.reported_backlog = sum(report.backlog_seconds.values())
+        services = report.service_seconds.values()
+        self.seconds_each = sum(services) / len(services) if services else 0.0
+        if self.outgoing is not None:
+            self.arrived_then, self.released_then = self.outgoing.expected, self.outgoing.released
+
+    def forget_report(self) -> None:
+        """It is gone: what it said is no more."""
+        self.report, self.reported_backlog = None, 0.0
+
+    @property
+    def change(self) -> int:
+        """Tasks sent and not told of in its Report, less those released since."""
+        link = self.outgoing
+        assert link is not None
+        return max(0, link.next_number - self.arrived_then) - (link.released - self.released_then)
+
+    @property
+    def input_length(self) -> int:
+        """|I| there, estimated: last reported + sent since - released since."""
+        return max(0, (self.report.input_length if self.report else 0) + self.change)
+
+    @property
+    def backlog_seconds(self) -> float:
+        """|I| * Gamma there, estimated likewise."""
+        return max(0.0, self.reported_backlog + self.change * self.seconds_each)
 
     @property
     def up(self) -> bool:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from zpipe.bundle import Bundle
-from zpipe.configure import load_checked
+from zpipe.configure import prepare
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.executors.base import StageExecutor, make_executor
 from zpipe.runtime.driver import Driver, zeromq
@@ -45,8 +46,10 @@ class Node:
     Args:
         topology: as loaded; addresses without a port get 5800 + 2 * rank.
         rank: not a source's: those are run by whoever submits.
+        bundle: with which the topology was prepared already (`zpipe.configure.prepare`).
         session: of this start; drawn from the clock if not given.
         waiting: takes lines for people: neighbours that come, go or are missing.
+        trace: a file to record the policy's rounds in (`zpipe replay`).
 
     Raises:
         ConfigError: the rank is a source's, or topology and bundle do not fit.
@@ -60,6 +63,7 @@ class Node:
         bundle: Bundle | None = None,
         session: int | None = None,
         waiting: Callable[[str], None] | None = None,
+        trace: Path | None = None,
     ) -> None:
         node = topology.node(rank)
         if topology.source_at(rank) is not None:
@@ -67,12 +71,12 @@ class Node:
                 f"{topology.path or topology.name}: rank {rank} is a source, expected a rank that only serves; a source is run by "
                 "whoever submits: `zpipe bench --attach`, or Pipeline.connect in your program"
             )
-        self.topology = topology
+        self.topology, self.bundle = (topology, bundle) if bundle else prepare(topology)
         self.rank = rank
-        self.bundle = bundle or load_checked(topology)
         self._waiting = waiting or (lambda line: None)
         self.refusal: asyncio.Future[None] | None = None
         self._node = node
+        self._trace = trace
         self._session = session or new_session()
         self._driver: Driver | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -100,6 +104,7 @@ class Node:
             refused=self._refused,
             note=self._waiting,
             broken=self._refused,
+            trace=self._trace,
         )
         return await self._driver.start()
 
@@ -150,8 +155,12 @@ class Node:
             await self._driver.aclose()
 
     async def __aenter__(self) -> Node:  # noqa: PYI034 - Self is Python 3.11
-        await self.bind()
-        self.connect()
+        try:
+            await self.bind()
+            self.connect()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.bundle import Bundle
-from zpipe.configure import load_checked, source_config
+from zpipe.configure import prepare, source_config
 from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
@@ -26,6 +25,7 @@ from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.launch import Launcher
 from zpipe.runtime.node import by_hand, executor_for, new_session
 from zpipe.topology import LOCAL_ADDRESS, Topology, load_topology
+from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.pipeline")
 
@@ -59,9 +59,10 @@ class Pipeline:
         when_full: str | None = None,
         deadline: float | None = None,
         seed: int | None = None,
+        trace: str | Path | None = None,
     ) -> None:
-        loaded = topology if isinstance(topology, Topology) else load_topology(topology)
-        self.bundle: Bundle = load_checked(loaded)
+        given = topology if isinstance(topology, Topology) else load_topology(topology)
+        loaded, self.bundle = prepare(given)
         spec = loaded.source if rank is None else loaded.source_at(rank)
         if spec is None:
             sources = ", ".join(str(source.rank) for source in loaded.sources)
@@ -80,6 +81,7 @@ class Pipeline:
             raise ConfigError(f"deadline: found {deadline}, expected seconds above 0")
         self._launch = launch
         self._seed = seed
+        self._trace = None if trace is None else _folder(Path(trace))
         self._config = source_config(
             spec,
             self.bundle,
@@ -106,7 +108,8 @@ class Pipeline:
         Args:
             topology: a topology, its file or its name.
             options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `deadline` (seconds),
-                `seed`; what is not given is the topology's.
+                `seed`; what is not given is the topology's. `trace`: a folder where every rank started here records its policy's
+                rounds, for `zpipe replay`.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
@@ -151,7 +154,7 @@ class Pipeline:
         addresses: dict[int, str] = {}
         others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
         if others:
-            self._launcher = Launcher(self.topology, self.bundle, others)
+            self._launcher = Launcher(self.topology, self.bundle, others, trace=self._trace)
             launching = loop.create_task(self._launcher.start())
             try:
                 executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
@@ -173,6 +176,7 @@ class Pipeline:
             pumped=self._wake_waiters,
             broken=self._on_broken,
             seed=self._seed,
+            trace=None if self._trace is None else trace_file(self._trace, self.rank),
         )
         addresses[self.rank] = await self._driver.start()
         if self._launcher is not None:
@@ -477,6 +481,15 @@ class Pipeline:
         self._refusal = error
         self._refused.set()
         log.warning("%s", error)  # ready() raises it, too, but the caller may be past that
+
+
+def _folder(path: Path) -> Path:
+    """The folder of the traces; made where there is none."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"trace: found {path}, which cannot be made ({exc.strerror}), expected a folder; choose another") from exc
+    return path
 
 
 def result_or_raise(outcome: Outcome) -> Result:

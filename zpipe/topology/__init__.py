@@ -28,10 +28,11 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         weight: 1.0
         accuracy: 0.0             the accuracy this source wants, 0 = no wish
     policy: local                 an offload strategy, or the keys below
-        offload: local            local, cheapest, mdi
+        offload: local            local, cheapest, ddi, mdi
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
         report_interval: 100 ms
         output_threshold: 50      T_O of MDI-Exit's Alg. 1
+        offload_input: false      whether raw inputs may go out; auto: where they are fewer bytes than what goes on after stage 0
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def override(
     max_batch: int | None = None,
     executor: str | None = None,
     offload: str | None = None,
+    offload_input: str | None = None,
     exit_point: str | None = None,
     admission: str | Mapping[str, Any] | None = None,
     deadline_seconds: float | None = None,
@@ -125,7 +127,7 @@ def override(
         topology: the one to start from.
         bundle: name or path.
         max_batch, executor: of every node.
-        offload, exit_point: of the policy.
+        offload, offload_input, exit_point: of the policy.
         admission: of every source, a name or a mapping as in a topology file.
         deadline_seconds: of every source.
 
@@ -137,7 +139,7 @@ def override(
         (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
         ([plain], {"bundle": bundle}),
-        ([plain["policy"]], {"offload": offload, "exit": exit_point}),
+        ([plain["policy"]], {"offload": offload, "offload_input": offload_input, "exit": exit_point}),
     ):
         for entry in entries:
             entry.update({key: value for key, value in values.items() if value is not None})

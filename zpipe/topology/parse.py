@@ -14,6 +14,7 @@ from zpipe.topology.spec import (
     AdmissionSpec,
     LinkSpec,
     NodeSpec,
+    OffloadInput,
     PolicySpec,
     SourceSpec,
     Topology,
@@ -22,7 +23,8 @@ from zpipe.topology.spec import (
 )
 
 CODECS = ("none",)
-OFFLOADS = ("local", "cheapest", "mdi")
+OFFLOADS = ("local", "cheapest", "ddi", "mdi")
+OFFLOAD_INPUT: Mapping[object, OffloadInput] = {True: "yes", False: "no", "yes": "yes", "no": "no", "auto": "auto"}
 WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
 SHAPES = ("line", "ring", "mesh")
 
@@ -291,7 +293,7 @@ def _policy(at: At, value: object) -> PolicySpec:
         if value not in OFFLOADS:
             raise at.wrong(value, one_of(OFFLOADS, value))
         return PolicySpec(offload=value)
-    read = Fields(at, value, known=("offload", "exit", "report_interval", "output_threshold"))
+    read = Fields(at, value, known=("offload", "exit", "report_interval", "output_threshold", "offload_input"))
     return PolicySpec(
         offload=read.text("offload", default.offload, names=OFFLOADS),
         exit_point=read.text("exit", default.exit_point),
@@ -299,4 +301,13 @@ def _policy(at: At, value: object) -> PolicySpec:
             "report_interval", TIME_UNITS, default.report_interval_seconds, bounds=REPORT_SECONDS
         ),
         output_threshold=read.integer("output_threshold", default.output_threshold),
+        offload_input=_offload_input(at / "offload_input", read.raw("offload_input")),
     )
+
+
+def _offload_input(at: At, value: object) -> OffloadInput:
+    if value is None:
+        return PolicySpec().offload_input
+    if not isinstance(value, bool | str) or value not in OFFLOAD_INPUT:
+        raise at.wrong(value, "true, false or auto")
+    return OFFLOAD_INPUT[value]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from zpipe.errors import TopologyError
 
 WhenFull = Literal["block", "latest", "deadline"]
+OffloadInput = Literal["no", "yes", "auto"]
 
 LOCAL_ADDRESS = "127.0.0.1:0"
 #: `exit:` names that are no operating points.
@@ -143,12 +144,15 @@ class PolicySpec:
         exit_point: operating point of the bundle, `default` or `no-exit`.
         report_interval_seconds: between two load reports to a neighbour.
         output_threshold: T_O of MDI-Exit's Alg. 1, tasks.
+        offload_input: whether a source that hosts stage 0 may send raw inputs on; `auto`: where they are fewer bytes than what
+            goes on after stage 0.
     """
 
     offload: str = "local"
     exit_point: str = DEFAULT_POINT
     report_interval_seconds: float = 0.1
     output_threshold: int = 50
+    offload_input: OffloadInput = "no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +228,12 @@ class Topology:
         """Stages a task may wait for when `sender` forwards it to `receiver`, rising; () where there is no link.
 
         Those the receiver hosts whose predecessor the sender hosts (policy rule L3); and stage 0 from a source that does not
-        host it.
+        host it or may send raw inputs on all the same.
         """
         if receiver not in self._adjacent[sender]:
             return ()
         before = self.nodes[sender].stages
-        raw = 0 not in before and self.source_at(sender) is not None
+        raw = (0 not in before or self.policy.offload_input != "no") and self.source_at(sender) is not None
         return tuple(stage for stage in self.nodes[receiver].stages if stage - 1 in before or (stage == 0 and raw))
 
     def downstream(self, rank: int) -> tuple[int, ...]:
@@ -307,6 +311,7 @@ class Topology:
             "exit": self.policy.exit_point,
             "report_interval": self.policy.report_interval_seconds,
             "output_threshold": self.policy.output_threshold,
+            "offload_input": self.policy.offload_input,
         }
         return {
             "name": self.name,

@@ -15,16 +15,16 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zpipe.errors import BundleError
-from zpipe.model import DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
+from zpipe.model import CODECS, DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
 SCHEMA = "zpipe.bundle/1"
 MANIFEST = "manifest.json"
@@ -98,6 +98,19 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class CodecMetrics:
+    """What a codec at every cut costs in accuracy, on the test split with every sample going to the last exit: fractions.
+
+    Attributes:
+        accuracy: 0..1, through the codec.
+        lost: accuracy without any codec minus that; below 0 where the codec happened to do better.
+    """
+
+    accuracy: float
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A checked model bundle.
 
@@ -111,6 +124,7 @@ class Bundle:
         default_point: one of them, fixed before the test split was looked at.
         digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
         full_macs: multiply-adds of all stages for one sample, exit heads included.
+        codecs: {codec: what it costs}, for those that were measured.
         emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
     """
 
@@ -126,6 +140,8 @@ class Bundle:
     evaluation_file: str | None
     evaluation_samples: int
     replay_file: str | None
+    bottleneck_file: str | None = None
+    codecs: Mapping[str, CodecMetrics] = field(default_factory=dict, hash=False)
     emulates: Bundle | None = None
 
     def __repr__(self) -> str:
@@ -210,6 +226,24 @@ class Bundle:
         keys = {f"label.{codec}": ("int16", shape), f"confidence.{codec}": ("float32", shape)}
         arrays = _read_npz(self.path / self.replay_file, keys)
         return Replay(arrays[f"label.{codec}"], arrays[f"confidence.{codec}"])
+
+    def bottleneck(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The weights of the learned codec, by name (`zpipe.codecs.bottleneck` says which there are).
+
+        Raises:
+            BundleError: the bundle has none, or they are not float32.
+        """
+        if self.bottleneck_file is None:
+            raise BundleError(
+                f"{self.path / MANIFEST}: bottleneck: found none, expected a file for the codec bottleneck; take another codec, or "
+                "make a bundle that has one with `zpipe train`"
+            )
+        path = self.path / self.bottleneck_file
+        arrays = _read_arrays(path, "the weights of the codec bottleneck")
+        for key, array in arrays.items():
+            if array.dtype != np.float32:
+                raise BundleError(f"{path}: {key}: found {array.dtype}, expected float32; {_REMEDY}")
+        return arrays
 
     def replay_codecs(self) -> tuple[str, ...]:
         """The codecs `replay` has a table for; () where the bundle has no replay at all.
@@ -351,6 +385,10 @@ class _Field:
             raise BundleError(f"{self.file}: {name}: found no such key, expected one in every {SCHEMA} manifest; {_REMEDY}")
         return _Field(self.file, name, self.value[key])
 
+    def maybe(self, key: str) -> _Field | None:
+        """A key that a manifest may lack."""
+        return self[key].optional() if isinstance(self.value, dict) and key in self.value else None
+
     def items(self, *, count: int | None = None) -> list[_Field]:
         if not isinstance(self.value, list):
             raise self.wrong("a list")
@@ -404,6 +442,7 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         )
     )
     evaluation, replay = root["evaluation"].optional(), root["replay"].optional()
+    bottleneck, codecs = root.maybe("bottleneck"), root.maybe("codecs")
     return Bundle(
         name=root["name"].text(),
         path=folder,
@@ -417,7 +456,15 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         evaluation_file=None if evaluation is None else evaluation["file"].file_name(),
         evaluation_samples=0 if evaluation is None else evaluation["samples"].whole(least=1),
         replay_file=None if replay is None else replay["file"].file_name(),
+        bottleneck_file=None if bottleneck is None else bottleneck["file"].file_name(),
+        codecs={} if codecs is None else _parse_codecs(codecs),
     )
+
+
+def _parse_codecs(field: _Field) -> dict[str, CodecMetrics]:
+    if not isinstance(field.value, dict) or not set(field.value) <= set(CODECS):
+        raise field.wrong(f"an object with keys from {', '.join(CODECS)}")
+    return {name: CodecMetrics(field[name]["accuracy"].number(0, 1), field[name]["lost"].number(-1, 1)) for name in field.value}
 
 
 def _parse_preprocessing(field: _Field) -> Preprocessing:
@@ -501,7 +548,7 @@ def _verify_files(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> Non
     """
     digests = _Field(folder / MANIFEST, "digests", manifest.get("digests"))
     used = [stage.file for stage in bundle.stages]
-    used += [name for name in (bundle.evaluation_file, bundle.replay_file) if name is not None]
+    used += [name for name in (bundle.evaluation_file, bundle.replay_file, bundle.bottleneck_file) if name is not None]
     for name in used:
         expected = digests[name].text()
         path = folder / name
@@ -513,12 +560,8 @@ def _verify_files(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> Non
 
 
 def _read_npz(path: Path, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of an npz, checked: {key: (dtype name, or `int` for any whole type; shape)}. Never unpickles."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in wanted if key in archive.files}
-    except _UNREADABLE as exc:
-        raise BundleError(f"{path}: found no readable npz ({exc}), expected arrays {', '.join(wanted)}; {_REMEDY}") from exc
+    """Arrays of an npz, checked: {key: (dtype name, or `int` for any whole type; shape)}."""
+    arrays = _read_arrays(path, f"arrays {', '.join(wanted)}", keys=wanted)
     for key, (dtype, shape) in wanted.items():
         if key not in arrays:
             raise BundleError(f"{path}: {key}: found no such array, expected {dtype} {list(shape)}; {_REMEDY}")
@@ -527,4 +570,13 @@ def _read_npz(path: Path, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> 
         if not fits or array.shape != shape:
             found = f"{array.dtype} {list(array.shape)}"
             raise BundleError(f"{path}: {key}: found {found}, expected {dtype} {list(shape)}; {_REMEDY}")
-    return cast("dict[str, npt.NDArray[Any]]", arrays)
+    return arrays
+
+
+def _read_arrays(path: Path, expected: str, *, keys: Iterable[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """What an npz holds of these keys, or all of it. Never unpickles."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in (archive.files if keys is None else keys) if key in archive.files}
+    except _UNREADABLE as exc:
+        raise BundleError(f"{path}: found no readable npz ({exc}), expected {expected}; {_REMEDY}") from exc

@@ -50,12 +50,12 @@ array. The header holds no maps and no extension types; the two documents are JS
 Nothing is ever unpickled, and `decode` raises WireError, and nothing else, on every byte string not described here.
 """
 
+from zpipe.model import NO_CODEC
 from zpipe.wire.decoder import decode
 from zpipe.wire.encoder import encode
 from zpipe.wire.limits import WireLimits
 from zpipe.wire.messages import (
     DATA_PLANE,
-    NO_CODEC,
     NO_RANK,
     WIRE_VERSION,
     Blocked,

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zpipe.model import TensorSpec
-from zpipe.wire.messages import NO_CODEC
+from zpipe.model import NO_CODEC, TensorSpec
 
 #: Room in `max_message_bytes` beside the tensors (design section 5).
 MESSAGE_MARGIN_BYTES = 4096

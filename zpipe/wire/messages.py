@@ -18,9 +18,6 @@ WIRE_VERSION = 1
 #: `sender` of an observer (`zpipe top`, `zpipe doctor`), which is no node of the topology.
 NO_RANK = -1
 
-#: The codec that sends a stage's input as it is.
-NO_CODEC = "none"
-
 Role = Literal["peer", "source", "observer"]
 ROLES: frozenset[str] = frozenset(get_args(Role))
 

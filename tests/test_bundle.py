@@ -275,12 +275,21 @@ def test_bundle_without_evaluation_set_says_so(tmp_path: Path) -> None:
     assert "replay" in complaint(bundle.replay)
 
 
+def test_codec_that_only_packs_another_has_its_table(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    labels, confidences = np.ones((SAMPLES, 2), np.int16), np.full((SAMPLES, 2), 0.25, np.float32)
+    _rewrite(bundle, "replay.npz", **{"label.int8": labels, "confidence.int8": confidences})
+    replay = bundle.replay("int8+zstd")
+    assert (replay.labels == labels).all()
+    assert (replay.confidences == confidences).all()
+
+
 def test_replay_codecs_are_those_with_a_table(tmp_path: Path) -> None:
     bundle = load_bundle(write_bundle(tmp_path / "tiny"))
     assert bundle.replay_codecs() == ("none",)
-    tables = {f"{what}.{codec}": np.zeros((SAMPLES, 2)) for codec in ("none", "int8+zstd") for what in ("label", "confidence")}
+    tables = {f"{what}.{codec}": np.zeros((SAMPLES, 2)) for codec in ("none", "int8") for what in ("label", "confidence")}
     _rewrite(bundle, "replay.npz", **tables)
-    assert bundle.replay_codecs() == ("none", "int8+zstd")
+    assert bundle.replay_codecs() == ("none", "int8", "int8+zstd")
     (bundle.path / "replay.npz").write_bytes(b"PK")
     assert "replay.npz" in complaint(bundle.replay_codecs)
     assert replace(bundle, replay_file=None).replay_codecs() == ()

@@ -99,7 +99,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class CodecMetrics:
-    """What a codec at every cut costs in accuracy, on the test split with every sample going to the last exit: fractions.
+    """What a codec at every cut costs in accuracy, on the evaluation set at the default operating point: fractions.
 
     Attributes:
         accuracy: 0..1, through the codec.
@@ -217,15 +217,18 @@ class Bundle:
     def replay(self, codec: str = "none") -> Replay:
         """What every exit says about every evaluation sample when each stage boundary passes through `codec`.
 
+        A codec that packs another without loss (`int8+zstd`) has that one's table.
+
         Raises:
             BundleError: the bundle has none, or none for this codec.
         """
         if self.replay_file is None:
             raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {_REMEDY}")
         shape = (self.evaluation_samples, len(self.stages))
-        keys = {f"label.{codec}": ("int16", shape), f"confidence.{codec}": ("float32", shape)}
+        table = lossy_part(codec)
+        keys = {f"label.{table}": ("int16", shape), f"confidence.{table}": ("float32", shape)}
         arrays = _read_npz(self.path / self.replay_file, keys)
-        return Replay(arrays[f"label.{codec}"], arrays[f"confidence.{codec}"])
+        return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"])
 
     def bottleneck(self) -> dict[str, npt.NDArray[np.float32]]:
         """The weights of the learned codec, by name (`zpipe.codecs.bottleneck` says which there are).
@@ -259,7 +262,12 @@ class Bundle:
                 keys = list(archive.files)
         except _UNREADABLE as exc:
             raise BundleError(f"{path}: found no readable npz ({exc}), expected the replay's tables; {_REMEDY}") from exc
-        return tuple(key.removeprefix("label.") for key in keys if key.startswith("label."))
+        return tuple(codec for codec in CODECS if f"label.{lossy_part(codec)}" in keys)
+
+
+def lossy_part(codec: str) -> str:
+    """The codec that decides what arrives: what follows a plus sign in a name only packs, without loss."""
+    return codec.partition("+")[0]
 
 
 def indexed_rows(tensors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS
 from zpipe.policy.admission import ADMISSIONS
@@ -30,11 +31,11 @@ def prepare(topology: Topology) -> tuple[Topology, Bundle]:
 
 
 def load_checked(topology: Topology) -> Bundle:
-    """The topology's bundle, with the topology checked against it.
+    """The topology's bundle (its emulation where the nodes are emulated), with the topology checked against it.
 
     Raises:
         BundleError: missing or changed.
-        TopologyError: its stages do not fit the bundle's.
+        TopologyError: its stages do not fit the bundle's, or it names what there is not, or what cannot be emulated.
     """
     try:
         bundle = load_bundle(topology.bundle, beside=topology.path)
@@ -46,7 +47,8 @@ def load_checked(topology: Topology) -> Bundle:
     _check_name(topology, "policy.exit", topology.policy.exit_point, points)
     for node in topology.nodes:
         _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
-    return bundle
+    check_emulation(topology, bundle)
+    return bundle_to_run(topology, bundle)
 
 
 def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) -> None:
@@ -107,6 +109,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         gates=ExitGates(tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages)),
         neighbours=tuple(neighbours),
         next_hop={spec.rank: topology.next_hop(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
+        farther=_farther(topology, rank),
         max_batch=node.max_batch,
         own_slots=node.slots,
         offload=topology.policy.offload,
@@ -115,6 +118,16 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
     )
+
+
+def _farther(topology: Topology, rank: int) -> dict[int, tuple[int, ...]]:
+    """{source: neighbours to which its raw inputs may go on from here}."""
+    found: dict[int, list[int]] = {}
+    for peer in topology.neighbours(rank):
+        if 0 in topology.node(peer).stages:
+            for source in topology.farther(rank, peer):
+                found.setdefault(source, []).append(peer)
+    return {source: tuple(peers) for source, peers in found.items()}
 
 
 def source_config(

@@ -71,9 +71,22 @@ class Shape:
         return 1 + max(stage for hosted in self.stages for stage in hosted)
 
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
-        raw = self.offload_input and sender == 0
+        raw = receiver in self.farther(sender)
         hosted = self.stages[receiver]
         return tuple(sorted(stage for stage in hosted if stage - 1 in self.stages[sender] or (stage == 0 and raw)))
+
+    def farther(self, rank: int) -> tuple[int, ...]:
+        """Neighbours to which a raw input may go on."""
+        if not self.offload_input or not (rank == 0 or 0 in self.stages[rank]):
+            return ()
+        return tuple(near for near in self.neighbours(rank) if self.hops(near) > self.hops(rank) and 0 in self.stages[near])
+
+    def hops(self, rank: int) -> int:
+        """From the source."""
+        count = 0
+        while rank != 0:
+            rank, count = self.next_hop(rank)[0], count + 1
+        return count
 
     def connects(self, sender: int, receiver: int) -> bool:
         """Where no tasks pass either way, the lower rank connects all the same, for answers."""
@@ -116,6 +129,7 @@ class Shape:
             gates=ExitGates((1.0,) * self.stage_count),
             neighbours=tuple(neighbours),
             next_hop=self.next_hop(rank),
+            farther={0: self.farther(rank)} if self.farther(rank) else {},
             max_batch=self.max_batch,
             own_slots=self.own_slots,
             offload=self.offload,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.policy.build import task
+from tests.policy.build import OUT, Driven, task
 from zpipe.model import Credit
 from zpipe.policy.credit import IncomingLink, OutgoingLink
+from zpipe.policy.messages import CreditReceived, SendCompleted
+from zpipe.policy.state import NeighbourConfig
 
 
 def sender(lanes: tuple[int, ...] = (1,), window: int = 4, *, limit: int | None = None, carried: Any = None) -> OutgoingLink:
@@ -287,3 +290,17 @@ def test_a_blocked_beyond_the_limit_is_not_believed() -> None:
     link.settle_blocked(4)
     assert (link.gaps, link.expected) == (4, 4)
     link.check()
+
+
+def test_the_size_of_a_frame_reaches_its_links_estimate(make_node: Callable[..., Driven]) -> None:
+    """A5: 4,000 bytes in a second instead of 400,000; of another epoch it means nothing."""
+    for epoch, bits in ((OUT, 32_000.0), (OUT + 1, 3_200_000.0)):
+        neighbour = NeighbourConfig(2, lanes_out=(2,), window_out=4, lane_bytes={2: 400_000.0}, bandwidth_bps=1.0)
+        node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), neighbour, next_hop={0: 0})
+        node.receive(task(0, 1, 0))
+        node.complete(False, now=0.0)
+        node.tell(SendCompleted(2, epoch, 0, 1, 4_000))
+        node.tell(CreditReceived(2, Credit(OUT, 1, (0,), 4, {}, 0.0)), now=1.0)
+        link = node.policy.neighbour(2).outgoing
+        assert link is not None
+        assert link.bandwidth_bps == bits

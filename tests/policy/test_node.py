@@ -355,12 +355,32 @@ def test_a_source_may_send_raw_inputs_on(make_node: MakeNode) -> None:
         source=source_config(),
         own_slots=8,
         offload="mdi",
+        farther={0: (1,)},
         service_seconds={0: 0.01},
     )
     node.tell(ReportReceived(1, Report(0, 0, {0: 0.01}, {})))
     commands = node.submit(*range(4))
     assert [task.stage for c in commands if isinstance(c, Forward) for task in c.tasks] == [0, 0]
     assert isinstance(commands[-1], RunStage)
+
+
+def test_raw_inputs_go_on_only_away_from_their_source(make_node: MakeNode) -> None:
+    """S3: between rank 0 and rank 2, those of source 0 may go on to 2, those of source 2 run here."""
+    node = make_node(
+        1,
+        (0, 1, 2),
+        NeighbourConfig(0, lanes_in=(0, 1, 2), lanes_out=(0, 1, 2), window_in=8, window_out=8),
+        NeighbourConfig(2, lanes_in=(0, 1, 2), lanes_out=(0, 1, 2), window_in=8, window_out=8),
+        offload="ddi",
+        farther={0: (2,)},
+        next_hop={0: 0, 2: 2},
+        service_seconds={0: 0.01},
+    )
+    for rank in (0, 2):
+        node.tell(ReportReceived(rank, Report(0, 0, {0: 0.01}, {})))
+    sent = node.receive(*[task(number, 0, number) for number in range(3)])
+    sent += node.receive(*[task(number, 0, number, source=2) for number in range(3)], peer=2)
+    assert [(c.peer, task.key.source) for c in sent if isinstance(c, Forward) for task in c.tasks] == [(2, 0), (2, 0)]
 
 
 def test_a_change_of_a_quarter_is_told_before_the_interval_is_over(make_node: MakeNode) -> None:

@@ -9,7 +9,8 @@ rules below by their numbers.
   S2. A task is a sample waiting for a stage. A node holds at most one task per sample and part: of two attempts that meet,
       the one at the later stage stays and takes the higher attempt number; the other's slot is free at once.
   S3. A task leaves a node only after a stage ran on it, so it makes at most K-1 hops and cannot ping-pong. (A source may
-      send raw inputs on, lane 0: where it hosts no stage 0, or the topology says `offload_input`; they run where they arrive.)
+      send raw inputs on, lane 0, where it hosts no stage 0 or the topology says `offload_input`. With that, whoever hosts stage 0
+      may pass them on, always to a node farther from their source.)
   S4. A task exits when its stage's gate says so, or after the last stage. The policy writes the gate (rule, temperature, one
       threshold per row); the executor evaluates it; the policy takes the answer as given.
   S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
@@ -62,7 +63,7 @@ rules below by their numbers.
 
 **A. Queues at a node** (MDI-Exit, arXiv:2408.05247, our reading of Alg. 1-2)
   A1. I: tasks this node will run. O: tasks a neighbour will run. After stage k a task goes where the offload strategy says; a
-      node that does not host k+1 has no choice. A received task enters I and runs there.
+      node that does not host k+1 has no choice. A received task enters I and runs there, but for a raw input that may go on.
   A2. Heads of O are tried lane by lane, so that a lane without credit never holds up another.
   A3. A free executor with an empty I takes back the head-most task of O whose stage it hosts.
   A4. The head of a lane goes to the neighbour the strategy chooses, among those that have credit, the smallest D + |I| * Gamma

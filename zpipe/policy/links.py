@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PeerLost,
         PeerUp,
         ReportReceived,
+        SendCompleted,
         SendFailed,
     )
     from zpipe.policy.state import NeighbourConfig, NodeConfig, NodeCounts
@@ -111,6 +112,12 @@ class Links:
         if not neighbour.up:
             neighbour.forget_report()
         return lost
+
+    def on_send_completed(self, event: SendCompleted) -> None:
+        """What the frame had in bytes, for the link's estimate."""
+        neighbour = self.neighbours.get(event.peer)
+        if neighbour is not None and neighbour.outgoing is not None and neighbour.outgoing.epoch == event.epoch:
+            neighbour.outgoing.estimate.sized(event.first, event.rows, event.bytes)
 
     def on_send_failed(self, event: SendFailed, commands: list[Command]) -> list[LostRow]:
         """With credit in hand a refused frame means a broken connection; of an older epoch it means nothing."""

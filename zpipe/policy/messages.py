@@ -71,6 +71,23 @@ class StageFailed:
 
 
 @dataclass(slots=True)
+class SendCompleted:
+    """A data frame was given to the transport; told where a codec decides its size. It says nothing of its arrival.
+
+    Attributes:
+        first: number of the frame's first task.
+        rows: its tasks, whose numbers follow each other.
+        bytes: of the whole frame.
+    """
+
+    peer: int
+    epoch: int
+    first: int
+    rows: int
+    bytes: int
+
+
+@dataclass(slots=True)
 class SendFailed:
     """The transport refused a data frame: with credit in hand that means the connection is broken."""
 
@@ -149,6 +166,7 @@ Event: TypeAlias = (
     | ResultReceived
     | SampleSubmitted
     | TimerFired
+    | SendCompleted
     | ReportReceived
     | BlockedReceived
     | LostReceived

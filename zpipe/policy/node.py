@@ -23,6 +23,7 @@ from zpipe.policy.messages import (
     RunStage,
     SampleCancelled,
     SampleSubmitted,
+    SendCompleted,
     SendFailed,
     StageCompleted,
     StageFailed,
@@ -172,6 +173,8 @@ class NodePolicy:
                 self._on_submitted(event, now)
             case TimerFired():
                 pass
+            case SendCompleted():
+                self._links.on_send_completed(event)
             case ReportReceived():
                 self._links.on_report(event, now)
             case BlockedReceived():
@@ -217,7 +220,11 @@ class NodePolicy:
                 continue
             self.counts.received += 1
             task.peer, task.epoch = event.peer, event.epoch
-            self._tasks.receive(task, now)
+            if self._tasks.receive(task, now):
+                if task.stage == 0:
+                    self._place(task, now)
+                else:
+                    self._tasks.to_input(task, now)
 
     def _on_completed(self, event: StageCompleted, now: float) -> None:
         run = self._runs.pop(event.run)
@@ -267,6 +274,7 @@ class NodePolicy:
         tasks = self._tasks
         if task.stage in tasks.input and (
             task.stage not in tasks.output
+            or (task.stage == 0 and task.key.source not in self.config.farther)
             or self._offload.keep(stage=task.stage, input_length=tasks.input_length, output_length=tasks.output_length)
         ):
             tasks.to_input(task, now)
@@ -379,7 +387,10 @@ class NodePolicy:
     def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
         able = []
+        within = self.config.farther.get(task.key.source, ()) if task.stage == 0 and 0 in self._tasks.input else None
         for neighbour in self._links.takers[task.stage]:
+            if within is not None and neighbour.config.rank not in within:
+                continue
             link = neighbour.outgoing
             assert link is not None
             if link.may_send(task.stage):

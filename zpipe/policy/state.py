@@ -44,6 +44,7 @@ class NodeConfig:
         stages: the stages it hosts.
         neighbours: by topology.
         next_hop: {source rank: the neighbour on the shortest way there}.
+        farther: {source rank: neighbours farther from it than this node}: where its raw inputs may go on to (S3).
         service_seconds: {stage: seconds per sample}, a first guess of Gamma, measured or profiled.
         own_slots: tasks of this node's own samples it holds at once (C1).
         offload: name of the strategy (rules A1, A4).
@@ -58,6 +59,7 @@ class NodeConfig:
     gates: ExitGates
     neighbours: tuple[NeighbourConfig, ...] = ()
     next_hop: Mapping[int, int] = field(default_factory=dict)
+    farther: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     service_seconds: Mapping[int, float] = field(default_factory=dict)
     max_batch: int = 1
     own_slots: int = 64

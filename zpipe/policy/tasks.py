@@ -70,14 +70,16 @@ class TaskTable:
 
     # ---- in ------------------------------------------------------------------------------------
 
-    def receive(self, task: Task, now: float) -> None:
-        """A task came over a link, which took a slot for it. It enters I unless nobody waits for it or it meets its better."""
+    def receive(self, task: Task, now: float) -> bool:
+        """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
         self._note_session(task)
         if self.is_stale(task, now):
             self.drop_stale(task)
-        elif (task.key, task.part) not in self.held or self._replaces(task):
+            return False
+        stays = (task.key, task.part) not in self.held or self._replaces(task)
+        if stays:
             self.hold(task)
-            self.to_input(task, now)
+        return stays
 
     def _note_session(self, task: Task) -> None:
         source, session, _ = task.key

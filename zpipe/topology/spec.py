@@ -144,8 +144,8 @@ class PolicySpec:
         exit_point: operating point of the bundle, `default` or `no-exit`.
         report_interval_seconds: between two load reports to a neighbour.
         output_threshold: T_O of MDI-Exit's Alg. 1, tasks.
-        offload_input: whether a source that hosts stage 0 may send raw inputs on; `auto`: where they are fewer bytes than what
-            goes on after stage 0.
+        offload_input: whether raw inputs may go out, from their source and away from it; `auto`: where they are fewer bytes than
+            what goes on after stage 0.
     """
 
     offload: str = "local"
@@ -178,6 +178,8 @@ class Topology:
     path: Path | None = field(default=None, compare=False)
     #: {rank: {neighbour: link}}, neighbours rising.
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
+    #: {source: {rank: hops from it}}; only where raw inputs may go out.
+    _hops: Mapping[int, Mapping[int, int]] = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         adjacent: dict[int, dict[int, LinkSpec]] = {node.rank: {} for node in self.nodes}
@@ -185,6 +187,8 @@ class Topology:
             low, high = link.between
             adjacent[low][high] = adjacent[high][low] = link
         object.__setattr__(self, "_adjacent", {rank: dict(sorted(links.items())) for rank, links in adjacent.items()})
+        spreads = self.policy.offload_input != "no"
+        object.__setattr__(self, "_hops", {source.rank: self.hops(source.rank) for source in self.sources} if spreads else {})
 
     def __repr__(self) -> str:
         return f"<Topology {self.name} | {len(self.nodes)} nodes, {len(self.links)} links | {self.bundle} | {self.digest()[:12]}>"
@@ -227,14 +231,21 @@ class Topology:
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
         """Stages a task may wait for when `sender` forwards it to `receiver`, rising; () where there is no link.
 
-        Those the receiver hosts whose predecessor the sender hosts (policy rule L3); and stage 0 from a source that does not
-        host it or may send raw inputs on all the same.
+        Those the receiver hosts whose predecessor the sender hosts (policy rule L3); stage 0 from a source that does not host
+        it; and stage 0 away from some source, where raw inputs may go out (rule S3).
         """
         if receiver not in self._adjacent[sender]:
             return ()
         before = self.nodes[sender].stages
-        raw = (0 not in before or self.policy.offload_input != "no") and self.source_at(sender) is not None
+        raw = (0 not in before and self.source_at(sender) is not None) or bool(self.farther(sender, receiver))
         return tuple(stage for stage in self.nodes[receiver].stages if stage - 1 in before or (stage == 0 and raw))
+
+    def farther(self, sender: int, receiver: int) -> tuple[int, ...]:
+        """Sources of which a raw input may go from `sender` on to `receiver`, which is farther from them."""
+        hosts = self.nodes[sender].stages
+        return tuple(
+            source for source, hops in self._hops.items() if hops[receiver] > hops[sender] and (sender == source or 0 in hosts)
+        )
 
     def downstream(self, rank: int) -> tuple[int, ...]:
         """Neighbours this node may forward tasks to, rising."""
@@ -256,6 +267,16 @@ class Topology:
                         farther.setdefault(rank, near)
             hops.update(farther)
             ring = list(farther)
+        return hops
+
+    def hops(self, start: int) -> dict[int, int]:
+        """{rank: links on the shortest way from `start`}, for every rank that can be reached."""
+        hops = {start: 0}
+        ring = [start]
+        while ring:
+            farther = [near for rank in ring for near in self._adjacent[rank] if near not in hops]
+            hops.update(dict.fromkeys(farther, hops[ring[0]] + 1))
+            ring = list(dict.fromkeys(farther))
         return hops
 
     def next_hop(self, rank: int, target: int) -> int:

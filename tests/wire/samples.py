@@ -28,6 +28,7 @@ from zpipe.wire import (
 LIMITS = WireLimits(
     stage_inputs={0: TensorSpec("uint8", (3, 2, 2)), 1: TensorSpec("float32", (2, 3)), 2: TensorSpec("float16", (5,))},
     codec_inputs={("int8", 1): TensorSpec("uint8", (14,))},
+    packed_bytes={("int8+zstd", 1): 14},
     max_rows=8,
 )
 
@@ -63,10 +64,16 @@ def task_batch(rows: int = 2) -> TaskBatch:
     return TaskBatch(1, 4, NO_CODEC, 1, [task(7 + row) for row in range(rows)], payload)
 
 
+def packed_batch(size: int = 5) -> TaskBatch:
+    """Two tasks of stage 1 in a buffer of any length."""
+    return TaskBatch(1, 4, "int8+zstd", 1, [task(7), task(8)], np.arange(size, dtype=np.uint8))
+
+
 SAMPLES: dict[str, Message] = {
     "Hello": Hello(2, "peer", 2**40 + 1, 3, "sha256:ab", "sha256:cd", {"name": "line4", "nodes": [{"rank": 0, "x": None}]}),
     "Refused": Refused(2, "policy.window", "8", "16"),
     "TaskBatch": task_batch(),
+    "TaskBatch, packed": packed_batch(),
     "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004)),
     "Blocked": Blocked(1, 4, 108),
     "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02})),

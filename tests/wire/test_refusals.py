@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from tests.wire.samples import LIMITS, NOW, SAMPLES, task_batch
+from tests.wire.samples import LIMITS, NOW, SAMPLES, packed_batch, task_batch
 from zpipe.errors import WireError
 from zpipe.model import TensorSpec
 from zpipe.wire import TaskBatch, WireLimits, decode, encode
@@ -48,7 +48,7 @@ def changed(name: str, path: tuple[int, ...], value: object) -> list[bytes]:
     for index in path[:-1]:
         place = place[index]
     place[path[-1]] = value
-    payload = bytes(encode(SAMPLES[name], now=NOW)[1]) if name == "TaskBatch" else None
+    payload = bytes(encode(SAMPLES[name], now=NOW)[1]) if type(SAMPLES[name]) is TaskBatch else None
     return seal(msgpack.packb(header), payload)
 
 
@@ -149,6 +149,8 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "too many rows": ("TaskBatch", (6,), [[]] * 9, "9 rows, expected 1 to 8"),
     "rows that do not fit the buffer": ("TaskBatch", (6,), [[]], "buffer of 48 bytes, expected 1 x 24"),
     "stage that does not fit the buffer": ("TaskBatch", (5,), 0, "buffer of 48 bytes, expected 2 x 12"),
+    "unpacked codec for a buffer of another size": ("TaskBatch, packed", (4,), "int8", "buffer of 5 bytes, expected 2 x 14"),
+    "packed codec of another stage": ("TaskBatch, packed", (5,), 2, r"stage 2 in codec 'int8\+zstd'"),
     "negative epoch": ("TaskBatch", (3,), -1, "epoch -1"),
     "row of the wrong type": ("TaskBatch", (6, 0), 5, "row 5 has not the types"),
     "row of the wrong arity": ("TaskBatch", (6, 0), [1, 2], "has not the types"),
@@ -200,6 +202,11 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
 @pytest.mark.parametrize(("name", "path", "value", "match"), CASES.values(), ids=CASES)
 def test_refused(name: str, path: tuple[int, ...], value: object, match: str) -> None:
     refuse(changed(name, path, value), match)
+
+
+@pytest.mark.parametrize("size", [0, 29, 1000])
+def test_a_packed_buffer_beyond_its_bound_is_refused_unread(size: int) -> None:
+    refuse([bytes(frame) for frame in encode(packed_batch(size), now=NOW)], f"buffer of {size} bytes, expected at most 2 x 14")
 
 
 def test_number_of_frames() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.samples import LIMITS, NOW, SAMPLES, UNBOUNDED, task, task_batch
+from tests.wire.samples import LIMITS, NOW, SAMPLES, UNBOUNDED, packed_batch, task, task_batch
 from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire import (
     NO_CODEC,
@@ -188,6 +188,14 @@ def test_a_codec_has_its_own_size() -> None:
     payload = np.arange(14, dtype=np.uint8).reshape(1, 14)
     back = round_trip(TaskBatch(1, 4, "int8", 1, [task()], payload))
     assert (back.codec, back.payload.tobytes()) == ("int8", payload.tobytes())
+
+
+@given(st.integers(1, 28))
+def test_a_packed_codec_has_any_size_up_to_its_bound(size: int) -> None:
+    sent = packed_batch(size)
+    back = round_trip(sent)
+    assert (back.codec, len(back.tasks), back.payload.shape) == ("int8+zstd", 2, (size,))
+    np.testing.assert_array_equal(back.payload, sent.payload)
 
 
 def test_confidence_keeps_every_bit_of_its_float32() -> None:

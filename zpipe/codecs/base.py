@@ -61,8 +61,8 @@ class RawCodec:
         return batch
 
     def decode(self, payload: Array, rows: int) -> Array:
-        # The wire gives it in this form already; a packed codec gives bytes.
-        return payload if payload.dtype == self.dtype else payload.view(self.dtype).reshape(rows, *self.shape)
+        # The wire gives it in this form already, a packed codec as bytes.
+        return payload.view(self.dtype).reshape(rows, *self.shape)
 
 
 class Transform(Protocol):

@@ -7,7 +7,7 @@ ways. A node ignores a kind that came on the other plane (`DATA_PLANE` names the
 **Frames.** A message is a header frame, and for Task one buffer frame.
 
     header   msgpack array of the fields below (fixarray, so byte 1 is the version), then 8 bytes checksum
-    buffer   the rows' tensors `[rows, *shape]`, C order, little-endian, no padding
+    buffer   the rows' tensors `[rows, *shape]`, C order, little-endian, no padding; or what a codec made of them
     checksum XXH3-64 (canonical, big-endian) of the array's bytes; with a buffer: XXH3-64 of the buffer, seeded with the
              XXH3-64 of the array's bytes. It finds damage; it is no protection against a forger (that is CURVE's part).
 
@@ -43,7 +43,9 @@ array. The header holds no maps and no extension types; the two documents are JS
 - thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
 - holding_seconds is -1.0 when the receiver does not say.
-- codec `none` is the stage's input itself. Any other codec has one exact size per stage, known to both ends.
+- codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the
+  buffer is `rows` times that, or, of a *packed* codec, 1 byte to that many. What the bytes mean is the codec's
+  (`zpipe.codecs`); the receiver undoes it before it looks at a row, and drops the message where it cannot.
 - rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result.
 - Hello travels in version 1 whatever its wire_version field asks for, so that a mismatch can be refused in words.
 

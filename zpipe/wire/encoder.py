@@ -56,7 +56,8 @@ def encode(message: Message, *, now: float = 0.0, transit_seconds: float = 0.0) 
 
 def _encode_tasks(batch: TaskBatch, now: float, transit_seconds: float) -> list[bytes | memoryview]:
     tasks, payload = batch.tasks, batch.payload
-    if not tasks or len(tasks) != payload.shape[0]:
+    packed = payload.ndim == 1 and payload.dtype == np.uint8
+    if not tasks or (len(tasks) != payload.shape[0] and not packed):
         raise ValueError(f"TaskBatch has {len(tasks)} tasks and a payload of shape {payload.shape}; expected one row per task")
     if not payload.flags.c_contiguous:
         payload = np.ascontiguousarray(payload)

@@ -15,11 +15,15 @@ MESSAGE_MARGIN_BYTES = 4096
 
 
 class FrameSpec(NamedTuple):
-    """One row of a Task's buffer, ready for the decoder: bytes, dtype, shape without the batch axis."""
+    """One row of a Task's buffer, ready for the decoder: bytes, dtype, shape without the batch axis.
+
+    Where `packed`, the rows share one run of bytes, of at most `bytes` each on average, and dtype is uint8.
+    """
 
     bytes: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,8 @@ class WireLimits:
 
     Attributes:
         stage_inputs: {stage: one sample at its entrance}, every stage of the bundle, hosted here or not.
-        codec_inputs: {(codec, stage): what one sample of that stage is on the wire}, for codecs other than `none`. Sizes are
-            exact: a codec whose output varies in length has no place in version 1.
+        codec_inputs: {(codec, stage): what one sample of that stage is on the wire}, for codecs other than `none`.
+        packed_bytes: {(codec, stage): most bytes per sample}, for codecs whose buffers vary in length.
         max_rows: tasks in one Task message.
         max_entries: rows in Lost and Results, numbers in Credit.
         max_header_bytes: a header frame, Hello with its topology included.
@@ -39,6 +43,7 @@ class WireLimits:
 
     stage_inputs: Mapping[int, TensorSpec]
     codec_inputs: Mapping[tuple[str, int], TensorSpec] = field(default_factory=dict)
+    packed_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     max_rows: int = 64
     max_entries: int = 1024
     max_header_bytes: int = 65536
@@ -52,6 +57,7 @@ class WireLimits:
     def __post_init__(self) -> None:
         specs = {(NO_CODEC, stage): spec for stage, spec in self.stage_inputs.items()} | dict(self.codec_inputs)
         frames = {key: FrameSpec(spec.bytes, np.dtype(spec.dtype), spec.shape) for key, spec in specs.items()}
+        frames |= {key: FrameSpec(most, np.dtype(np.uint8), (), packed=True) for key, most in self.packed_bytes.items()}
         object.__setattr__(self, "frames", frames)
         # 16: a header's own fields and pairs per stage, where the other limits are tiny.
         object.__setattr__(

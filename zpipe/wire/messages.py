@@ -65,8 +65,8 @@ class TaskBatch:
         codec: how `payload` was made from the stage's input; NO_CODEC is the input itself.
         stage: the stage every task waits for.
         tasks: one per row of `payload`, in its order.
-        payload: `[len(tasks), *shape]` of the codec at that stage, C-contiguous. From decode it is a read-only or
-            writable view of the received buffer, never a copy.
+        payload: `[len(tasks), *shape]` of the codec at that stage, C-contiguous; of a packed codec uint8 `[n]`. From decode it
+            is a read-only or writable view of the received buffer, never a copy.
     """
 
     sender: int

@@ -1,0 +1,1 @@
+"""Activation codecs: what comes back, what it costs, what is refused."""

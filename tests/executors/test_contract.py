@@ -1,33 +1,68 @@
 """What every executor keeps, whichever library runs its stages: the registry's names, on three tiny stages.
 
-A new executor joins by its line in `EXECUTORS`; one that needs a GPU gets the `gpu` mark here.
+A new executor joins by its line in `EXECUTORS` and one in `SUBJECTS`; one that needs a GPU gets the `gpu` mark here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.executors.tiny import gate, images, tiny_bundle
+from tests.executors.tiny import FakeClock, gate, images, tiny_bundle, tiny_emulation
+from zpipe.bundle import Bundle
 from zpipe.errors import ExecutorError
 from zpipe.executors import EXECUTORS, StageExecutor, make_executor
 from zpipe.model import NEVER_EXIT
 
 
-@pytest.fixture(params=sorted(EXECUTORS))
-def name(request: pytest.FixtureRequest) -> str:
-    """The executor's name in a topology."""
-    return str(request.param)
+@dataclass(frozen=True)
+class Subject:
+    """An executor under test.
+
+    Attributes:
+        images: `(batch) -> ` inputs of stage 0, the same at every call, longer batches beginning with the shorter ones.
+        others: as many that differ from them.
+        options: a function, so that no two executors share anything.
+    """
+
+    name: str
+    bundle: Bundle
+    images: Callable[[int], npt.NDArray[Any]]
+    others: Callable[[int], npt.NDArray[Any]]
+    options: Callable[[], dict[str, Any]] = field(default=dict)
+
+    def make(self, stages: Sequence[int]) -> StageExecutor:
+        return make_executor(self.name, self.bundle, stages, **self.options())
+
+
+def onnx(factory: pytest.TempPathFactory) -> Subject:
+    return Subject("onnx", tiny_bundle(), images, lambda batch: 255 - images(batch))
+
+
+def emulated(factory: pytest.TempPathFactory) -> Subject:
+    bundle = tiny_emulation(factory.mktemp("emulation"))
+    rows = bundle.evaluation().images
+    options = lambda: {"device": "jetson-nano/8", "clock": FakeClock()}  # noqa: E731 - one line that is read once
+    return Subject("emulated", bundle, lambda batch: rows[:batch], lambda batch: rows[::-1][:batch], options)
+
+
+SUBJECTS = {"onnx": onnx, "emulated": emulated}
+
+
+@pytest.fixture(params=sorted(EXECUTORS), scope="module")
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return SUBJECTS[request.param](tmp_path_factory)
 
 
 @pytest.fixture
-def executor(name: str) -> Iterator[StageExecutor]:
-    made = make_executor(name, tiny_bundle(), [2, 0, 1])
+def executor(subject: Subject) -> Iterator[StageExecutor]:
+    made = subject.make([2, 0, 1])
     yield made
     made.close()
 
@@ -36,20 +71,21 @@ def test_stages_are_sorted(executor: StageExecutor) -> None:
     assert executor.stages == (0, 1, 2)
 
 
-def test_chain_gives_activations_until_the_last_stage_answers(executor: StageExecutor) -> None:
-    first = executor.run(0, images(4), gate(4))
+def test_chain_gives_activations_until_the_last_stage_answers(subject: Subject, executor: StageExecutor) -> None:
+    first = executor.run(0, subject.images(4), gate(4))
+    expected = subject.bundle.stages[1].input
     assert first.activation is not None
-    assert first.activation.shape == (4, 4, 4, 4)
-    assert first.activation.dtype.name == "float32"
-    second = executor.run(1, first.activation, gate(4))
+    assert first.activation.shape == (4, *expected.shape)
+    assert first.activation.dtype.name == expected.dtype
+    second = executor.run(1, first.activation, gate(4, stage=1))
     assert second.activation is not None
-    last = executor.run(2, second.activation, gate(4, last=True))
+    last = executor.run(2, second.activation, gate(4, stage=2, last=True))
     assert last.activation is None
     assert last.exited == [True] * 4
 
 
-def test_rows_of_a_batch_equal_the_same_rows_alone(executor: StageExecutor) -> None:
-    batch = images(16)
+def test_rows_of_a_batch_equal_the_same_rows_alone(subject: Subject, executor: StageExecutor) -> None:
+    batch = subject.images(16)
     together = executor.run(0, batch, gate(16))
     assert together.activation is not None
     assert len(set(together.labels)) > 1
@@ -62,48 +98,49 @@ def test_rows_of_a_batch_equal_the_same_rows_alone(executor: StageExecutor) -> N
         assert together.confidences[i] == pytest.approx(alone.confidences[0], abs=1e-5)
 
 
-def test_activation_holds_all_rows_in_order_though_some_exit(executor: StageExecutor) -> None:
-    batch = images(16)
+def test_activation_holds_all_rows_in_order_though_some_exit(subject: Subject, executor: StageExecutor) -> None:
+    batch = subject.images(16)
     some, none = executor.run(0, batch, gate(16)), executor.run(0, batch, gate(16, NEVER_EXIT))
     assert any(some.exited)
     assert not any(none.exited)
     np.testing.assert_array_equal(some.activation, none.activation)
 
 
-def test_stage_without_an_exit_head_lets_nobody_leave(executor: StageExecutor) -> None:
-    output = executor.run(1, np.ones((3, 4, 4, 4), np.float32), gate(3, 0.0))
+def test_stage_without_an_exit_head_lets_nobody_leave(subject: Subject, executor: StageExecutor) -> None:
+    arriving = executor.run(0, subject.images(3), gate(3)).activation
+    assert arriving is not None
+    output = executor.run(1, arriving, gate(3, 0.0, stage=1))
     assert (output.exited, output.labels, output.confidences) == ([False] * 3, [-1] * 3, [0.0] * 3)
     with pytest.raises(ExecutorError, match="found no exit head"):
-        executor.run(1, np.ones((3, 4, 4, 4), np.float32), gate(3, last=True))
+        executor.run(1, arriving, gate(3, stage=1, last=True))
 
 
-def test_earlier_output_survives_the_next_run(executor: StageExecutor) -> None:
-    output = executor.run(0, images(2), gate(2))
+def test_earlier_output_survives_the_next_run(subject: Subject, executor: StageExecutor) -> None:
+    output = executor.run(0, subject.images(2), gate(2))
     assert output.activation is not None
     kept = output.activation.copy()
-    executor.run(0, 255 - images(2), gate(2))
+    executor.run(0, subject.others(2), gate(2))
     np.testing.assert_array_equal(output.activation, kept)
 
 
-def test_read_only_and_strided_inputs_are_taken(executor: StageExecutor) -> None:
-    batch = images(2)
+def test_read_only_and_strided_inputs_are_taken(subject: Subject, executor: StageExecutor) -> None:
+    batch = subject.images(2)
     expected = executor.run(0, batch, gate(2))
     frame = np.frombuffer(batch.tobytes(), np.uint8).reshape(batch.shape)
-    channels_last = np.ascontiguousarray(batch.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    for same in (frame, channels_last):
+    for same in (frame, np.asfortranarray(batch)):
         np.testing.assert_array_equal(executor.run(0, same, gate(2)).activation, expected.activation)
 
 
-def test_times_cover_engine_and_gate(executor: StageExecutor) -> None:
-    output = executor.run(0, images(64), gate(64))
+def test_times_cover_engine_and_gate(subject: Subject, executor: StageExecutor) -> None:
+    output = executor.run(0, subject.images(64), gate(64))
     assert output.wall_seconds > 0.0
     assert output.cpu_seconds > 0.0
 
 
-def test_two_threads_get_their_own_answers(name: str, executor: StageExecutor) -> None:
-    batches = [images(8), 255 - images(8)]
+def test_two_threads_get_their_own_answers(subject: Subject, executor: StageExecutor) -> None:
+    batches = [subject.images(8), subject.others(8)]
     expected = [executor.run(0, batch, gate(8)) for batch in batches]
-    fresh = make_executor(name, tiny_bundle(), [0])  # so that the threads also race for loading
+    fresh = subject.make([0])  # so that the threads also race for loading
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda i: fresh.run(0, batches[i % 2], gate(8)), range(200)))
     for i, answer in enumerate(answers):
@@ -118,31 +155,37 @@ def test_warm_up_times_every_stage(executor: StageExecutor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "found"),
+    "change",
     [
-        (np.zeros((2, 3, 8, 8), np.float32), "float32 [2, 3, 8, 8]"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "uint8 [2, 8, 8, 3]"),
-        (np.zeros((3, 8, 8), np.uint8), "uint8 [3, 8, 8]"),
-        (np.zeros((0, 3, 8, 8), np.uint8), "uint8 [0, 3, 8, 8]"),
-        (np.zeros((), np.uint8), "uint8 []"),
+        lambda good: good.astype(np.float32),
+        lambda good: good[..., None],
+        lambda good: good[..., 1:],
+        lambda good: good[0],
+        lambda good: good[:0],
+        lambda good: np.zeros((), np.uint8),
     ],
 )
-def test_input_that_does_not_fit_is_refused_with_both_shapes(executor: StageExecutor, inputs: npt.NDArray[Any], found: str) -> None:
+def test_input_that_does_not_fit_is_refused_with_both_shapes(
+    subject: Subject, executor: StageExecutor, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+) -> None:
+    inputs = change(subject.images(2))
     with pytest.raises(ExecutorError) as info:
         executor.run(0, inputs, gate(len(inputs) if inputs.ndim else 1))
-    assert f"stage 0: found input {found}, expected uint8 [batch, 3, 8, 8]" in str(info.value)
-    assert executor.run(0, images(1), gate(1)).labels
+    expected = ", ".join(map(str, subject.bundle.stages[0].input.shape))
+    assert f"stage 0: found input {inputs.dtype.name} {list(inputs.shape)}, " in str(info.value)
+    assert f", expected uint8 [batch, {expected}]" in str(info.value)
+    assert executor.run(0, subject.images(1), gate(1)).labels
 
 
-def test_stage_not_hosted_is_refused(name: str) -> None:
-    executor = make_executor(name, tiny_bundle(), [0])
+def test_stage_not_hosted_is_refused(subject: Subject) -> None:
+    executor, expected = subject.make([0]), subject.bundle.stages[2].input
     with pytest.raises(ExecutorError, match=r"stage 2: found \[0\] hosted here"):
-        executor.run(2, np.zeros((1, 8, 2, 2), np.float32), gate(1, last=True))
+        executor.run(2, np.zeros((1, *expected.shape), expected.dtype), gate(1, stage=2, last=True))
 
 
-def test_closed_executor_refuses_to_run(executor: StageExecutor) -> None:
-    executor.run(0, images(1), gate(1))
+def test_closed_executor_refuses_to_run(subject: Subject, executor: StageExecutor) -> None:
+    executor.run(0, subject.images(1), gate(1))
     executor.close()
     executor.close()
     with pytest.raises(ExecutorError, match="closed executor"):
-        executor.run(0, images(1), gate(1))
+        executor.run(0, subject.images(1), gate(1))

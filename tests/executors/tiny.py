@@ -1,13 +1,17 @@
-"""A bundle of three tiny stages (data/README.md) for tests that run real ONNX in microseconds."""
+"""A bundle of three tiny stages (data/README.md) for tests that run real ONNX in microseconds, and its emulation."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Bundle, Preprocessing
+from zpipe.executors import make_executor
 from zpipe.model import ExitHead, GateSpec, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
 DATA = Path(__file__).parent / "data"
@@ -42,5 +46,51 @@ def images(batch: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(3).integers(0, 256, size=(batch, 3, 8, 8)).astype(np.uint8)
 
 
-def gate(batch: int, threshold: float = 0.6, *, last: bool = False) -> GateSpec:
-    return GateSpec("max-probability", 0.7, (threshold,) * batch, last=last)
+def gate(batch: int, threshold: float = 0.6, *, stage: int = 0, last: bool = False) -> GateSpec:
+    head = STAGES[stage].exit_head
+    return GateSpec("max-probability", head.temperature if head else 1.0, (threshold,) * batch, last=last)
+
+
+#: Evaluation samples of the tiny emulation: `images(EVALUATION)`.
+EVALUATION = 64
+
+
+def tiny_emulation(folder: Path) -> Bundle:
+    """The tiny bundle with what an emulation needs: evaluation set and replay, as its stages answer one by one."""
+    for spec in STAGES:
+        shutil.copy(DATA / spec.file, folder)
+    whole, answers = np.arange(EVALUATION), _answers(images(EVALUATION))
+    np.savez(folder / "evaluation.npz", images=images(EVALUATION), labels=whole % 3, severity=whole % 5, digit=whole)
+    replay: dict[str, Any] = {"label.none": answers[0].astype(np.int16), "confidence.none": answers[1]}
+    np.savez(folder / "replay.npz", **replay)
+    bundle = tiny_bundle(path=folder)
+    return replace(bundle, evaluation_file="evaluation.npz", evaluation_samples=EVALUATION, replay_file="replay.npz").emulated()
+
+
+def _answers(inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """What each stage says of each input, `[samples, stages]`: labels and confidences."""
+    labels = np.full((len(inputs), len(STAGES)), -1)
+    confidences = np.zeros((len(inputs), len(STAGES)), np.float32)
+    executor = make_executor("onnx", tiny_bundle(), range(len(STAGES)))
+    for sample, one in enumerate(inputs):
+        x: Any = one[None]
+        for stage, spec in enumerate(STAGES):
+            output = executor.run(stage, x, gate(1, stage=stage, last=spec.output is None))
+            labels[sample, stage], confidences[sample, stage], x = output.labels[0], output.confidences[0], output.activation
+    executor.close()
+    return labels, confidences
+
+
+class FakeClock:
+    """Stands still but for sleepers, who take it to when they want to wake, and `late` seconds further."""
+
+    def __init__(self, *, late: float = 0.0) -> None:
+        self.time, self.late = 0.0, late
+        self.sleeps: list[float] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep_until(self, when: float) -> None:
+        self.sleeps.append(when)
+        self.time = max(self.time, when + self.late)

@@ -62,6 +62,8 @@ def image(number: int) -> npt.NDArray[np.uint8]:
 class FakeExecutor:
     """Answers at once and by number; `broken` numbers raise; `hold` makes stages wait for `release`."""
 
+    inline = True
+
     def __init__(self, bundle: Bundle, stages: tuple[int, ...]) -> None:
         self.stages = stages
         self.broken: set[int] = set()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: name in a topology -> `module:class`. Modules are imported on first use, so a node needs only the backend it runs.
 EXECUTORS = {
+    "emulated": "zpipe.executors.emulated:EmulatedExecutor",
     "onnx": "zpipe.executors.onnx:OnnxExecutor",
 }
 
@@ -40,7 +41,7 @@ class StageOutput:
         exited: per row, whether the gate let it leave here.
         labels: per row, index into the bundle's classes; -1 where the stage has no exit head.
         confidences: per row, 0..1, float32 values; 0 where the stage has no exit head.
-        wall_seconds: `time.perf_counter` around engine and gate.
+        wall_seconds: `time.perf_counter` around engine and gate; on an emulated device what the board would have taken.
         cpu_seconds: `time.thread_time` of the calling thread around engine and gate.
     """
 
@@ -57,9 +58,11 @@ class StageExecutor(Protocol):
 
     Attributes:
         stages: the stages it can run, ascending.
+        inline: whether short batches may run on an event loop; False where `run` waits.
     """
 
     stages: tuple[int, ...]
+    inline: bool
 
     def warm_up(self, max_batch: int) -> dict[int, float]:
         """Load every stage and run it at batch 1 and at `max_batch`.
@@ -113,13 +116,23 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         raise ConfigError(
             f"executor {name}: found stages {missing}, expected some of 0..{last} as bundle {bundle.name} has; correct `stages`"
         )
-    module, _, attribute = EXECUTORS[name].partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
-    unknown = sorted(set(options) - set(inspect.signature(factory).parameters))
+    known = executor_options(name)
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        known = ", ".join(list(inspect.signature(factory).parameters)[2:]) or "none"
-        raise ConfigError(f"executor {name}: found options {unknown}, expected some of: {known}; correct the topology")
-    return cast("StageExecutor", factory(bundle, stages, **options))
+        raise ConfigError(
+            f"executor {name}: found options {unknown}, expected some of: {', '.join(known) or 'none'}; correct the topology"
+        )
+    return cast("StageExecutor", _factory(name)(bundle, stages, **options))
+
+
+def executor_options(name: str) -> tuple[str, ...]:
+    """The options `make_executor` takes for this executor, one of `EXECUTORS`."""
+    return tuple(inspect.signature(_factory(name)).parameters)[2:]
+
+
+def _factory(name: str) -> Any:
+    module, _, attribute = EXECUTORS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def check_inputs(spec: StageSpec, inputs: npt.NDArray[Any]) -> None:

@@ -75,14 +75,44 @@ def evaluate_gate(logits: npt.NDArray[Any], gate: GateSpec) -> GateDecision:
     return GateDecision(exited.tolist(), labels.tolist(), confidence.tolist())
 
 
+def recorded_decision(labels: npt.NDArray[Any], confidences: Floats, gate: GateSpec) -> GateDecision:
+    """Decide rows whose label and confidence are known beforehand: rule 3 on them, as `evaluate_gate` does it.
+
+    Args:
+        labels: `[batch]`, any whole type.
+        confidences: `[batch] float32`, recorded with the gate's own rule and temperature.
+        gate: as for `evaluate_gate`.
+
+    Raises:
+        ExecutorError: the number of thresholds is wrong.
+    """
+    _check_rows(len(confidences), gate)
+    return GateDecision(_exits(confidences, gate).tolist(), labels.tolist(), confidences.tolist())
+
+
+def undecided(stage: int, batch: int, gate: GateSpec) -> GateDecision:
+    """What a stage without an exit head says of its rows: they all go on.
+
+    Raises:
+        ExecutorError: the gate wants all rows to leave here.
+    """
+    if gate.last:
+        raise ExecutorError(f"stage {stage}: found no exit head, expected one where all rows must leave; check the GateSpec")
+    return GateDecision([False] * batch, [-1] * batch, [0.0] * batch)
+
+
+def _check_rows(rows: int, gate: GateSpec) -> None:
+    if not gate.last and len(gate.thresholds) != rows:
+        found = f"{len(gate.thresholds)} thresholds for {rows} rows"
+        raise ExecutorError(f"gate: found {found}, expected one per row; the GateSpec belongs to another batch")
+
+
 def _check(logits: Floats, gate: GateSpec) -> None:
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ExecutorError(
             f"gate: found logits of shape {list(logits.shape)}, expected [batch, classes]; check the stage's exit head"
         )
-    if not gate.last and len(gate.thresholds) != len(logits):
-        found = f"{len(gate.thresholds)} thresholds for {len(logits)} rows"
-        raise ExecutorError(f"gate: found {found}, expected one per row; the GateSpec belongs to another batch")
+    _check_rows(len(logits), gate)
     if not (gate.temperature > 0.0 and math.isfinite(gate.temperature)):
         raise ExecutorError(
             f"gate: found temperature {gate.temperature}, expected a finite number > 0; check the bundle's manifest"

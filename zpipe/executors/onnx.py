@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError
 from zpipe.executors.base import StageOutput, check_inputs, sample_inputs
-from zpipe.executors.gate import GateDecision, evaluate_gate
+from zpipe.executors.gate import evaluate_gate, undecided
 from zpipe.model import GateSpec, StageSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class OnnxExecutor:
         BackendUnavailable: onnxruntime is not installed, or does not load here.
     """
 
+    inline = True
+
     def __init__(self, bundle: Bundle, stages: Sequence[int], threads: int = 1) -> None:
         self.stages: tuple[int, ...] = tuple(sorted(set(stages)))
         self._bundle = bundle
@@ -76,7 +78,7 @@ class OnnxExecutor:
         wall, cpu = time.perf_counter(), time.thread_time()
         activation, logits = session.run(inputs)
         if logits is None:
-            decision = _undecided(session.spec, len(inputs), gate)
+            decision = undecided(stage, len(inputs), gate)
         else:
             decision = evaluate_gate(logits, gate)
         cpu = time.thread_time() - cpu
@@ -228,13 +230,6 @@ def _open_gate(spec: StageSpec, batch: int) -> GateSpec:
     """A gate that does all its work and lets every row leave."""
     temperature = 1.0 if spec.exit_head is None else spec.exit_head.temperature
     return GateSpec("max-probability", temperature, (0.0,) * batch, last=spec.output is None)
-
-
-def _undecided(spec: StageSpec, batch: int, gate: GateSpec) -> GateDecision:
-    """What a stage without an exit head says of its rows: they all go on."""
-    if gate.last:
-        raise ExecutorError(f"stage {spec.index}: found no exit head, expected one where all rows must leave; check the GateSpec")
-    return GateDecision([False] * batch, [-1] * batch, [0.0] * batch)
 
 
 def _one_line(exc: BaseException) -> str:

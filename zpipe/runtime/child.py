@@ -20,6 +20,7 @@ import sys
 from typing import Any
 
 from zpipe.bundle import load_bundle
+from zpipe.emulation import bundle_to_run
 from zpipe.errors import ZpipeError
 from zpipe.runtime.loops import run
 from zpipe.runtime.node import Node
@@ -51,7 +52,9 @@ async def serve() -> int:
     spec = json.loads(await lines.readline() or b"null")
     if spec is None:
         return 0
-    node = Node(from_dict(spec["topology"]), spec["rank"], bundle=load_bundle(spec["bundle"], verify=False))
+    topology = from_dict(spec["topology"])
+    bundle = bundle_to_run(topology, load_bundle(spec["bundle"], verify=False))
+    node = Node(topology, spec["rank"], bundle=bundle)
     try:
         say({"address": await node.bind()})
         line = await lines.readline()

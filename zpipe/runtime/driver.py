@@ -315,7 +315,7 @@ class Driver:
         inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])
         predicted = self.policy.service_seconds.get(command.stage, 1.0) * len(command.tasks)
         assert self._worker is not None, "a node without stages is never told to run one"
-        if predicted < INLINE_SECONDS:
+        if predicted < INLINE_SECONDS and self._worker.inline:
             self._loop.call_soon(self._run_inline, command, inputs)
         else:
             self._worker.put(command, inputs)

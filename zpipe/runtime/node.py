@@ -12,8 +12,9 @@ from typing import Any
 
 from zpipe.bundle import Bundle
 from zpipe.configure import prepare
+from zpipe.emulation import replay_codec
 from zpipe.errors import ConfigError, ZpipeError
-from zpipe.executors.base import StageExecutor, make_executor
+from zpipe.executors.base import StageExecutor, executor_options, make_executor
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.topology import Topology
 
@@ -35,7 +36,9 @@ def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor
     node = topology.node(rank)
     if not node.stages:
         return None
-    executor = make_executor(node.executor, bundle, node.stages)
+    says = {"device": node.device, "codec": replay_codec(topology)}
+    options = {option: says[option] for option in executor_options(node.executor) if option in says}
+    executor = make_executor(node.executor, bundle, node.stages, **options)
     executor.warm_up(node.max_batch)
     return executor
 

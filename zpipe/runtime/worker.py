@@ -24,9 +24,13 @@ class Worker:
         executor: called from the thread, and from the loop by `run`.
         loop: where `ran` is called.
         ran: takes each batch that `put` was given.
+
+    Attributes:
+        inline: whether `run` may be called on the loop.
     """
 
     def __init__(self, executor: StageExecutor, loop: asyncio.AbstractEventLoop, ran: Ran) -> None:
+        self.inline = executor.inline
         self._executor = executor
         self._loop = loop
         self._ran = ran

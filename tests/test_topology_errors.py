@@ -106,7 +106,11 @@ NUMBER = "a whole number from 0 on"
         (line([0], [1], links=[{"between": [0, 5]}]), "links[0].between[1]: found 5, expected the rank of a node, one of 0 to 1"),
         (line([0], [1], links=[{"between": [1, 1]}]), "links[0].between: found rank 1 twice, expected two different ranks"),
         (line([0], [1], links=[{"between": [0, 1]}, {"between": [1, 0]}]), "links[1].between: found a second link between 0 and 1"),
-        (line([0], [1], links={"shape": "line", "codec": "zip"}), "links.codec: found 'zip', expected one of none"),
+        (
+            line([0], [1], links={"shape": "line", "codec": "zip"}),
+            "links.codec: found 'zip', expected one of none, fp16, int8, int8+zstd, ",
+        ),
+        (line([0], [1], links={"shape": "line", "codec": "int8+zst"}), "auto (did you mean int8+zstd?)"),
         (
             line([0], [1], links={"shape": "line", "bandwidth": "20 MB"}),
             "links.bandwidth: found '20 MB', expected a number above 0",
@@ -144,7 +148,10 @@ NUMBER = "a whole number from 0 on"
         (with_source(admission={"window": 9, "max_window": 4}), "source.admission.window: found 9.0, expected at most max_window"),
         (line([0], [1], policy={"offload_input": 1}), "policy.offload_input: found 1, expected true, false or auto"),
         (line([0], [1], policy="nearest"), "policy: found 'nearest', expected one of local, cheapest, ddi, mdi"),
-        (line([0], [1], policy={"offload": "nearest"}), "policy.offload: found 'nearest', expected one of local, cheapest, ddi, mdi"),
+        (
+            line([0], [1], policy={"offload": "nearest"}),
+            "policy.offload: found 'nearest', expected one of local, cheapest, ddi, mdi",
+        ),
         (line([0], [1], policy={"exit": 5}), "policy.exit: found 5, expected a word"),
     ],
 )

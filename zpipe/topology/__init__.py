@@ -17,7 +17,9 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
       - between: [0, 1]           required
         bandwidth: 20 Mbit/s      none = not limited (the lab and the simulator limit it, a live link is measured)
         latency: 0 s
-        codec: none               how activations are packed
+        jitter: 0 s               frames take up to this much longer (the lab and the simulator; a live link has its own)
+        codec: none               how activations are packed: none, fp16, int8, int8+zstd, bottleneck (`zpipe.codecs` says what
+                                  each does), or auto: the one that costs least accuracy and keeps up, by measured bandwidth
         medium: ""                links of one medium share its airtime
         window: 16                slots of each direction at its receiver (policy rule C1)
     source: 0                     a rank, or the keys below; `sources:` a list of these; the lowest rank where neither is given
@@ -43,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.errors import TopologyError
+from zpipe.topology.baselines import BASELINES, baseline
 from zpipe.topology.check import check
 from zpipe.topology.parse import parse
 from zpipe.topology.reader import At, read_yaml
@@ -60,6 +63,7 @@ from zpipe.topology.spec import (
 )
 
 __all__ = [
+    "BASELINES",
     "DEFAULT_POINT",
     "LOCAL_ADDRESS",
     "NO_EXIT",
@@ -69,6 +73,7 @@ __all__ = [
     "PolicySpec",
     "SourceSpec",
     "Topology",
+    "baseline",
     "check",
     "first_difference",
     "from_dict",
@@ -115,21 +120,27 @@ def override(
     bundle: str | None = None,
     max_batch: int | None = None,
     executor: str | None = None,
+    device: str | None = None,
     offload: str | None = None,
     offload_input: str | None = None,
     exit_point: str | None = None,
     admission: str | Mapping[str, Any] | None = None,
     deadline_seconds: float | None = None,
+    bandwidth: str | float | None = None,
+    latency: str | float | None = None,
+    codec: str | None = None,
 ) -> Topology:
-    """A copy with some values changed at every node or every source, checked like a file: what a command line says on top of it.
+    """A copy with some values changed at every node, source or link, checked like a file: what a command line says on top of it.
 
     Args:
         topology: the one to start from.
         bundle: name or path.
         max_batch, executor: of every node.
+        device: of every node that names none.
         offload, offload_input, exit_point: of the policy.
         admission: of every source, a name or a mapping as in a topology file.
         deadline_seconds: of every source.
+        bandwidth, latency, codec: of every link, as in a topology file.
 
     Raises:
         TopologyError: a value is not possible.
@@ -138,11 +149,14 @@ def override(
     for entries, values in (
         (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
+        (plain["links"], {"bandwidth": bandwidth, "latency": latency, "codec": codec}),
         ([plain], {"bundle": bundle}),
         ([plain["policy"]], {"offload": offload, "offload_input": offload_input, "exit": exit_point}),
     ):
         for entry in entries:
             entry.update({key: value for key, value in values.items() if value is not None})
+    for node in plain["nodes"]:
+        node["device"] = node["device"] or device or ""
     return from_dict(plain)
 
 

@@ -58,7 +58,10 @@ def check_links(topology: Topology, at: At) -> None:
 
 
 def _check_queues(topology: Topology, at: At) -> None:
-    """A queue that cannot grow past a policy's threshold never lets it act (MDI-Exit: T_Q2 of Alg. 3-4, T_O of Alg. 1)."""
+    """A queue that cannot grow past a policy's threshold never lets it act (MDI-Exit: T_Q2 of Alg. 3-4, T_O of Alg. 1).
+
+    Looked at where samples enter: behind it credits keep queues short, and a short O just offers what it holds.
+    """
     for source in topology.sources:
         if source.admission.name in ("mdi-rate", "mdi-threshold"):
             t_q2 = int(source.admission.options.get("t_q2", DEFAULT_T_Q2))
@@ -69,9 +72,8 @@ def _check_queues(topology: Topology, at: At) -> None:
                 )
     if topology.policy.offload != "mdi":
         return
-    for node in topology.nodes:
-        own = node.slots if topology.source_at(node.rank) else 0
-        room = own + sum(link.window for peer in topology.upstream(node.rank) if (link := topology.link(node.rank, peer)))
+    for node in (topology.node(source.rank) for source in topology.sources):
+        room = node.slots + sum(link.window for peer in topology.upstream(node.rank) if (link := topology.link(node.rank, peer)))
         if room <= topology.policy.output_threshold:
             raise (at / "policy.output_threshold").error(
                 str(topology.policy.output_threshold),

@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import cast
 
+from zpipe.model import AUTO_CODEC, CODECS
 from zpipe.topology.check import check_links
 from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, number, one_of, quantity
 from zpipe.topology.spec import (
@@ -22,7 +23,7 @@ from zpipe.topology.spec import (
     has_port,
 )
 
-CODECS = ("none",)
+LINK_CODECS = (*CODECS, AUTO_CODEC)
 OFFLOADS = ("local", "cheapest", "ddi", "mdi")
 OFFLOAD_INPUT: Mapping[object, OffloadInput] = {True: "yes", False: "no", "yes": "yes", "no": "no", "auto": "auto"}
 WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
@@ -164,7 +165,7 @@ def _bind(at: At, bind: str) -> str:
 
 # ---- links -------------------------------------------------------------------------------------
 
-_LINK_KEYS = ("bandwidth", "latency", "codec", "medium", "window")
+_LINK_KEYS = ("bandwidth", "latency", "jitter", "codec", "medium", "window")
 
 
 def _links(at: At, value: object, nodes: int) -> tuple[LinkSpec, ...]:
@@ -194,7 +195,8 @@ def _link(read: Fields, between: tuple[int, int]) -> LinkSpec:
         between=between,
         bandwidth_bps=read.quantity("bandwidth", BANDWIDTH_UNITS, math.inf),
         latency_seconds=read.quantity("latency", TIME_UNITS, default.latency_seconds, zero=True),
-        codec=read.text("codec", default.codec, names=CODECS),
+        jitter_seconds=read.quantity("jitter", TIME_UNITS, default.jitter_seconds, zero=True),
+        codec=read.text("codec", default.codec, names=LINK_CODECS),
         medium=read.text("medium", default.medium),
         window=read.integer("window", default.window, minimum=1, maximum=MAX_WINDOW),
     )

@@ -84,7 +84,8 @@ class LinkSpec:
         between: the two ranks, lower first.
         bandwidth_bps: bits per second and direction, `inf` = not limited.
         latency_seconds: one way.
-        codec: how activations are packed.
+        jitter_seconds: a frame takes up to this much longer, each a share of its own; the order stays.
+        codec: how activations are packed: one of `zpipe.model.CODECS`, or `auto`.
         medium: links of one name share its airtime; "" = a medium of its own.
         window: slots of each direction at its receiver (policy rule C1).
     """
@@ -92,6 +93,7 @@ class LinkSpec:
     between: tuple[int, int]
     bandwidth_bps: float = math.inf
     latency_seconds: float = 0.0
+    jitter_seconds: float = 0.0
     codec: str = "none"
     medium: str = ""
     window: int = 16
@@ -305,6 +307,7 @@ class Topology:
                 "between": list(link.between),
                 "bandwidth": None if link.bandwidth_bps == math.inf else link.bandwidth_bps,
                 "latency": link.latency_seconds,
+                "jitter": link.jitter_seconds,
                 "codec": link.codec,
                 "medium": link.medium,
                 "window": link.window,

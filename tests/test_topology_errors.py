@@ -248,10 +248,12 @@ def test_slots_exceed_the_queue_bound_of_mdi_admission(admission: str) -> None:
 
 
 def test_queues_exceed_the_output_threshold_of_mdi_offloading() -> None:
-    everywhere = ([0, 1], [0, 1])
-    text = message(line(*everywhere, policy="mdi"))
-    assert "policy.output_threshold: found 50, expected less than 16, all the tasks that rank 1 can hold" in text
-    build(line(*everywhere, policy={"offload": "mdi", "output_threshold": 15}))
+    """At the source: 20 of its own and 16 of the link to it."""
+    plain = line([0, 1], [0, 1], policy="mdi")
+    plain["nodes"][0]["slots"] = 20
+    expected = "policy.output_threshold: found 50, expected less than 36, all the tasks that rank 0 can hold"
+    assert expected in message(plain)
+    build(plain | {"policy": {"offload": "mdi", "output_threshold": 35}})
 
 
 # ---- files -------------------------------------------------------------------------------------

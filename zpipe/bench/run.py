@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zpipe.bench.drive import Watch, closed_loop, open_loop
@@ -46,6 +47,7 @@ class BenchOptions:
         arrivals: `poisson`, `constant`, or a file of arrival times.
         exit_point: an operating point or `no-exit`.
         warm_up: samples before the measured ones.
+        trace: a folder where every rank started here records its policy's rounds.
     """
 
     topology: str | Topology
@@ -63,6 +65,7 @@ class BenchOptions:
     deadline: float | None = None
     seed: int = 0
     warm_up: int = 200
+    trace: Path | None = None
 
 
 async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[str, Any], RunLog]:
@@ -108,6 +111,7 @@ def _pipeline(options: BenchOptions) -> Pipeline:
         when_full=options.when_full,
         deadline=options.deadline,
         seed=options.seed,
+        trace=options.trace,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import TOPOLOGY, load_options, parse_rate
+from zpipe.cli.options import FOLDER, TOPOLOGY, load_options, parse_rate
 from zpipe.cli.output import check_writable, show_report
 from zpipe.cli.running import progress_shown, run_interruptible
 
@@ -18,6 +18,7 @@ from zpipe.cli.running import progress_shown, run_interruptible
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
 @load_options
+@click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")
 def bench(json_file: Path | None, samples_file: Path | None, rate: str | None, **options: Any) -> None:
     """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
     from zpipe.bench.run import BenchOptions, run_bench

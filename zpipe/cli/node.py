@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import click
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import TOPOLOGY
+from zpipe.cli.options import FILE, TOPOLOGY
 from zpipe.cli.running import run_interruptible
 from zpipe.errors import ConfigError
 
@@ -16,7 +17,8 @@ from zpipe.errors import ConfigError
 @cli.command()
 @click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
 @TOPOLOGY
-def node(rank: int, topology: str) -> None:
+@click.option("--trace", type=FILE, help="Record what this node's policy is told and answers, for `zpipe replay`.")
+def node(rank: int, topology: str, trace: Path | None) -> None:
     """Run one node until it is stopped."""
     from zpipe.runtime.node import Node, by_hand
     from zpipe.topology import load_topology
@@ -24,7 +26,7 @@ def node(rank: int, topology: str) -> None:
     loaded = load_topology(topology)
     if not 0 <= rank < len(loaded.nodes):
         raise ConfigError(f"{loaded.path}: --rank: found {rank}, expected one of 0 to {len(loaded.nodes) - 1}")
-    served = Node(by_hand(loaded), rank, waiting=click.echo)
+    served = Node(by_hand(loaded), rank, waiting=click.echo, trace=trace)
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -17,6 +17,7 @@ TOPOLOGY = click.option(
     "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
 )
 FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class Seconds(click.FloatRange):

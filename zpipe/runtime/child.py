@@ -1,6 +1,6 @@
 """A rank that another process started: `python -m zpipe.runtime.child`, one JSON line at a time on its pipes.
 
-    in   {"topology": {...}, "rank": 2, "bundle": "/path"}     what to be
+    in   {"topology": {...}, "rank": 2, "bundle": "/path", "trace": null or "/path"}     what to be
     out  {"address": "127.0.0.1:40123"}                        bound, stages loaded
     in   {"addresses": {"0": "...", ...}}                      where the others are
     out  {"ready": true}                                       every neighbour said Hello
@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import load_bundle
@@ -54,7 +55,8 @@ async def serve() -> int:
         return 0
     topology = from_dict(spec["topology"])
     bundle = bundle_to_run(topology, load_bundle(spec["bundle"], verify=False))
-    node = Node(topology, spec["rank"], bundle=bundle)
+    trace = Path(spec["trace"]) if spec.get("trace") else None
+    node = Node(topology, spec["rank"], bundle=bundle, trace=trace)
     try:
         say({"address": await node.bind()})
         line = await lines.readline()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -51,6 +53,7 @@ from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.worker import Worker
 from zpipe.topology import Topology
+from zpipe.trace import Recorder
 from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
 from zpipe.transport.zeromq import ZeroMQTransport
 from zpipe.wire import (
@@ -131,7 +134,11 @@ class Driver:
         pumped: called after each round of decisions.
         note: takes lines for people about neighbours; they go to the log if not given.
         broken: told once if a decision or a command raises: a bug, after which nothing here can be trusted.
-        seed: of the policy's dice.
+        seed: of the policy's dice; drawn if not given.
+        trace: where to record what the policy is told and answers.
+
+    Raises:
+        ConfigError: the trace cannot be written.
     """
 
     def __init__(
@@ -150,6 +157,7 @@ class Driver:
         note: Callable[[str], None] | None = None,
         broken: Callable[[ZpipeError], None] | None = None,
         seed: int | None = None,
+        trace: Path | None = None,
     ) -> None:
         self.topology = topology
         self.bundle = bundle
@@ -159,15 +167,15 @@ class Driver:
         self.session = session
         self.counts = DriverCounts()
         self.inputs: dict[int, npt.NDArray[Any]] = {}  #: {sample: [1, *shape]}, kept until its outcome (policy rule D2)
-        self.policy = NodePolicy(
-            node_config(topology, bundle, rank, source=source),
-            rng=random.Random(seed),
-        )
+        seed = secrets.randbits(32) if seed is None else seed
+        self.policy = NodePolicy(node_config(topology, bundle, rank, source=source), rng=random.Random(seed))
         self._resolved = resolved or (lambda resolve: None)
         self._on_refused = refused or (lambda error: None)
         self._pumped = pumped or (lambda: None)
         self._note = note or (lambda line: log.info("%s", line))
         self._broken = broken or (lambda error: None)
+        self._recorder = Recorder(trace, self.policy, seed=seed, note=self._note) if trace is not None else None
+        self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
         self._limits = wire_limits(topology, bundle)
         self._payloads = Payloads()
         self._events: list[Event] = []
@@ -215,6 +223,8 @@ class Driver:
         if self._closed:
             return
         self._closed = self._stopped = True
+        if self._recorder is not None:
+            self._recorder.close()
         if reason is not None:
             self.peers.say_bye(reason)
         if self._timer is not None:
@@ -252,7 +262,7 @@ class Driver:
         try:
             while self._events:
                 events, self._events = self._events, []
-                for command in self.policy.handle_all(events, now=time.monotonic()):
+                for command in self._decide(events, now=time.monotonic()):
                     self._perform(command)
         except Exception as exc:
             self._stopped = True

@@ -7,11 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.topology import Topology
+from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.launch")
 
@@ -24,14 +26,20 @@ STOP_SECONDS = 5.0
 class Launcher:
     """Starts ranks, tells them of each other, and ends them: also when one of them crashes.
 
+    Args:
+        topology, bundle: as this process has them.
+        ranks: which to start.
+        trace: a folder where each records its policy's rounds.
+
     Attributes:
         crashed: done with a one-line error when a rank ended that nobody told to.
     """
 
-    def __init__(self, topology: Topology, bundle: Bundle, ranks: Iterable[int]) -> None:
+    def __init__(self, topology: Topology, bundle: Bundle, ranks: Iterable[int], *, trace: Path | None = None) -> None:
         self.topology = topology
         self.bundle = bundle
         self.ranks = tuple(ranks)
+        self._trace = trace
         self.processes: dict[int, asyncio.subprocess.Process] = {}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
@@ -87,7 +95,8 @@ class Launcher:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the parent alone, who ends us in order
         )
-        self._tell(rank, {"topology": self.topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path)})
+        trace = None if self._trace is None else str(trace_file(self._trace, rank))
+        self._tell(rank, {"topology": self.topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace})
 
     def _tell(self, rank: int, message: dict[str, Any]) -> None:
         stdin = self.processes[rank].stdin

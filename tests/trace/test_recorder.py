@@ -1,0 +1,132 @@
+"""What a trace holds, and what ends it: never the node."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.policy.build import INTO, task
+from zpipe import __version__
+from zpipe.errors import ConfigError
+from zpipe.policy import NodePolicy
+from zpipe.policy.exits import ExitGates
+from zpipe.policy.messages import PeerUp, StageCompleted, TaskReceived, TimerFired
+from zpipe.policy.state import NeighbourConfig, NodeConfig
+from zpipe.trace import Recorder, replay
+
+#: A node with the last stage, whose only neighbour sends it tasks.
+CONFIG = NodeConfig(
+    rank=1,
+    stages=(2,),
+    gates=ExitGates((1.0, 1.0, 1.0)),
+    neighbours=(NeighbourConfig(0, lanes_in=(2,), window_in=8),),
+    next_hop={0: 0},
+)
+
+
+class Recorded:
+    """A policy behind a recorder."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self.policy = NodePolicy(CONFIG, rng=random.Random(7))
+        self.recorder = Recorder(path, self.policy, seed=7, note=self.notes.append, **options)
+        self.now = 0.0
+
+    def serve(self, tasks: int) -> None:
+        """One task after the other comes, runs and is answered."""
+        self.recorder.handle_all([PeerUp(0, INTO, outgoing=False)], now=self.now)
+        for number in range(tasks):
+            self.now += 0.25
+            self.recorder.handle_all([TaskReceived(0, INTO, [task(number, 2, number)])], now=self.now)
+            self.recorder.handle_all([StageCompleted(number, [True], [3], [0.9], 0.125, [0])], now=self.now + 0.125)
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.path.read_text(encoding="ascii").splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "node.jsonl"
+
+
+def test_a_trace_begins_with_all_that_a_fresh_policy_needs(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.recorder.close()
+    header, end = recorded.lines()
+    assert {key: header[key] for key in ("trace", "zpipe", "rank", "seed")} == {
+        "trace": 1,
+        "zpipe": __version__,
+        "rank": 1,
+        "seed": 7,
+    }
+    assert dict(zip(header["fields"]["NodeConfig"], header["config"], strict=True))["next_hop"] == {"0": 0}
+    assert end == {"end": "closed"}
+
+
+def test_events_are_written_as_they_came_though_the_policy_changes_their_tasks(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.recorder.handle_all([PeerUp(0, INTO, outgoing=False)], now=1.0)
+    arrived = task(0, 2, 0)
+    recorded.recorder.handle_all([TaskReceived(0, INTO, [arrived])], now=2.0)
+    recorded.recorder.close()
+    header, _, (now, [[kind, _, _, [row]]], commands), _ = recorded.lines()
+    peer = header["fields"]["Task"].index("peer")
+    assert (now, kind, row[peer]) == (2.0, "TaskReceived", -1)
+    assert arrived.peer == 0
+    (run,) = [command for command in commands if command[0] == "RunStage"]
+    assert run[3][0][peer] == 0
+
+
+def test_a_trace_ends_at_its_limit_with_a_note_and_the_node_goes_on(path: Path) -> None:
+    recorded = Recorded(path, limit_bytes=8_000)
+    recorded.serve(50)
+    recorded.recorder.close()
+    assert recorded.policy.counts.exited == 50
+    assert path.stat().st_size < 8_000 + len('{"end":"limit"}\n')
+    (note,) = recorded.notes
+    found = re.fullmatch(r".*/node.jsonl: the trace ends after (\d+) rounds, at its limit of 8000 bytes", note)
+    assert found is not None
+    result = replay(path)
+    assert result.difference is None
+    assert result.ended == "at its size limit"
+    assert result.rounds == int(found[1]) > 0
+
+
+@pytest.mark.parametrize("tasks", [1, 500], ids=["while-closing", "while-running"])
+def test_a_full_disk_ends_the_trace_with_one_note_and_the_node_goes_on(tasks: int) -> None:
+    recorded = Recorded(Path("/dev/full"))
+    recorded.serve(tasks)
+    recorded.recorder.close()
+    assert recorded.policy.counts.exited == tasks
+    assert recorded.notes == ["/dev/full: the trace ends here, it cannot be written any more (No space left on device)"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none/x: found that it cannot be written \(No such file or directory\), "):
+        Recorded(tmp_path / "none" / "x")
+
+
+def test_the_round_in_which_a_policy_breaks_is_in_the_trace_and_replays(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.serve(2)
+    with pytest.raises(KeyError):
+        recorded.recorder.handle_all([TimerFired(), StageCompleted(99, [True], [3], [0.9], 0.125)], now=9.0)
+    assert recorded.lines()[-2][2] == {"raised": "KeyError: 99"}
+    result = replay(path)
+    assert result.difference is None
+    assert result.rounds == 6
+    assert result.ended == "when its policy broke, KeyError: 99"
+
+
+def test_closing_twice_writes_one_end(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.recorder.close()
+    recorded.recorder.close()
+    assert len(recorded.lines()) == 2

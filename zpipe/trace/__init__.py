@@ -1,0 +1,22 @@
+"""What one node's policy was told and what it answered, round for round, so that it can be told again.
+
+A trace is a text file of JSON lines:
+
+    {"trace": 1, "zpipe": "0.1.0", "rank": 2, "seed": 7, "fields": {"Task": ["key", ...], ...}, "config": [...]}
+    [now, [event, ...], [command, ...]]                  one line per round, that is per `NodePolicy.handle_all`
+    [now, [event, ...], {"raised": "AssertionError: ..."}]      the policy broke; the last round
+    {"end": "closed"}                                    or "limit"; missing where the process was killed
+
+A dataclass is the list of its fields in the order that `fields` gives for its name; an event or a command has its name in front.
+Floats come back as the same bits. JSON knows no infinity: where a field is a float, the strings "inf", "-inf" and "nan" are meant.
+
+`Recorder` writes a trace, `replay` feeds it to a fresh policy and says where the first command differs. A difference means that
+the policy depends on something beside its events, `now` and its dice, or that its code changed since.
+"""
+
+from __future__ import annotations
+
+from zpipe.trace.recorder import Recorder, trace_file
+from zpipe.trace.replay import Difference, ReplayResult, replay
+
+__all__ = ["Difference", "Recorder", "ReplayResult", "replay", "trace_file"]

@@ -1,0 +1,119 @@
+"""Writes the trace of one node's policy while it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from zpipe import __version__
+from zpipe.errors import ConfigError
+from zpipe.policy import NodePolicy
+from zpipe.policy.messages import Command, Event
+from zpipe.trace import codec
+
+log = logging.getLogger("zpipe.trace")
+
+#: Version of the format that the package docstring describes.
+VERSION = 1
+#: A trace ends here, so that a forgotten one cannot fill a board's card: some 10^5 samples.
+LIMIT_BYTES = 1_000_000_000
+#: Written together; as much is lost when the process is killed.
+BUFFER_BYTES = 1 << 16
+
+
+def trace_file(folder: Path, rank: int) -> Path:
+    """Where a node's trace lies when a run has one per rank."""
+    return folder / f"node-{rank}.trace.jsonl"
+
+
+def raised(error: Exception) -> dict[str, str]:
+    """What stands in place of the commands when the policy broke."""
+    return {"raised": f"{type(error).__name__}: {error}"}
+
+
+class Recorder:
+    """Stands in for a policy's `handle_all` and keeps what goes in and out. `close` it.
+
+    The file is opened at once and overwritten. What cannot be written later ends the trace with a note, never the node.
+
+    Args:
+        path: the file.
+        policy: fresh: a replay starts from its configuration.
+        seed: of the policy's dice.
+        note: takes a line for people when the trace ends early.
+        limit_bytes: the trace ends before it grows larger than this.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        policy: NodePolicy,
+        *,
+        seed: int,
+        note: Callable[[str], None] | None = None,
+        limit_bytes: int = LIMIT_BYTES,
+    ) -> None:
+        self.path = path
+        self._policy = policy
+        self._note = note or (lambda line: log.warning("%s", line))
+        self._limit_bytes = limit_bytes
+        self._rounds = self._bytes = 0
+        try:
+            self._file: BinaryIO | None = path.open("wb", buffering=BUFFER_BYTES)
+        except OSError as exc:
+            raise ConfigError(
+                f"{path}: found that it cannot be written ({exc.strerror}), expected a file for the trace; choose another"
+            ) from exc
+        header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "fields": codec.fields()}
+        self._write(codec.to_json({**header, "config": policy.config}))
+
+    def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
+        """The policy's answer, which is in the trace afterwards; so is an exception."""
+        if self._file is None:
+            return self._policy.handle_all(events, now=now)
+        heard = codec.to_json((now, events))[:-1]  # before the policy changes the tasks in it
+        try:
+            commands = self._policy.handle_all(events, now=now)
+        except Exception as exc:
+            self._write(f"{heard},{codec.to_json(raised(exc))}]")
+            self.close()
+            raise
+        self._write(f"{heard},{codec.to_json(commands)}]")
+        self._rounds += 1
+        return commands
+
+    def close(self, end: str = "closed") -> None:
+        """Writes what waits and the end mark. May be called twice."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            with file:
+                file.write(b'{"end":"%s"}\n' % end.encode())
+        except OSError as exc:
+            self._tell_failure(exc)
+
+    def _write(self, line: str) -> None:
+        data = line.encode("ascii") + b"\n"
+        assert self._file is not None
+        self._bytes += len(data)
+        if self._bytes > self._limit_bytes:
+            self._note(f"{self.path}: the trace ends after {self._rounds} rounds, at its limit of {self._limit_bytes} bytes")
+            self.close("limit")
+            return
+        try:
+            self._file.write(data)
+        except OSError as exc:
+            self._tell_failure(exc)
+            file, self._file = self._file, None
+            with suppress(OSError):  # it tries once more to write what waits
+                file.close()
+
+    def _tell_failure(self, error: OSError) -> None:
+        self._note(f"{self.path}: the trace ends here, it cannot be written any more ({error.strerror})")

@@ -299,7 +299,9 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("bench", "--admission", "tcp"), "Invalid value for '--admission'"),
         (("bench", "line4.yaml"), "Got unexpected extra argument"),
         (("bunch",), "No such command 'bunch'"),
-        (("bench", "--attach", "--max-batch", "2"), "--max-batch and --bundle concern every node"),
+        (("bench", "--attach", "--max-batch", "2"), "--max-batch, --bundle, --executor and --device concern every node"),
+        (("bench", "--attach", "--device", "raspberry-pi-3"), "--max-batch, --bundle, --executor and --device concern every node"),
+        (("train", "--codecs-only", "--epochs", "3"), "--epochs: found 3 with --codecs-only, expected none"),
         (("train", "--recipe", "digits"), "--recipe: found 'digits', expected one of digits-mobilenetv2, "),
     ],
 )
@@ -375,7 +377,7 @@ def test_port_in_use(tmp_path: Path, port: int) -> None:
 # ---- whole runs --------------------------------------------------------------------------------
 
 COUNTS = {"submitted", "result", "rejected", "expired", "failed", "lost", "duplicate", "hung", "second_results", "resubmitted"}
-LINE_KEYS = ["id", "index", "outcome", "label", "truth", "confidence", "exit_stage", "latency_ms", "attempts"]
+LINE_KEYS = ["source", "id", "index", "outcome", "label", "truth", "confidence", "exit_stage", "latency_ms", "attempts"]
 
 
 def refuse_nan(text: str) -> float:

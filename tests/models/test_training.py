@@ -12,6 +12,7 @@ import pytest
 from tests.models.test_cifar10 import write_archive
 from zpipe.bundle import load_bundle
 from zpipe.errors import BackendUnavailable, ConfigError, ExecutorError
+from zpipe.model import CODECS
 from zpipe.models import RECIPES, train_bundle
 
 # ruff: noqa: E402 (the skip stands above the imports that need it, so that the module skips instead of failing)
@@ -121,10 +122,12 @@ def test_recipe_writes_a_whole_bundle_and_replaces_the_old_one(tmp_path: Path) -
     bundle = train_bundle(HALF, out=out, epochs=1, progress=lambda *line: lines.append(line))
     assert bundle == load_bundle(out)
     assert len(bundle.evaluation()) == 2985
+    assert bundle.replay_codecs() == CODECS == tuple(bundle.codecs)
     fractions = [fraction for _, fraction, _ in lines]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert [step for step, _, _ in lines] == ["train", "calibrate", "export", "replay", "done"]
+    steps = [step for step, _, _ in lines]
+    assert list(dict.fromkeys(steps)) == ["train", "calibrate", "export", "replay", "bottleneck", "codecs", "done"]
     assert not any("\n" in line for _, _, line in lines)
     assert [path.name for path in out.parent.iterdir()] == ["quick"]
 

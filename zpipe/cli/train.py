@@ -20,9 +20,10 @@ from zpipe.errors import ConfigError
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="One is repeatable bit by bit.")
-def train(recipe: str, out: Path | None, **options: Any) -> None:
+@click.option("--codecs-only", is_flag=True, help="Keep a finished bundle's stages; train its bottleneck, measure every codec.")
+def train(recipe: str, out: Path | None, codecs_only: bool, **options: Any) -> None:
     """Train a recipe and write the bundle, ready to run (needs `pip install 'zpipe[train]'`)."""
-    from zpipe.models import RECIPES, train_bundle
+    from zpipe.models import RECIPES, retrain_codecs, train_bundle
 
     if recipe == "list":
         for name in RECIPES:
@@ -31,8 +32,18 @@ def train(recipe: str, out: Path | None, **options: Any) -> None:
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe: found {recipe!r}, expected one of {', '.join(RECIPES)}, or `list`")
     folder = out or Path("engines") / recipe
+    epochs = options.pop("epochs")
+    if codecs_only and epochs:
+        raise ConfigError(f"--epochs: found {epochs} with --codecs-only, expected none, as no stage is trained; leave one out")
     with progress_shown() as progress:
-        bundle = train_bundle(recipe, out=folder, progress=lambda step, done, line: progress(f"{step}: {line}", done), **options)
+
+        def tell(step: str, done: float, line: str) -> None:
+            progress(f"{step}: {line}", done)
+
+        if codecs_only:
+            bundle = retrain_codecs(folder, progress=tell, **options)
+        else:
+            bundle = train_bundle(recipe, out=folder, epochs=epochs, progress=tell, **options)
     point = bundle.default_point
     click.echo(
         f"{folder}: {len(bundle.stages)} stages, {bundle.full_macs / 1e6:.1f} M multiply-adds; point {point.name} has "

@@ -13,12 +13,13 @@ from zpipe.bundle import Bundle
 from zpipe.errors import BackendUnavailable
 from zpipe.models.recipes import RECIPES, Recipe
 
-__all__ = ["DATA_SETS", "RECIPES", "Progress", "Recipe", "train_bundle"]
+__all__ = ["DATA_SETS", "RECIPES", "Progress", "Recipe", "retrain_codecs", "train_bundle"]
 
 #: What `data` may be.
 DATA_SETS = ("digits", "cifar10")
 
-#: Called as work goes on: (step: `train`, `calibrate`, `export`, `replay`; fraction 0..1 of all work; one line for people).
+#: Called as work goes on: (step: `train`, `calibrate`, `export`, `replay`, `bottleneck`, `codecs`, `done`; fraction 0..1 of all
+#: work; one line for people).
 Progress = Callable[[str, float, str], None]
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -57,11 +58,51 @@ def train_bundle(
         BackendUnavailable: a library of the extra `train` is absent.
         ExecutorError: the exported stages disagree with torch.
     """
+    _require_libraries()
+    from zpipe.models.building import build_bundle
+
+    return build_bundle(
+        recipe, out=out, data=data, data_dir=data_dir, epochs=epochs, seed=seed, threads=threads, tell=progress or _silent
+    )
+
+
+def retrain_codecs(
+    out: Path,
+    *,
+    data: str = "digits",
+    data_dir: Path | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Train the bottleneck of a finished bundle anew and measure every codec; its stages and operating points stay.
+
+    Args:
+        out: the bundle's folder; replaced once all of it is done.
+        data: what the bundle was trained on.
+        data_dir: as for `train_bundle`, as are the others.
+
+    Returns:
+        The bundle, loaded and verified; its digest is another.
+
+    Raises:
+        BundleError: there is no bundle in `out`, or it is damaged.
+        ConfigError: unknown data set or not the bundle's, its files absent, or the stages are not of our making.
+        BackendUnavailable: a library of the extra `train` is absent.
+    """
+    _require_libraries()
+    from zpipe.models.building import rebuild_codecs
+
+    return rebuild_codecs(out, data=data, data_dir=data_dir, seed=seed, threads=threads, tell=progress or _silent)
+
+
+def _silent(step: str, fraction: float, line: str) -> None:
+    """Tell nobody."""
+
+
+def _require_libraries() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(
             f"found no {', '.join(missing)}, expected them for training a bundle; run: pip install 'zpipe[train]'"
         )
-    from zpipe.models.building import build_bundle
-
-    return build_bundle(recipe, out=out, data=data, data_dir=data_dir, epochs=epochs, seed=seed, threads=threads, progress=progress)

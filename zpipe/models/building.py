@@ -1,10 +1,15 @@
-"""The whole recipe in order: train, calibrate, export, replay, write. Each step is one function."""
+"""The whole recipe in order: train, calibrate, export, replay, bottleneck, codecs, write. Each step is one function.
+
+The last two need nothing but a bundle's own files, so that they can be done again to a bundle whose stages must stay as they are.
+"""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +17,31 @@ import numpy as np
 
 from zpipe.bundle import MANIFEST, Bundle, Evaluation, load_bundle
 from zpipe.errors import ConfigError
+from zpipe.models.bottleneck import EPOCHS as BOTTLENECK_EPOCHS
+from zpipe.models.bottleneck import train_bottleneck
 from zpipe.models.calibration import Answers, answers_of
 from zpipe.models.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.models.cifar10 import cifar10_task
+from zpipe.models.codec_tables import codec_rows, codec_tables, replay_arrays
 from zpipe.models.digits import digits_task
 from zpipe.models.export import StageChain, export_stages, parity_error
-from zpipe.models.manifest import Measured, Trained, fit_exits, write_manifest
+from zpipe.models.frozen import FrozenStage
+from zpipe.models.manifest import Measured, Trained, extend_manifest, fit_exits, write_manifest
 from zpipe.models.network import MultiExitNet
-from zpipe.models.recipes import Recipe, find_recipe
+from zpipe.models.recipes import find_recipe
 from zpipe.models.task import Task
 from zpipe.models.training import all_logits, torch_settings, train_network
 
-#: Share of all work that each step is, for the progress bar (measured on the digits).
-TRAIN_SHARE, REPLAY_START = 0.95, 0.97
+#: How much of all work is done when a step ends, for the progress bar (measured on the digits).
+TRAIN_END, EXPORT_END, REPLAY_END, BOTTLENECK_END = 0.65, 0.67, 0.68, 0.95
 
 #: Test images on which torch and ONNX Runtime are compared.
 PARITY_SAMPLES = 256
 
-EVALUATION_FILE, REPLAY_FILE = "evaluation.npz", "replay.npz"
+EVALUATION_FILE, REPLAY_FILE, BOTTLENECK_FILE = "evaluation.npz", "replay.npz", "bottleneck.npz"
+
+#: Called as work goes on: see `zpipe.models.Progress`.
+Tell = Callable[[str, float, str], None]
 
 
 def build_bundle(
@@ -41,21 +53,19 @@ def build_bundle(
     epochs: int | None,
     seed: int,
     threads: int,
-    progress: Callable[[str, float, str], None] | None,
+    tell: Tell,
 ) -> Bundle:
     """See `zpipe.models.train_bundle`."""
-    tell = progress or (lambda step, fraction, line: None)
     plan = find_recipe(recipe)
-    for option, value in (("--epochs", epochs), ("--threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
+    refuse_less_than_one("--epochs", epochs)
+    refuse_less_than_one("--threads", threads)
     refuse_strangers(out)
-    task = find_task(plan, data, data_dir)
+    task = find_task(plan.image_size, data, data_dir)
     passes = epochs or task.epochs or plan.epochs  # none of them may be 0
 
     def on_epoch(done: int, total: int, loss: float, accuracy: float) -> None:
         line = f"epoch {done}/{total}: loss {loss:.3f}, last exit {100 * accuracy:.1f} % while training"
-        tell("train", TRAIN_SHARE * done / total, line)
+        tell("train", TRAIN_END * done / total, line)
 
     start = time.monotonic()
     with torch_settings(threads=threads, seed=seed):
@@ -64,19 +74,44 @@ def build_bundle(
         return package(trained, out, tell)
 
 
-def find_task(recipe: Recipe, data: str, data_dir: Path | None) -> Task:
-    """The data set by name, in images of the recipe's size.
+def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, threads: int, tell: Tell) -> Bundle:
+    """See `zpipe.models.retrain_codecs`."""
+    refuse_less_than_one("--threads", threads)
+    bundle = load_bundle(out.resolve())
+    task = find_task(bundle.preprocessing.size, data, data_dir)
+    if task.classes != bundle.classes:
+        found, expected = ", ".join(task.classes), ", ".join(bundle.classes)
+        raise ConfigError(f"--data {data}: found classes {found}, expected those of {out}: {expected}; name what it was trained on")
+    with torch_settings(threads=threads, seed=seed), replaced_when_done(out) as folder:
+        shutil.copytree(out, folder, dirs_exist_ok=True)
+        add_codecs(folder, task, seed, tell)
+    tell("done", 1.0, f"bundle written to {out}")
+    return load_bundle(out)
+
+
+def refuse_less_than_one(option: str, value: int | None) -> None:
+    """None is no value.
+
+    Raises:
+        ConfigError: it is less.
+    """
+    if value is not None and value < 1:
+        raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
+
+
+def find_task(image_size: int, data: str, data_dir: Path | None) -> Task:
+    """The data set by name, in images of that many pixels a side.
 
     Raises:
         ConfigError: there is no such data set or none of this size, or its files are absent.
     """
     if data == "digits":
-        return digits_task(recipe.image_size)
+        return digits_task(image_size)
     if data == "cifar10":
-        if recipe.image_size != CIFAR10_SIZE:
+        if image_size != CIFAR10_SIZE:
             raise ConfigError(
-                f"--data cifar10: found images of {CIFAR10_SIZE} pixels, expected {recipe.image_size} for {recipe.name}; "
-                f"choose another recipe"
+                f"--data cifar10: found images of {CIFAR10_SIZE} pixels, expected {image_size} for this network; "
+                "choose another recipe"
             )
         return cifar10_task(data_dir)
     raise ConfigError(f"--data: found {data!r}, expected digits or cifar10; choose one of these")
@@ -92,27 +127,58 @@ def refuse_strangers(out: Path) -> None:
         raise ConfigError(f"--out {out}: found something that is no bundle, expected a free name; choose another folder")
 
 
-def package(trained: Trained, out: Path, tell: Callable[[str, float, str], None]) -> Bundle:
+def package(trained: Trained, out: Path, tell: Tell) -> Bundle:
     """Calibrate, export, replay and write a trained network as a bundle."""
     task, network = trained.task, trained.network
-    tell("calibrate", TRAIN_SHARE, "fitting one temperature per exit")
+    tell("calibrate", TRAIN_END, "fitting one temperature per exit")
     exits = fit_exits(all_logits(network, task.calibration.images), task.calibration.labels)
+    with replaced_when_done(out) as folder:
+        chain, error = export_checked(network, task, folder)
+        tell("export", EXPORT_END, f"{len(network.stages)} stages, at most {error:.1g} away from torch")
+        test = answers_of(chain.logits(task.test.images), exits.temperatures, task.test.labels)
+        tell("replay", REPLAY_END, f"{len(task.test)} test samples through ONNX Runtime")
+        write_arrays(folder, task.test, test)
+        write_manifest(folder, trained, exits, Measured(test, error), EVALUATION_FILE, REPLAY_FILE)
+        add_codecs(folder, task, trained.seed, tell)
+    tell("done", 1.0, f"bundle written to {out}")
+    return load_bundle(out)
+
+
+@contextmanager
+def replaced_when_done(out: Path) -> Iterator[Path]:
+    """A new empty folder that takes the place of `out` once the block ends; when it raises, `out` stays as it was."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
         folder.mkdir()
-        chain, error = export_checked(network, task, folder)
-        tell("export", REPLAY_START, f"{len(network.stages)} stages, at most {error:.1g} away from torch")
-        test = answers_of(chain.logits(task.test.images), exits.temperatures, task.test.labels)
-        tell("replay", 0.99, f"{len(task.test)} test samples through ONNX Runtime")
-        write_arrays(folder, task.test, test)
-        write_manifest(folder, trained, exits, Measured(test, error), EVALUATION_FILE, REPLAY_FILE)
+        yield folder
         # What was there goes with the scratch folder, and only once the new one is whole.
         if out.exists():
             out.rename(Path(scratch) / "replaced")
         folder.rename(out)
-    tell("done", 1.0, f"bundle written to {out}")
-    return load_bundle(out)
+
+
+def add_codecs(folder: Path, task: Task, seed: int, tell: Tell) -> None:
+    """Train the bottleneck of the bundle in `folder`, then measure every codec; call it within `torch_settings`."""
+    bundle = load_bundle(folder)
+
+    def on_epoch(done: int, total: int, divergence: float) -> None:
+        share = REPLAY_END + (BOTTLENECK_END - REPLAY_END) * done / total
+        tell("bottleneck", share, f"epoch {done}/{total}: the exits differ by {divergence:.4f} nats")
+
+    def on_codec(done: int, total: int, codec: str) -> None:
+        tell("codecs", BOTTLENECK_END + (1 - BOTTLENECK_END) * done / total, f"all test samples through {codec}")
+
+    start = time.monotonic()
+    stages = [FrozenStage(bundle.stage_path(stage.index)) for stage in bundle.stages]
+    weights: dict[str, Any] = dict(train_bottleneck(stages, task, epochs=BOTTLENECK_EPOCHS, seed=seed, on_epoch=on_epoch))
+    seconds = round(time.monotonic() - start, 1)
+    np.savez_compressed(folder / BOTTLENECK_FILE, **weights)
+    row = {"file": BOTTLENECK_FILE, "epochs": BOTTLENECK_EPOCHS, "seed": seed, "seconds": seconds}
+    extend_manifest(folder, {"bottleneck": row})
+    tables = codec_tables(load_bundle(folder), on_codec)
+    np.savez_compressed(folder / REPLAY_FILE, **replay_arrays(tables))
+    extend_manifest(folder, {"codecs": codec_rows(tables, bundle.default_point.thresholds, bundle.evaluation())})
 
 
 def export_checked(network: MultiExitNet, task: Task, folder: Path) -> tuple[StageChain, float]:

@@ -119,9 +119,21 @@ def write_manifest(
         "calibration": {"samples": len(task.calibration), "exits": exits.rows},
         "test": test_rows(measured.test, task.test),
         "training": training_rows(trained, measured.parity_error),
-        "digests": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _write(folder / MANIFEST, manifest)
+
+
+def extend_manifest(folder: Path, keys: Json) -> None:
+    """Add keys to the manifest of the bundle in `folder`, or replace them, and take the digests of all its files anew."""
+    path = folder / MANIFEST
+    manifest = {**json.loads(path.read_text(encoding="utf-8")), **keys}
+    del manifest["digests"]
+    _write(path, manifest)
+
+
+def _write(path: Path, manifest: Json) -> None:
+    digests = {file.name: file_digest(file) for file in sorted(path.parent.iterdir()) if file.is_file() and file.name != MANIFEST}
+    path.write_text(json.dumps({**manifest, "digests": digests}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def stage_rows(trained: Trained, temperatures: Sequence[float]) -> list[Json]:

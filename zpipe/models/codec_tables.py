@@ -1,0 +1,97 @@
+"""What every exit answers when each cut of a bundle passes through a codec, and what the manifest says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zpipe.bundle import Bundle, Evaluation, lossy_part
+from zpipe.codecs import Codec, make_codecs
+from zpipe.errors import ExecutorError
+from zpipe.model import CODECS, NO_CODEC
+from zpipe.models.calibration import Answers, answers_of, bootstrap, right_at
+from zpipe.models.export import StageChain
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecTable:
+    """Answers of every exit to every evaluation sample, and one sample's mean coded bytes at each cut."""
+
+    answers: Answers
+    cut_bytes: tuple[float, ...]
+
+
+def codec_tables(bundle: Bundle, tell: Callable[[int, int, str], None]) -> dict[str, CodecTable]:
+    """One table per codec, through ONNX Runtime at batch 1; that of `none` is read from the bundle's replay.
+
+    Args:
+        bundle: has a bottleneck, and a replay without codec.
+        tell: called before each codec: (how many are done, of how many, its name).
+
+    Raises:
+        ExecutorError: a codec that should pack another without loss gave other answers.
+    """
+    chain = StageChain([bundle.stage_path(stage.index) for stage in bundle.stages])
+    codecs, test = make_codecs(bundle, CODECS), bundle.evaluation()
+    plain = bundle.replay()
+    labels = plain.labels.astype(np.int64)
+    activation_bytes = tuple(float(stage.output.bytes) for stage in bundle.stages if stage.output is not None)
+    tables = {NO_CODEC: CodecTable(Answers(labels, plain.confidences, labels == test.labels[:, None]), activation_bytes)}
+    lossy = [name for name in CODECS if name != NO_CODEC]
+    for done, name in enumerate(lossy):
+        tell(done, len(lossy), name)
+        tables[name] = answer_through(bundle, chain, [codecs[name, stage.index] for stage in bundle.stages[1:]], test)
+        packed = tables[lossy_part(name)].answers
+        if not np.array_equal(tables[name].answers.confidences, packed.confidences):
+            raise ExecutorError(f"codec {name}: found other answers than those of {lossy_part(name)}, expected the same")
+    return tables
+
+
+def answer_through(bundle: Bundle, chain: StageChain, cut_codecs: Sequence[Codec], test: Evaluation) -> CodecTable:
+    """Send every sample down the chain by itself, each activation coded and decoded on its way."""
+    sent = np.zeros((len(test), len(cut_codecs)))
+    logits = []
+    for row in range(len(test)):
+        exits = []
+        x: Any = test.images[row : row + 1]
+        for stage in range(len(bundle.stages)):
+            activation, answer = chain.run_stage(stage, x)
+            exits.append(answer[0])
+            if activation is not None:
+                payload = cut_codecs[stage].encode(activation)
+                sent[row, stage] = payload.nbytes
+                x = cut_codecs[stage].decode(payload, 1)
+        logits.append(np.stack(exits))
+    temperatures = [stage.exit_head.temperature for stage in bundle.stages if stage.exit_head is not None]
+    return CodecTable(answers_of(np.stack(logits), temperatures, test.labels), tuple(float(mean) for mean in sent.mean(0)))
+
+
+def codec_rows(tables: Mapping[str, CodecTable], thresholds: Sequence[float], test: Evaluation) -> Json:
+    """The manifest's `codecs`: accuracy at these thresholds, what is lost against `none` (paired by sample), bytes per cut."""
+    plain = right_at(tables[NO_CODEC].answers, thresholds)
+    rows = {}
+    for name, table in tables.items():
+        right = right_at(table.answers, thresholds)
+        lost = bootstrap(plain.astype(np.float64) - right, test.digit)
+        rows[name] = {
+            "accuracy": float(right.mean()),
+            "lost": lost.value,
+            "lost_interval": [lost.low, lost.high],
+            "bytes": list(table.cut_bytes),
+        }
+    return rows
+
+
+def replay_arrays(tables: Mapping[str, CodecTable]) -> dict[str, Any]:
+    """As `replay.npz` holds them; one table for all codecs that give the same."""
+    arrays: dict[str, Any] = {}
+    for name, table in tables.items():
+        if name == lossy_part(name):
+            arrays[f"label.{name}"] = table.answers.labels.astype(np.int16)
+            arrays[f"confidence.{name}"] = table.answers.confidences
+    return arrays

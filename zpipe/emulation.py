@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, lossy_part
 from zpipe.devices import Device, load_device, service_seconds
 from zpipe.errors import ConfigError, TopologyError
+from zpipe.model import NO_CODEC
 from zpipe.topology import NodeSpec, Topology
 
 #: The executor's name in a topology.
 EMULATED = "emulated"
-NO_CODEC = "none"
 #: Shorter stages are refused: the host's own work per task and hop (0.2 ms, bench/results/line.json) would no longer be small.
 LEAST_SECONDS = 0.005
 
@@ -28,12 +28,13 @@ def bundle_to_run(topology: Topology, bundle: Bundle) -> Bundle:
 
 
 def replay_codec(topology: Topology) -> str:
-    """The codec whose replay the emulated nodes give: the one on its links other than `none`, if there is any.
+    """The codec whose replay the emulated nodes give: the lossy one on its links, if there is any.
 
-    The replay has passed every stage boundary through its codec. Where some links say `none`, its answers are those of a line
+    The replay has passed every stage boundary through its codec. Where some links say `none`, its answers are those of a topology
     with that codec on all of them.
     """
-    return next((link.codec for link in topology.links if link.codec != NO_CODEC), NO_CODEC)
+    lossy = (lossy_part(link.codec) for link in topology.links)
+    return next((codec for codec in lossy if codec != NO_CODEC), NO_CODEC)
 
 
 def check_emulation(topology: Topology, bundle: Bundle) -> None:
@@ -74,9 +75,9 @@ def _check_codecs(topology: Topology, bundle: Bundle) -> None:
                 f"{key}, expected one of {', '.join(tables)}, for which bundle {bundle.name} has a replay: emulated nodes give "
                 f"answers recorded under a codec; name one of these"
             )
-        if link.codec not in (NO_CODEC, codec):
+        if lossy_part(link.codec) not in (NO_CODEC, codec):
             raise TopologyError(
-                f"{key} beside {codec!r}, expected one codec in an emulated topology: a replay is recorded under one; choose one"
+                f"{key} beside {codec!r}, expected one lossy codec in an emulated topology: a replay is recorded under one; choose"
             )
 
 

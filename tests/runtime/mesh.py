@@ -6,6 +6,7 @@ The first two bytes of an image name it; activations carry that number on. Image
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,8 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tests.executors.tiny import FakeClock
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.executors.base import StageOutput
+from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.executors.emulated import EmulatedExecutor
 from zpipe.model import GateSpec
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitLadder
@@ -114,6 +117,9 @@ class LiveMesh:
         outcomes: every Resolve of the source, in order.
     """
 
+    #: The one operating point of every source.
+    thresholds: tuple[float, ...] = (0.5,) * 5
+
     def __init__(self, topology: Topology, *, kind: str = "memory") -> None:
         self.topology = topology
         self.bundle = bundle()
@@ -141,10 +147,10 @@ class LiveMesh:
         """A driver for this rank, bound and not connected; returns its address."""
         topology = topology or self.topology
         self.session += 1
-        executor = self.executors[rank] = FakeExecutor(self.bundle, topology.node(rank).stages)
+        stages = topology.node(rank).stages
         source = None
         if topology.source_at(rank) is not None:
-            ladder = ExitLadder(((0.5,) * len(self.bundle.stages),), 0)
+            ladder = ExitLadder((self.thresholds,), 0)
             source = SourceConfig(session=self.session, ladder=ladder, admission="fixed", waiting=10_000)
         bind = topology.node(rank).bind_address
         transport: Callable[[TransportHandler], Transport] = zeromq(topology, self.bundle, rank)
@@ -155,7 +161,7 @@ class LiveMesh:
             self.bundle,
             rank,
             transport=transport,
-            executor=executor if executor.stages else None,
+            executor=self.executor(rank, stages) if stages else None,
             session=self.session,
             source=source,
             resolved=self._on_resolved,
@@ -163,6 +169,15 @@ class LiveMesh:
             seed=0,
         )
         return await driver.start()
+
+    def executor(self, rank: int, stages: tuple[int, ...]) -> StageExecutor:
+        """What runs a node's stages."""
+        self.executors[rank] = FakeExecutor(self.bundle, stages)
+        return self.executors[rank]
+
+    def input(self, number: int) -> npt.NDArray[Any]:
+        """Input `number`, as stage 0 takes it."""
+        return image(number)
 
     async def restart(self, rank: int) -> None:
         """The node goes without a word and comes back empty, at the same address."""
@@ -190,10 +205,10 @@ class LiveMesh:
         asyncio.get_running_loop().create_task(tell())
 
     def submit(self, number: int, *, deadline: float = 15.0) -> None:
-        """Submits image `number` as the next sample."""
+        """Submits input `number` as the next sample."""
         source = self.drivers[0]
         now = time.monotonic()
-        source.inputs[self._next] = image(number)[None]
+        source.inputs[self._next] = self.input(number)[None]
         self._next += 1
         source.emit(SampleSubmitted(self._next - 1, now + deadline, now))
 
@@ -208,9 +223,45 @@ class LiveMesh:
             await driver.aclose()
 
 
+class EmulatedMesh(LiveMesh):
+    """Nodes that emulate a bundle on boards whose clocks go as fast as they are read; input n is evaluation sample n."""
+
+    def __init__(self, topology: Topology, emulation: Bundle, device: str) -> None:
+        super().__init__(topology)
+        self.bundle = emulation
+        self.thresholds = emulation.default_point.thresholds
+        self.threads: set[str] = set()  #: where stages slept
+        self._device = device
+        self._rows = emulation.evaluation().images
+
+    def executor(self, rank: int, stages: tuple[int, ...]) -> StageExecutor:
+        return EmulatedExecutor(self.bundle, stages, self._device, clock=NamingClock(self.threads))
+
+    def input(self, number: int) -> npt.NDArray[Any]:
+        row: npt.NDArray[Any] = self._rows[number]
+        return row
+
+
+class NamingClock(FakeClock):
+    """Notes which threads slept."""
+
+    def __init__(self, threads: set[str]) -> None:
+        super().__init__()
+        self._threads = threads
+
+    def sleep_until(self, when: float) -> None:
+        super().sleep_until(when)
+        self._threads.add(threading.current_thread().name)
+
+
 @asynccontextmanager
 async def live(topology: Topology, *, kind: str = "memory") -> AsyncIterator[LiveMesh]:
-    mesh = LiveMesh(topology, kind=kind)
+    async with started(LiveMesh(topology, kind=kind)) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def started(mesh: LiveMesh) -> AsyncIterator[LiveMesh]:
     await mesh.start()
     try:
         yield mesh

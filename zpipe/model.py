@@ -197,9 +197,9 @@ class Report:
     """A node's load, told to its neighbours (MDI-Exit's periodic I and Gamma).
 
     Attributes:
-        input_length, output_length: tasks in I and O.
+        input_length, output_length: tasks in I, what runs included, and in O.
         service_seconds: {stage: smoothed seconds per sample}.
-        backlog_seconds: {stage: seconds of work queued for it}.
+        backlog_seconds: {stage: seconds of work for it there, whether queued, under way or waiting to be sent or taken back}.
     """
 
     input_length: int

@@ -304,6 +304,18 @@ def test_mdi_keeps_above_its_output_threshold(make_node: MakeNode) -> None:
     assert (node.policy.input_length, node.policy.output_length) == (5, 2), "four of stage 0 and the third of stage 1"
 
 
+def test_mdi_offloads_what_waits_behind_a_running_task_though_nothing_is_in_its_input_queue(make_node: MakeNode) -> None:
+    """A4: else a node whose tasks all wait in O, taken back one after the other, would never send any."""
+    node = mdi(make_node)
+    node.tell(ReportReceived(1, Report(9, 0, {1: 0.01}, {1: 0.09})))
+    node.submit(*range(3))
+    for _ in range(3):
+        node.complete(False)
+    assert (node.policy.input_length, node.policy.output_length) == (0, 2)
+    node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 0.0})), now=0.0101)
+    assert node.policy.output_length == 1
+
+
 def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode) -> None:
     """A4."""
     node = mdi(make_node)
@@ -328,8 +340,8 @@ def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode)
 
 
 def test_the_dice_send_in_proportion_to_the_two_costs(make_node: MakeNode) -> None:
-    """A4: min(1, |I_n| Gamma_n / (D + |I_m| Gamma_m)), where Gamma_n = 0.9 * 10 + 0.1 * 4 ms after the first batch."""
-    chance = 3 * 0.0094 / 0.1
+    """A4: three of stage 0 in I, whose Gamma is 0.9 * 10 + 0.1 * 4 ms after the first batch, and the head itself, against 100 ms."""
+    chance = (3 * 0.0094 + 0.01) / 0.1
     for dice, sent in ((chance - 0.01, True), (chance + 0.01, False)):
         node = mdi(make_node)
 
@@ -757,7 +769,7 @@ def test_a_node_at_work_reports_every_interval_and_an_idle_one_shows_that_it_liv
     middle.receive(task(0, 1, 0), now=1.01)
     assert middle.policy.next_wakeup() == pytest.approx(1.1)
     assert middle.tell(TimerFired(), now=1.09) == []
-    assert report in middle.tell(TimerFired(), now=1.11)
+    assert SendReport(0, Report(1, 0, {}, {1: 0.0})) in middle.tell(TimerFired(), now=1.11), "what runs counts in I"
 
 
 def test_a_node_without_neighbours_has_no_timer(make_node: MakeNode) -> None:
@@ -773,4 +785,4 @@ def test_gamma_is_smoothed_and_told_with_the_backlog(make_node: MakeNode) -> Non
     node.complete(True, now=0.02)
     assert node.policy.service_seconds == {1: pytest.approx(0.01 + 0.1 * (0.004 - 0.01))}
     reports = [command for command in node.tell(TimerFired(), now=0.2) if isinstance(command, SendReport)]
-    assert reports[0].report == Report(1, 0, {1: about(0.0094)}, {1: about(0.0094)})
+    assert reports[0].report == Report(2, 0, {1: about(0.0094)}, {1: about(0.0094)}), "one waits, one has run for longer than Gamma"

@@ -29,7 +29,7 @@ def choose(
     dice: float = 0.0,
     may_throw: Callable[[Candidate], bool] = lambda candidate: True,
 ) -> Candidate | None:
-    return offload.choose(candidates, Here(here, 1, output_length), may_throw=may_throw, rng=Dice(dice))
+    return offload.choose(candidates, Here(here, output_length), may_throw=may_throw, rng=Dice(dice))
 
 
 def test_local_keeps_whatever_it_hosts() -> None:

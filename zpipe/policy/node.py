@@ -305,11 +305,13 @@ class NodePolicy:
         if tasks.output_length:
             self._flush_output(now)
         run = self._choose_run(now)
+        if run is not None and tasks.output_length and self._offload.weighs:
+            self._flush_output(now)  # this node has work again: what else waits may do better elsewhere
         if self._answers.waiting:
             self._answers.flush(commands)
         self._links.grant(commands, now)
         if report_due:
-            self._links.report(self._load(), commands, waiting=tasks.output, now=now)
+            self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length
         if source is not None and source.resolved:
             commands.extend(source.resolved)
@@ -405,7 +407,7 @@ class NodePolicy:
         candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)
         chosen: Candidate | None = candidates[0]
         if hosted:
-            here = Here(self._backlog_seconds(), self._tasks.input_length, self._tasks.output_length)
+            here = Here(sum(self._backlog(now).values()), self._tasks.output_length)
             chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self.rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 
@@ -427,19 +429,24 @@ class NodePolicy:
         neighbour.outgoing.send(task, now=now)
         self.counts.sent += 1
 
-    def _backlog_seconds(self) -> float:
-        """|I| * Gamma over all stages hosted here."""
-        return sum(len(queue) * self._service.get(stage, 0.0) for stage, queue in self._tasks.input.items() if queue)
+    def _backlog(self, now: float) -> dict[int, float]:
+        """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
+        tasks, service = self._tasks, self._service
+        guess = sum(service.values()) / len(service) if service else 0.0  # for a stage that never ran here
+        backlog = {}
+        for stage, queue in tasks.input.items():
+            length = len(queue) + len(tasks.output.get(stage, ()))
+            backlog[stage] = length * service.get(stage, guess) if length else 0.0
+        for run in self._runs.values():
+            backlog[run.stage] += max(0.0, len(run.tasks) * service.get(run.stage, guess) - (now - run.started_at))
+        return backlog
 
     # ---- reports -------------------------------------------------------------------------------
 
-    def _load(self) -> Report:
-        return Report(
-            self._tasks.input_length,
-            self._tasks.output_length,
-            dict(self._service),
-            {stage: len(queue) * self._service.get(stage, 0.0) for stage, queue in self._tasks.input.items()},
-        )
+    def _load(self, now: float) -> Report:
+        running = sum(len(run.tasks) for run in self._runs.values())
+        length = self._tasks.input_length + running
+        return Report(length, self._tasks.output_length, dict(self._service), self._backlog(now))
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""

@@ -38,12 +38,11 @@ class Here:
     """This node, which hosts the stage the task waits for as well.
 
     Attributes:
-        backlog_seconds: |I| * Gamma.
-        input_length, output_length: |I| and |O|.
+        backlog_seconds: |I| * Gamma, with what runs and what waits in O and may be taken back.
+        output_length: |O|.
     """
 
     backlog_seconds: float
-    input_length: int
     output_length: int
 
 
@@ -112,7 +111,9 @@ class MdiOffload:
     """The probabilistic rule of MDI-Exit.
 
     Source: MDI-Exit (arXiv:2408.05247), our reading of Alg. 1 (keep) and Alg. 2 (choose). Differs: |I| * Gamma is a sum over the
-    stages queued; the candidate with the smallest D + |I| * Gamma is asked first; rules A3 and A4 keep it live.
+    stages queued, with what runs and what waits in O for a stage hosted here, since this node takes that back when it is idle (A3):
+    credits keep I short, so that a node whose samples all wait in O would look idle and send none. The candidate with the smallest
+    D + |I| * Gamma is asked first; rules A3 and A4 keep it live.
 
     Args:
         output_threshold: T_O of Alg. 1, tasks.

@@ -82,12 +82,11 @@ def test_a_device_is_looked_at_only_where_it_is_used() -> None:
 
 
 def test_each_node_gets_its_own_device_and_the_codec_of_the_links(with_tables: Callable[..., Path]) -> None:
-    topology = line(
-        "int8", "int8+zstd", bundle=with_tables("none", "int8"), node=lambda rank: {"device": f"raspberry-pi-3/{12 + rank}"}
-    )
+    bundle = with_tables("none", "int8")
+    topology = line("int8", "int8+zstd", bundle=bundle, node=lambda rank: {"device": f"raspberry-pi-3/{12 + rank}"})
     for rank in range(3):
         executor = executor_for(topology, load_checked(topology), rank)
-        assert f"on {devices(rank)['device']} | stages {topology.node(rank).stages} | codec int8>" in repr(executor)
+        assert f"on raspberry-pi-3/{12 + rank} | stages {topology.node(rank).stages} | codec int8>" in repr(executor)
 
 
 @pytest.mark.parametrize(

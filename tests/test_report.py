@@ -269,12 +269,12 @@ def test_samples_file_has_a_line_per_sample_and_null_for_what_is_not_known(tmp_p
     log.outcome(ended(41, "rejected"), now=0.1)
     log.samples_jsonl(tmp_path / "samples.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    keys = ("id", "index", "outcome", "label", "truth", "confidence", "exit_stage", "latency_ms", "attempts")
+    keys = ("source", "id", "index", "outcome", "label", "truth", "confidence", "exit_stage", "latency_ms", "attempts")
     assert [tuple(line) for line in lines] == [keys] * 3
     assert [tuple(line.values()) for line in lines] == [
-        (40, 10, "result", 3, 3, 0.75, 2, 500.0, 1),
-        (41, 11, "rejected", None, 4, None, None, 20.0, 0),
-        (42, 12, None, None, 5, None, None, None, 0),
+        (0, 40, 10, "result", 3, 3, 0.75, 2, 500.0, 1),
+        (0, 41, 11, "rejected", None, 4, None, None, 20.0, 0),
+        (0, 42, 12, None, None, 5, None, None, None, 0),
     ]
 
 

@@ -95,7 +95,15 @@ def test_a_full_file_is_read_key_by_key() -> None:
                 },
             ],
             "links": [
-                {"between": [1, 0], "bandwidth": "20 Mbit/s", "latency": "5 ms", "codec": "none", "medium": "wifi", "window": 12}
+                {
+                    "between": [1, 0],
+                    "bandwidth": "20 Mbit/s",
+                    "latency": "5 ms",
+                    "jitter": "1 ms",
+                    "codec": "none",
+                    "medium": "wifi",
+                    "window": 12,
+                }
             ],
             "sources": [
                 {
@@ -111,7 +119,7 @@ def test_a_full_file_is_read_key_by_key() -> None:
         }
     )
     assert topology.nodes[1] == NodeSpec(1, (0, 1), "192.168.1.10:5800", "0.0.0.0", "trt", "cuda:0", 4, 80)
-    assert topology.links == (LinkSpec((0, 1), 20e6, 0.005, "none", "wifi", 12),)
+    assert topology.links == (LinkSpec((0, 1), 20e6, 0.005, 0.001, "none", "wifi", 12),)
     admission = AdmissionSpec("mdi-rate", {"t_q2": 40, "alpha": 0.3}, "latest", 2)
     assert topology.sources == (SourceSpec(0, admission, 2.0, 1, 2.5, 0.9),)
     assert topology.policy.exit_point == "no-exit"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zpipe.runtime.node import Node
     from zpipe.runtime.pipeline import Pipeline
     from zpipe.runtime.sync import SyncPipeline
+    from zpipe.sim.run import simulate
     from zpipe.topology import Topology, load_topology
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "__version__",
     "load_bundle",
     "load_topology",
+    "simulate",
 ]
 
 #: Loaded at first use: a command answers Ctrl-C before NumPy is there, and reading a topology needs no ZeroMQ.
@@ -73,6 +75,7 @@ _LATER = {
     "Topology": "zpipe.topology",
     "load_bundle": "zpipe.bundle",
     "load_topology": "zpipe.topology",
+    "simulate": "zpipe.sim.run",
 }
 
 

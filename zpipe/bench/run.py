@@ -17,19 +17,16 @@ from zpipe.load import POISSON, Order, Span, arrival_times, run_span
 from zpipe.model import Outcome
 from zpipe.report import RunLog, build_report, link_rows, node_rows
 from zpipe.runtime.pipeline import Pipeline
+from zpipe.series import MOST_ROWS, AdmissionSeries
 from zpipe.topology import Topology, load_topology, override
 
 #: Takes a line for people and the fraction done, 0..1.
 Progress = Callable[[str, float], None]
 
-#: How often the admission state goes into `series`.
-SERIES_SECONDS = 0.1
 #: How long past its deadline an outcome is waited for; what has none by then is lost.
 PATIENCE_SECONDS = 1.0
 #: How often every node is asked for its memory.
 MEMORY_SECONDS = 1.0
-#: Rows of `series` kept: above it every second one is dropped and the step doubles, so a long run stays readable.
-SERIES_ROWS = 1200
 #: An attached source says which ranks it waits for this often.
 ATTACH_NOTE_SECONDS = 10.0
 
@@ -46,6 +43,8 @@ class BenchOptions:
         rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
         arrivals: `poisson`, `constant`, or a file of arrival times.
         exit_point: an operating point or `no-exit`.
+        executor: of every node.
+        device: profile of every node that names none, for the emulated executor.
         warm_up: samples before the measured ones.
         trace: a folder where every rank started here records its policy's rounds.
     """
@@ -62,6 +61,8 @@ class BenchOptions:
     when_full: str | None = None
     max_batch: int | None = None
     bundle: str | None = None
+    executor: str | None = None
+    device: str | None = None
     deadline: float | None = None
     seed: int = 0
     warm_up: int = 200
@@ -100,9 +101,14 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
 
 def _pipeline(options: BenchOptions) -> Pipeline:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    if options.attach and (options.max_batch is not None or options.bundle is not None):
-        raise ConfigError("--max-batch and --bundle concern every node: with --attach, change the topology file of all instead")
-    topology = override(topology, max_batch=options.max_batch, bundle=options.bundle)
+    of_every_node = (options.max_batch, options.bundle, options.executor, options.device)
+    if options.attach and any(value is not None for value in of_every_node):
+        raise ConfigError(
+            "--max-batch, --bundle, --executor and --device concern every node: with --attach, change all topology files instead"
+        )
+    topology = override(
+        topology, max_batch=options.max_batch, bundle=options.bundle, executor=options.executor, device=options.device
+    )
     make = Pipeline.connect if options.attach else Pipeline.local
     return make(
         topology,
@@ -141,21 +147,21 @@ async def _measure(
         await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=span, patience_seconds=patience)
         order = Order(len(evaluation), seed=options.seed)  # from the start again: the measured samples are whole rounds
     span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(evaluation))
-    log = RunLog(first=pipeline.next_sample)
+    log = RunLog(first=pipeline.next_sample, source=pipeline.rank)
     before = await pipeline.stats()
     started_at = time.monotonic()
     watch = _watch(pipeline, evaluation, log, span, progress, started_at)
-    series = Series(pipeline, started_at)
-    recorders = [asyncio.ensure_future(series.record()), asyncio.ensure_future(series.record_memory())]
+    recorders = Recorders(pipeline, started_at)
+    recording = [asyncio.ensure_future(recorders.record_series()), asyncio.ensure_future(recorders.record_memory())]
     try:
         await _load(pipeline, evaluation, order, watch, options, span)
     finally:
-        for recorder in recorders:
+        for recorder in recording:
             recorder.cancel()
     seconds = time.monotonic() - started_at
     log.ended(now=time.monotonic())
     after = await pipeline.stats()
-    return _report(pipeline, options, log, before, after, series, seconds), log
+    return _report(pipeline, options, log, before, after, recorders, seconds), log
 
 
 async def _load(pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span) -> None:
@@ -191,31 +197,25 @@ def _watch(pipeline: Pipeline, evaluation: Evaluation, log: RunLog, span: Span, 
     return Watch(on_offered, on_ended)
 
 
-class Series:
-    """The source's admission state over time.
+class Recorders:
+    """What is looked at again and again while a run goes on.
 
     Attributes:
-        rows: #: one dict per step, at most SERIES_ROWS.
-        memory: #: every node's resident set, by rank, about once a second; at most SERIES_ROWS.
+        series: the source's admission state over time.
+        memory: #: every node's resident set, by rank, about once a second; at most MOST_ROWS.
     """
 
     def __init__(self, pipeline: Pipeline, started_at: float) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.series = AdmissionSeries([pipeline.driver.policy])
         self.memory: list[dict[str, Any]] = []
         self._pipeline = pipeline
         self._started_at = started_at
-        self._step = SERIES_SECONDS
-        self._admitted = self._results = 0
 
-    async def record(self) -> None:
+    async def record_series(self) -> None:
         """Runs until it is cancelled."""
-        self._row()
         while True:
-            await asyncio.sleep(self._step)
-            self._row()
-            if len(self.rows) >= SERIES_ROWS:
-                self.rows = self.rows[::2]
-                self._step *= 2.0
+            self.series.record(time.monotonic() - self._started_at)
+            await asyncio.sleep(self.series.step_seconds)
 
     async def record_memory(self) -> None:
         """Runs until it is cancelled."""
@@ -224,29 +224,8 @@ class Series:
             nodes = await self._pipeline.stats()
             results = self._pipeline.source.counts.results - first
             self.memory.append({"results": results, "rss_mb": [round(stats["rss_bytes"] / 1e6, 2) for stats in nodes]})
-            self.memory = self.memory if len(self.memory) < SERIES_ROWS else self.memory[::2]
+            self.memory = self.memory if len(self.memory) < MOST_ROWS else self.memory[::2]
             await asyncio.sleep(MEMORY_SECONDS)
-
-    def _row(self) -> None:
-        source = self._pipeline.source
-        policy = self._pipeline.driver.policy
-        t = time.monotonic() - self._started_at
-        elapsed = t - self.rows[-1]["t"] if self.rows else math.inf
-        admitted, results = source.counts.admitted, source.counts.results
-        self.rows.append(
-            {
-                "t": round(t, 4),
-                "admitted_hz": round((admitted - self._admitted) / elapsed, 2),
-                "result_hz": round((results - self._results) / elapsed, 2),
-                "queue": policy.input_length + policy.output_length,
-                "waiting": source.waiting_count,
-                "in_flight": source.in_flight,
-                "point": source.admission.point,
-                "window": source.admission.window_samples,
-                "rate_hz": source.admission.rate_hz,
-            }
-        )
-        self._admitted, self._results = admitted, results
 
 
 def _report(
@@ -255,7 +234,7 @@ def _report(
     log: RunLog,
     before: list[dict[str, Any]],
     after: list[dict[str, Any]],
-    series: Series,
+    recorders: Recorders,
     seconds: float,
 ) -> dict[str, Any]:
     bundle, source = pipeline.bundle, pipeline.source
@@ -270,8 +249,8 @@ def _report(
         stage_macs=[spec.macs for spec in bundle.stages],
         nodes=node_rows(before, after, seconds),
         links=link_rows(before, after, seconds),
-        series=series.rows,
-        memory=series.memory,
+        series=recorders.series.rows,
+        memory=recorders.memory,
         second_results=source.counts.second_results - first["second_results"],
         resubmitted=source.counts.resubmitted - first["resubmitted"],
         shared_machine=not options.attach,

@@ -1,6 +1,6 @@
 """The commands: parse, call one library function, print. Nothing else in zpipe prints.
 
-Exit codes: 0 done, 1 the run fell short, 2 bad usage or configuration. One module per command, named in `_COMMANDS`.
+Exit codes: 0 done, 1 the run fell short, 2 bad usage or configuration. One module per command.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import sys
 
 import click
 
-from zpipe.cli import bench, doctor, node, replay, train  # each puts its command into the group
+from zpipe.cli import bench, doctor, node, replay, sim, train  # each puts its command into the group
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, ZpipeError
 
-__all__ = ["bench", "cli", "doctor", "main", "node", "replay", "train"]
+__all__ = ["bench", "cli", "doctor", "main", "node", "replay", "sim", "train"]
 
 log = logging.getLogger("zpipe.cli")
 

@@ -72,7 +72,16 @@ def load_options(command: Command) -> Command:
     return command
 
 
-def parse_rate(text: str) -> float:
+def parse_load(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `load_options` with `rate` as a number, `rate_hz`; a rate without an end offers for 10 seconds."""
+    rate = options.pop("rate")
+    options["rate_hz"] = None if rate is None else _rate(rate)
+    if rate not in (None, "max") and options["count"] is None and options["duration"] is None:
+        options["duration"] = 10.0
+    return options
+
+
+def _rate(text: str) -> float:
     """Samples per second; `inf` for `max`: as many as admission lets in."""
     if text == "max":
         return math.inf

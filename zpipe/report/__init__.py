@@ -9,7 +9,7 @@ goodput          results that came before their deadline
 """
 
 from zpipe.report.build import REPORT, SCHEMA, build_report, check_schema, spread
-from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog
+from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, merged
 from zpipe.report.machine import machine
 from zpipe.report.nodes import link_rows, node_rows, quantile
 from zpipe.report.terminal import render
@@ -25,6 +25,7 @@ __all__ = [
     "check_schema",
     "link_rows",
     "machine",
+    "merged",
     "node_rows",
     "quantile",
     "render",

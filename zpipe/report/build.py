@@ -23,6 +23,7 @@ REPORT = {
     "seed": int,
     "machine": {"cpu": str, "cores": int, "os": str, "python": str, "versions": {}},
     "shared_machine": bool,
+    "simulated": bool,
     "seconds": float,
     "counts": dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung", "second_results", "resubmitted"), int),
     "strangers": int,
@@ -36,10 +37,16 @@ REPORT = {
     "mean_macs_share": float | None,
     "cpu_efficiency": float | None,
     "overhead_us_per_task": float | None,
+    "sources": [
+        {"rank": int, "accuracy": float | None, "latency_ms": {"mean": float | None, "p95": float | None}}
+        | {"throughput_hz": float}
+        | dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung"), int)
+    ],
     "exits": [{"stage": int, "share": float, "accuracy": float | None}],
     "nodes": [
         {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "queue_p95": float, "queue_max": float}
-        | dict.fromkeys(("busy", "batch_mean", "cpu_s", "stage_cpu_s", "rss_mb"), float)
+        | dict.fromkeys(("busy", "batch_mean"), float)
+        | dict.fromkeys(("cpu_s", "stage_cpu_s", "rss_mb"), float | None)  # a simulated node is no process
     ],
     "links": [{}],
     "series": [{"t": float}],
@@ -63,6 +70,7 @@ def build_report(
     second_results: int,
     resubmitted: int,
     shared_machine: bool,
+    simulated: bool = False,
 ) -> dict[str, Any]:
     """The report of one run, JSON values only, no NaN.
 
@@ -78,12 +86,13 @@ def build_report(
         memory: every node's resident set over time.
         second_results, resubmitted: of this run, as the source counted them.
         shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
+        simulated: no node ran at all.
     """
     columns = log.columns()
     answered = columns["kind"] == KINDS.index("result")
     exits = _exit_rows(columns, answered, len(stage_macs))
     mean_macs = float(np.dot([row["share"] for row in exits], np.cumsum(stage_macs))) if answered.any() else None
-    tasks, cpu, stage_cpu = (sum(node[key] for node in nodes) for key in ("tasks", "cpu_s", "stage_cpu_s"))
+    tasks, cpu, stage_cpu = (sum(node[key] or 0 for node in nodes) for key in ("tasks", "cpu_s", "stage_cpu_s"))
     report = {
         "schema": SCHEMA,
         "topology": topology,
@@ -92,6 +101,7 @@ def build_report(
         "seed": seed,
         "machine": machine(),
         "shared_machine": shared_machine,
+        "simulated": simulated,
         "seconds": seconds,
         "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted},
         "strangers": log.strangers,
@@ -104,7 +114,8 @@ def build_report(
         "mean_macs": mean_macs,
         "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
         "cpu_efficiency": stage_cpu / cpu if cpu else None,
-        "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks else None,
+        "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks and cpu else None,
+        "sources": _source_rows(log, columns, answered, seconds),
         "exits": exits,
         "nodes": nodes,
         "links": links,
@@ -119,6 +130,30 @@ def _counts(log: RunLog, kinds: np.ndarray[Any, Any]) -> dict[str, int]:
     ended = {kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS) if kind}
     broken = {"duplicate": log.duplicate, "hung": log.hung}
     return {"submitted": len(log), **ended, "lost": int((kinds == 0).sum()), **broken}
+
+
+def _source_rows(
+    log: RunLog, columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], seconds: float
+) -> list[dict[str, Any]]:
+    """What became of the samples of each source that offered any."""
+    rows, broken = [], log.broken
+    for rank in np.unique(columns["source"]).tolist():
+        mine = columns["source"] == rank
+        kinds = columns["kind"][mine]
+        latency = spread(1e3 * columns["latency"][mine & answered])
+        rows.append(
+            {
+                "rank": rank,
+                "submitted": len(kinds),
+                **{kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS) if kind},
+                "lost": int((kinds == 0).sum()),
+                **{name: found[rank] for name, found in broken.items()},
+                "throughput_hz": int((mine & answered).sum()) / seconds if seconds else 0.0,
+                "accuracy": _accuracy(columns, mine & answered),
+                "latency_ms": {"mean": latency["mean"], "p95": latency["p95"]},
+            }
+        )
+    return rows
 
 
 def _accuracy(columns: dict[str, np.ndarray[Any, Any]], rows: np.ndarray[Any, Any]) -> float | None:

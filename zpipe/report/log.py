@@ -6,6 +6,7 @@ import json
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,21 @@ MOST_CAUSES = 20
 
 
 class RunLog:
-    """What became of every sample of a run, by number. Columns of plain arrays: 67 bytes a sample, however long the run.
+    """What became of every sample of a run, by number. Columns of plain arrays: 79 bytes a sample, however long the run.
 
     Args:
         first: the number of the run's first sample; they follow each other from there.
+        source: the rank where they enter.
 
     Attributes:
         causes: {why samples ended without a result: how many}; at most MOST_CAUSES, then "other causes".
         strangers: outcomes of numbers that were never offered.
     """
 
-    def __init__(self, *, first: int = 0) -> None:
+    def __init__(self, *, first: int = 0, source: int = 0) -> None:
         self.first = first
+        self.source = source
+        self._source, self._sample = array("i"), array("l")
         self._index, self._truth, self._kind = array("l"), array("l"), array("b")
         self._label, self._stage, self._attempts = array("l"), array("b"), array("l")
         self._confidence, self._latency, self._queued, self._deadline = array("d"), array("d"), array("d"), array("d")
@@ -58,6 +62,8 @@ class RunLog:
     def submitted(self, sample: int, index: int, truth: int, *, deadline: float) -> None:
         """A sample is about to be offered: `index` into the evaluation set, `truth` its label, `deadline` on the caller's clock."""
         assert sample == self.first + len(self), "samples of a run are numbered without gaps"
+        self._source.append(self.source)
+        self._sample.append(sample)
         self._index.append(index)
         self._truth.append(truth)
         self._deadline.append(deadline)
@@ -98,9 +104,17 @@ class RunLog:
             if not kind and now > deadline + HUNG_SECONDS:
                 self._hung.add(row)
 
+    @property
+    def broken(self) -> dict[str, Counter[int]]:
+        """{`duplicate` or `hung`: {source: samples}}."""
+        return {
+            name: Counter(self._source[row] for row in rows) for name, rows in (("duplicate", self._repeated), ("hung", self._hung))
+        }
+
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
         """The log as arrays `[samples]`; `kind` indexes KINDS."""
         return {
+            "source": np.array(self._source),
             "index": np.array(self._index),
             "truth": np.array(self._truth),
             "kind": np.array(self._kind),
@@ -113,13 +127,26 @@ class RunLog:
             "queued": np.array(self._queued),
         }
 
+    def append(self, other: RunLog) -> None:
+        """Takes over another source's samples, behind those that are here."""
+        rows = len(self)
+        for name, column in vars(other).items():
+            if isinstance(column, array):
+                getattr(self, name).extend(column)
+        self._repeated |= {rows + row for row in other._repeated}
+        self._hung |= {rows + row for row in other._hung}
+        self.strangers += other.strangers
+        for cause, times in other.causes.items():
+            self.causes[cause if cause in self.causes or len(self.causes) < MOST_CAUSES else "other causes"] += times
+
     def samples_jsonl(self, path: Path) -> None:
         """One JSON line per sample: its id, its index in the evaluation set, how it ended, what was answered and what is true."""
         with path.open("w", encoding="utf-8") as file:
             for row in range(len(self)):
                 answered = KINDS[self._kind[row]] == "result"
                 line = {
-                    "id": self.first + row,
+                    "source": self._source[row],
+                    "id": self._sample[row],
                     "index": self._index[row],
                     "outcome": KINDS[self._kind[row]] or None,
                     "label": self._label[row] if answered else None,
@@ -130,3 +157,13 @@ class RunLog:
                     "attempts": self._attempts[row],
                 }
                 file.write(json.dumps(line) + "\n")
+
+
+def merged(logs: Sequence[RunLog]) -> RunLog:
+    """The logs of several sources as one, for the report; nothing more is to be logged in it."""
+    if len(logs) == 1:
+        return logs[0]
+    whole = RunLog()
+    for log in logs:
+        whole.append(log)
+    return whole

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The report's `nodes`: what each node did between two looks at its counters."""
+    """The report's `nodes`: what each node did between two looks at its counters; None where a simulated node has none."""
     first = {stats["rank"]: stats for stats in before}
     rows = []
     for stats in after:
@@ -14,6 +14,9 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
 
         def grown(key: str, stats: dict[str, Any] = stats, old: dict[str, Any] = old) -> float:
             return float(stats[key] - old.get(key, 0))
+
+        def grown_or_none(key: str, stats: dict[str, Any] = stats, old: dict[str, Any] = old) -> float | None:
+            return None if stats[key] is None else float(stats[key] - old.get(key, 0))
 
         seen = {int(length): int(times) for length, times in stats["queue_histogram"]}
         for length, times in old.get("queue_histogram", ()):
@@ -28,9 +31,9 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                 "queue_max": max((length for length, times in seen.items() if times), default=0),
                 "batch_mean": tasks / batches if batches else 0.0,
                 "tasks": int(tasks),
-                "cpu_s": grown("cpu_seconds"),
-                "stage_cpu_s": grown("stage_cpu_seconds"),
-                "rss_mb": stats["rss_bytes"] / 1e6,
+                "cpu_s": grown_or_none("cpu_seconds"),
+                "stage_cpu_s": grown_or_none("stage_cpu_seconds"),
+                "rss_mb": None if stats["rss_bytes"] is None else stats["rss_bytes"] / 1e6,
                 "sent_bytes": int(grown("sent_bytes")),
             }
         )

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from zpipe.report.build import PERCENTILES
 from zpipe.report.log import KINDS
 
+#: More nodes than this are shown as a spread.
+MOST_NODES = 40
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -77,7 +80,10 @@ def _exits(report: dict[str, Any]) -> RenderableType:
 
 
 def _nodes(report: dict[str, Any]) -> RenderableType:
-    names = ("node", "stages", "busy", "batch", "queue p95", "max", "tasks", "CPU s", "RSS MB", "sent MB")
+    if len(report["nodes"]) > MOST_NODES:
+        return _many_nodes(report["nodes"])
+    process = not report["simulated"]
+    names = ("node", "stages", "busy", "batch", "queue p95", "max", "tasks", *(("CPU s", "RSS MB") if process else ()), "sent MB")
     table = _table(*[(name, "left" if name == "stages" else "right") for name in names])
     for row in report["nodes"]:
         table.add_row(
@@ -88,10 +94,20 @@ def _nodes(report: dict[str, Any]) -> RenderableType:
             str(row["queue_p95"]),
             str(row["queue_max"]),
             f"{row['tasks']:,}",
-            _number(row["cpu_s"], ".2f"),
-            _number(row["rss_mb"], ".0f"),
+            *((_number(row["cpu_s"], ".2f"), _number(row["rss_mb"], ".0f")) if process else ()),
             _number(row["sent_bytes"] / 1e6),
         )
+    return table  # type: ignore[no-any-return]
+
+
+def _many_nodes(nodes: list[dict[str, Any]]) -> RenderableType:
+    """The spread over nodes: nobody reads a thousand rows."""
+    table = _table((f"{len(nodes):,} nodes", "left"), *[(name, "right") for name in ("least", "median", "mean", "most")])
+    forms = {"busy": ".0%", "batch_mean": ".1f", "queue_p95": ".0f", "tasks": ",.0f"}
+    for key, form in forms.items():
+        values = sorted(node[key] for node in nodes)
+        shown = (values[0], values[len(values) // 2], sum(values) / len(values), values[-1])
+        table.add_row(key.replace("_", " "), *[format(value, form) for value in shown])
     return table  # type: ignore[no-any-return]
 
 
@@ -99,10 +115,14 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     overhead = report["overhead_us_per_task"]
-    lines = [
-        f"multiply-adds per sample: {_percent(report['mean_macs_share'])} of the full network",
-        f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(overhead, '.0f')} µs a task",
-    ]
+    lines = [f"multiply-adds per sample: {_percent(report['mean_macs_share'])} of the full network"]
+    if report["simulated"]:
+        lines.append(
+            f"simulated: {report['events']:,} events, {_percent(report['nodes_running_share'])} of the nodes ran a stage; "
+            f"service times of {report['service']}"
+        )
+    else:
+        lines.append(f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(overhead, '.0f')} µs a task")
     if report["shared_machine"] and len(report["nodes"]) > 1:
         cores = report["machine"]["cores"]
         lines.append(

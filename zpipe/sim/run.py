@@ -1,0 +1,328 @@
+"""One simulated run: warm up, offer, report; the steps and the report of `zpipe.bench.run`."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from zpipe.bundle import Bundle
+from zpipe.codecs import make_codecs
+from zpipe.configure import node_config, prepare, source_config
+from zpipe.emulation import replay_codec
+from zpipe.errors import ConfigError
+from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span
+from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.messages import Resolve
+from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
+from zpipe.series import AdmissionSeries
+from zpipe.sim.hop import HopProfile, load_hop_profile
+from zpipe.sim.offer import ClosedLoop, Offering, OpenLoop
+from zpipe.sim.service import device_service, load_service, measured_service, replayed
+from zpipe.sim.world import World
+from zpipe.topology import SourceSpec, Topology, load_topology, override
+
+#: Takes a line for people and the fraction done, 0..1.
+Progress = Callable[[str, float], None]
+
+#: Nodes whose topology names no device are this board, unless the caller names another.
+DEFAULT_DEVICE = "raspberry-pi-4"
+#: Samples under way at each source while warming up (as in `zpipe.bench.run`).
+WARM_UP_WINDOW = 16
+#: Progress is told so often, in simulated seconds.
+PROGRESS_SECONDS = 1.0
+#: Seeds of a run's further sources are this far apart: nobody tries as many neighbouring seeds.
+SEED_STEP = 1_000_003
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """What one simulated run does; `None` leaves the topology's value. With several sources, counts and rates are sums over them.
+
+    Attributes:
+        topology: file, name, or a topology.
+        count, duration: samples or seconds to offer, whichever ends first; the evaluation set once if neither is given.
+        window: samples under way in the closed loop of each source.
+        rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
+        arrivals: `poisson`, `constant`, or a file of arrival times, which several sources take in turns.
+        exit_point: an operating point or `no-exit`.
+        offload: an offload strategy.
+        warm_up: samples before the measured ones.
+        device: profile of every node whose topology names none.
+        service: a file of measured service times, instead of device profiles.
+        hop: a measured profile of what nodes take beside, or a file of one.
+    """
+
+    topology: str | Path | Topology
+    count: int | None = None
+    duration: float | None = None
+    window: int = 32
+    rate_hz: float | None = None
+    arrivals: str = POISSON
+    exit_point: str | None = None
+    admission: str | None = None
+    when_full: str | None = None
+    max_batch: int | None = None
+    bundle: str | None = None
+    deadline: float | None = None
+    seed: int = 0
+    warm_up: int = 200
+    offload: str | None = None
+    device: str = DEFAULT_DEVICE
+    service: Path | None = None
+    hop: HopProfile | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("window", 1), ("warm_up", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: found {value!r}, expected at least {least}")
+        for name in ("duration", "rate_hz", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ConfigError(f"{name}: found {value!r}, expected a number above 0")
+
+
+def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
+    """The report of a run of this topology that only took place on a virtual clock; the same for the same seed.
+
+    Args:
+        topology: a topology, its file or its name.
+        options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `exit_point`, `admission`,
+            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `offload`, `device`, `service`, `hop`.
+
+    Raises:
+        ConfigError: topology, bundle or an option is wrong.
+    """
+    return run_sim(SimOptions(topology, **options))[0]
+
+
+def run_sim(options: SimOptions, *, progress: Progress = lambda line, done: None) -> tuple[dict[str, Any], RunLog]:
+    """Runs it.
+
+    Returns:
+        The report (design section 7) and the log behind it.
+
+    Raises:
+        ConfigError: topology, bundle or an option is wrong.
+    """
+    progress("starting", 0.0)
+    return _Run(options, progress).run()
+
+
+class _Run:
+    """One world, its sources' programs, and the two looks at its counters."""
+
+    def __init__(self, options: SimOptions, progress: Progress) -> None:
+        self.options = options
+        self.progress = progress
+        self.topology, self.bundle = _prepared(options)
+        self.world = _world(self.topology, self.bundle, options)
+        evaluation = self.bundle.evaluation()
+        labels = evaluation.labels.tolist()
+        self.samples = len(labels)
+        self.offerings = {
+            spec.rank: Offering(
+                self.world, spec, self.bundle, deadline_seconds=options.deadline or spec.deadline_seconds, labels=labels
+            )
+            for spec in self.topology.sources
+        }
+        self.world.resolved = self._resolved
+        self.ended = 0
+        self._loads = 0  #: sources that still offer, or wait for outcomes
+
+    def run(self) -> tuple[dict[str, Any], RunLog]:
+        """Warms up, offers, reports."""
+        world, options = self.world, self.options
+        if options.warm_up:
+            self.progress("warming up", 0.0)
+            self._warm_up(options.warm_up)
+        span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=self.samples)
+        for offering in self.offerings.values():
+            offering.log = RunLog(first=offering.next_sample, source=offering.spec.rank)
+        before, started_at, events = world.stats(), world.now, world.events
+        series = AdmissionSeries([world.nodes[rank] for rank in self.offerings])
+        self._record(series, started_at)
+        self._show_progress(span, started_at)
+        self._offer(span)
+        seconds = world.now - started_at
+        logs = [offering.log for offering in self.offerings.values() if offering.log is not None]
+        for log in logs:
+            log.ended(now=world.now)
+        log = merged(logs)
+        report = self._report(log, before, world.stats(), series, seconds, world.events - events)
+        return report, log
+
+    # ---- loads ---------------------------------------------------------------------------------
+
+    def _warm_up(self, samples: int) -> None:
+        """A closed loop at each source; the measured samples then begin with whole rounds of the evaluation set again."""
+        for index, offering in enumerate(self.offerings.values()):
+            span = Span(samples=_share(samples, index, len(self.offerings)))
+            order = Order(self.samples, seed=self._seed(index))
+            self._start(offering, partial(ClosedLoop, order=order, span=span, window=WARM_UP_WINDOW))
+        self._run_loads()
+
+    def _offer(self, span: Span) -> None:
+        for index, offering in enumerate(self.offerings.values()):
+            order, mine = Order(self.samples, seed=self._seed(index)), replace(span, samples=self._samples_of(span, index))
+            times = self._times(index)
+            if times is not None:
+                self._start(offering, partial(OpenLoop, order=order, times=mine.of(times)))
+            else:
+                window = self.options.window if self.options.rate_hz is None else math.inf
+                self._start(offering, partial(ClosedLoop, order=order, span=mine, window=window))
+        self._run_loads()
+
+    def _start(self, offering: Offering, load: Callable[..., OpenLoop | ClosedLoop]) -> None:
+        self._loads += 1
+        offering.begin(load(offering, done=self._load_done))
+
+    def _run_loads(self) -> None:
+        if self._loads:
+            self.world.run()
+
+    def _load_done(self) -> None:
+        self._loads -= 1
+        if not self._loads:
+            self.world.stop()
+
+    def _times(self, index: int) -> Iterator[float] | None:
+        """Arrival times of one source."""
+        options, sources = self.options, len(self.offerings)
+        rate = None if options.rate_hz is None else options.rate_hz / sources
+        times = arrival_times(options.arrivals, rate, seed=self._seed(index))
+        return islice(times, index, None, sources) if times is not None and options.arrivals not in (POISSON, CONSTANT) else times
+
+    def _samples_of(self, span: Span, index: int) -> float:
+        return span.samples if math.isinf(span.samples) else _share(int(span.samples), index, len(self.offerings))
+
+    def _seed(self, index: int) -> int:
+        """A single source has the run's own seed, so that it offers what a live one would."""
+        return self.options.seed + SEED_STEP * index
+
+    # ---- while it runs -------------------------------------------------------------------------
+
+    def _resolved(self, rank: int, resolve: Resolve) -> None:
+        self.ended += 1
+        self.offerings[rank].resolved(resolve)
+
+    def _record(self, series: AdmissionSeries, started_at: float) -> None:
+        series.record(self.world.now - started_at)
+        self.world.call_at(self.world.now + series.step_seconds, lambda: self._record(series, started_at))
+
+    def _show_progress(self, span: Span, started_at: float) -> None:
+        offered = sum(len(offering.log) for offering in self.offerings.values() if offering.log is not None)
+        done = max(offered / span.samples, min(1.0, (self.world.now - started_at) / span.seconds))
+        self.progress("simulating", done)
+        self.world.call_at(self.world.now + PROGRESS_SECONDS, lambda: self._show_progress(span, started_at))
+
+    # ---- after it ------------------------------------------------------------------------------
+
+    def _report(
+        self,
+        log: RunLog,
+        before: list[dict[str, Any]],
+        after: list[dict[str, Any]],
+        series: AdmissionSeries,
+        seconds: float,
+        events: int,
+    ) -> dict[str, Any]:
+        options, topology, bundle = self.options, self.topology, self.bundle
+        policy = topology.policy
+        admissions = dict.fromkeys(offering.source.config.admission for offering in self.offerings.values())
+        nodes = node_rows(before, after, seconds)
+        hosting = [node for node in nodes if node["stages"]]
+        report = build_report(
+            log,
+            topology=topology.name,
+            bundle=bundle.name,
+            policy=f"{options.exit_point or policy.exit_point}, {' '.join(admissions)}",
+            seed=options.seed,
+            seconds=seconds,
+            stage_macs=[spec.macs for spec in bundle.stages],
+            nodes=nodes,
+            links=link_rows(before, after, seconds),
+            series=series.rows,
+            memory=[],
+            second_results=_grown(before, after, "second_results"),
+            resubmitted=_grown(before, after, "resubmitted"),
+            shared_machine=False,
+            simulated=True,
+        )
+        return report | {
+            "events": events,
+            "nodes_running_share": sum(1 for node in hosting if node["tasks"]) / len(hosting),
+            "service": _service_name(topology, options),
+        }
+
+
+def _share(total: int, index: int, parts: int) -> int:
+    """How many of `total` fall to one of `parts`: the first ones take one more where it does not divide."""
+    return total // parts + (index < total % parts)
+
+
+def _grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) -> int:
+    """By how much a count of the sources grew, over all of them."""
+    return sum(
+        int(new["delivery"][key] - old["delivery"][key]) for old, new in zip(before, after, strict=True) if "delivery" in new
+    )
+
+
+# ---- making the world ----------------------------------------------------------------------------
+
+
+def _prepared(options: SimOptions) -> tuple[Topology, Bundle]:
+    topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
+    topology = override(topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload)
+    return prepare(topology)
+
+
+def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:
+    if options.service is not None:
+        times = load_service(options.service, bundle)
+        service = measured_service(times, rng=random.Random(f"{options.seed}/service"))
+    else:
+        service = device_service(topology, bundle, device=options.device)
+    sources = {spec.rank: _source(spec, topology, bundle, options) for spec in topology.sources}
+    hop = options.hop if isinstance(options.hop, HopProfile) else load_hop_profile(options.hop) if options.hop else HopProfile()
+    return World(
+        topology,
+        [node_config(topology, bundle, node.rank, source=sources.get(node.rank)) for node in topology.nodes],
+        service=service,
+        answers=replayed(bundle, replay_codec(topology)),
+        row_bytes=_row_bytes(topology, bundle),
+        hop=hop,
+        seed=options.seed,
+    )
+
+
+def _source(spec: SourceSpec, topology: Topology, bundle: Bundle, options: SimOptions) -> SourceConfig:
+    config = source_config(
+        spec,
+        bundle,
+        exit_point=options.exit_point or topology.policy.exit_point,
+        admission=options.admission,
+        when_full=options.when_full,
+    )
+    return replace(config, session=1)
+
+
+def _row_bytes(topology: Topology, bundle: Bundle) -> dict[str, list[int]]:
+    """{codec: per stage the bytes of one row on a link}, what is typical where a codec's output varies."""
+    names = {link.codec for link in topology.links}
+    codecs = make_codecs(bundle, names)
+    return {name: [codecs[name, spec.index].typical_row_bytes for spec in bundle.stages] for name in names}
+
+
+def _service_name(topology: Topology, options: SimOptions) -> str:
+    """Where the service times come from, for people."""
+    if options.service is not None:
+        return options.service.name
+    names = sorted({node.device or options.device for node in topology.nodes if node.stages})
+    return ", ".join(names)

@@ -417,6 +417,29 @@ def test_bench_writes_its_report_and_a_line_for_each_sample(tmp_path: Path) -> N
         assert row["share"] == pytest.approx(sum(line["exit_stage"] == row["stage"] for line in lines) / 300)
 
 
+def test_bench_of_emulated_boards_answers_as_the_real_ones_and_takes_their_time(tmp_path: Path) -> None:
+    report_file, samples_file = tmp_path / "report.json", tmp_path / "samples.jsonl"
+    boards = ("--executor", "emulated", "--device", "raspberry-pi-3/12", "--bundle", HALF)
+    load = ("--count", "40", "--warm-up", "0", "--window", "40")
+    run = completed("bench", "--topology", "line2", *boards, *load, "--json", report_file, "--samples", samples_file)
+    assert run.process.returncode == 0, run.err
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    assert report["counts"]["result"] == 40
+    assert report["shared_machine"] is False
+    replay = load_bundle(HALF).replay()
+    samples = [json.loads(line) for line in samples_file.read_text(encoding="utf-8").splitlines()]
+    assert [sample["label"] for sample in samples] == [replay.labels[s["index"], s["exit_stage"]] for s in samples]
+    busy, computed = (sum(node[key] for node in report["nodes"]) for key in ("busy", "stage_cpu_s"))
+    assert busy * report["seconds"] > 40 * 0.005
+    assert computed < 0.2 * busy * report["seconds"]
+
+
+def test_bench_of_boards_too_fast_to_be_emulated(refused: Refused) -> None:
+    line = refused("bench", "--topology", "line2", "--executor", "emulated", "--device", "raspberry-pi-4")
+    assert "nodes[0].device: found 'raspberry-pi-4', which does stage 0 in 4.7 ms, expected at least 5 ms" in line
+    assert line.endswith("name 'raspberry-pi-4/2'")
+
+
 @pytest.fixture
 def long_run(tmp_path: Path) -> Iterator[tuple[Running, list[psutil.Process]]]:
     """A bench in the middle of its run, and its three child processes."""

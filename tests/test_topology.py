@@ -352,6 +352,15 @@ def test_override_changes_every_node_and_source_and_checks_the_outcome() -> None
         override(topology, max_batch=0)
 
 
+def test_override_names_an_executor_for_every_node_and_a_device_for_those_without_one() -> None:
+    nodes = [{"rank": 0, "stages": [0], "device": "raspberry-pi-5"}, {"rank": 1, "stages": [1]}]
+    topology = override(from_dict({"bundle": "b", "nodes": nodes, "links": "line"}), executor="emulated", device="jetson-nano")
+    assert [(node.executor, node.device) for node in topology.nodes] == [
+        ("emulated", "raspberry-pi-5"),
+        ("emulated", "jetson-nano"),
+    ]
+
+
 def test_repr_shows_name_size_and_digest() -> None:
     topology = load_topology("line4")
     assert repr(topology) == f"<Topology line4 | 4 nodes, 3 links | digits-mobilenetv2 | {topology.digest()[:12]}>"

@@ -253,5 +253,5 @@ def _report(
         memory=recorders.memory,
         second_results=source.counts.second_results - first["second_results"],
         resubmitted=source.counts.resubmitted - first["resubmitted"],
-        shared_machine=not options.attach,
+        shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
     )

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.codecs import load_bottleneck, measured_codecs, row_bytes
 from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS
+from zpipe.model import AUTO_CODEC, NO_CODEC
 from zpipe.policy.admission import ADMISSIONS
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
@@ -47,6 +49,7 @@ def load_checked(topology: Topology) -> Bundle:
     _check_name(topology, "policy.exit", topology.policy.exit_point, points)
     for node in topology.nodes:
         _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
+    _check_codecs(topology, bundle)
     check_emulation(topology, bundle)
     return bundle_to_run(topology, bundle)
 
@@ -59,15 +62,32 @@ def _check_name(topology: Topology, key: str, found: str, known: Iterable[str]) 
         )
 
 
+def _check_codecs(topology: Topology, bundle: Bundle) -> None:
+    """That the bundle can do what the links name: has a learned codec, or tells what codecs cost."""
+    for index, link in enumerate(topology.links):
+        key = f"{topology.path or topology.name}: links[{index}].codec: found {link.codec}"
+        if link.codec == "bottleneck":
+            try:
+                load_bottleneck(bundle)
+            except BundleError as exc:
+                raise TopologyError(f"{key}, which bundle {bundle.name} cannot do: {exc}") from exc
+        if link.codec == AUTO_CODEC and measured_codecs(bundle) == (NO_CODEC,):
+            raise TopologyError(
+                f"{key}, expected a bundle whose manifest says what codecs cost ({bundle.name} does not); name one codec, or make "
+                "the bundle anew with `zpipe train`"
+            )
+
+
 def reach(bundle: Bundle) -> tuple[float, ...]:
     """Per stage the share of samples that get there at the default operating point, as measured on the calibration split."""
     shares = bundle.default_point.calibration.exit_shares
     return tuple(max(0.0, 1.0 - sum(shares[:stage])) for stage in range(len(shares)))
 
 
-def lane_bytes(bundle: Bundle) -> dict[int, float]:
-    """{stage: bytes of one task that waits for it, on a link}."""
-    return {spec.index: float(spec.input.bytes) for spec in bundle.stages}
+def lane_bytes(bundle: Bundle, codec: str = NO_CODEC) -> dict[int, float]:
+    """{stage: bytes of one task that waits for it, on a link of that codec}; `auto` begins with `none`."""
+    sizes = row_bytes(bundle, NO_CODEC if codec == AUTO_CODEC else codec)
+    return {stage: float(size) for stage, size in enumerate(sizes)}
 
 
 def input_is_cheaper(bundle: Bundle) -> bool:
@@ -86,7 +106,7 @@ def lane_order(bundle: Bundle) -> tuple[int, ...]:
 
 def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
     """What the topology and the bundle say about one node, in the policy's words."""
-    node, sizes = topology.node(rank), lane_bytes(bundle)
+    node = topology.node(rank)
     neighbours = []
     for peer in topology.neighbours(rank):
         link = topology.link(rank, peer)
@@ -98,7 +118,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
                 lanes_in=topology.lanes(peer, rank),
                 window_out=link.window,
                 window_in=link.window,
-                lane_bytes=sizes,
+                lane_bytes=lane_bytes(bundle, link.codec),
                 bandwidth_bps=link.bandwidth_bps,
                 latency_seconds=link.latency_seconds,
             )

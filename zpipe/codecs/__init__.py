@@ -26,17 +26,31 @@ A codec is for one thread at a time (zstd keeps its working memory between calls
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from zpipe.bundle import Bundle
 from zpipe.codecs.base import Codec, RawCodec, RowCodec
 from zpipe.codecs.bottleneck import Bottleneck, BottleneckWeights, load_bottleneck
+from zpipe.codecs.choice import Candidate, accuracy_lost, choose_codec, measured_codecs
 from zpipe.codecs.fp16 import Fp16
 from zpipe.codecs.int8 import Int8
 from zpipe.codecs.zstd import ZstdCodec
 from zpipe.errors import ConfigError
 from zpipe.model import CODECS, NO_CODEC, TensorSpec
 
-__all__ = ["Bottleneck", "BottleneckWeights", "Codec", "load_bottleneck", "make_codec", "make_codecs"]
+__all__ = [
+    "Bottleneck",
+    "BottleneckWeights",
+    "Candidate",
+    "Codec",
+    "accuracy_lost",
+    "choose_codec",
+    "load_bottleneck",
+    "make_codec",
+    "make_codecs",
+    "measured_codecs",
+    "row_bytes",
+]
 
 _FLOATS = ("float16", "float32")
 
@@ -83,3 +97,13 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
         for name in names
         for stage in bundle.real.stages
     }
+
+
+@lru_cache(maxsize=64)
+def row_bytes(bundle: Bundle, name: str) -> tuple[int, ...]:
+    """Per stage, the bytes that one row of its input typically has on a link with this codec.
+
+    Raises:
+        ConfigError, BundleError: as `make_codecs`.
+    """
+    return tuple(codec.typical_row_bytes for codec in make_codecs(bundle, (name,)).values())

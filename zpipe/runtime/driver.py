@@ -40,6 +40,7 @@ from zpipe.policy.messages import (
     ResultReceived,
     RunStage,
     SendBlocked,
+    SendCompleted,
     SendFailed,
     SendLost,
     SendReport,
@@ -49,6 +50,7 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
+from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.worker import Worker
@@ -57,7 +59,6 @@ from zpipe.trace import Recorder
 from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
 from zpipe.transport.zeromq import ZeroMQTransport
 from zpipe.wire import (
-    NO_CODEC,
     NO_RANK,
     Blocked,
     Bye,
@@ -72,7 +73,6 @@ from zpipe.wire import (
     Stats,
     StatsRequest,
     TaskBatch,
-    WireLimits,
     decode,
     encode,
 )
@@ -103,17 +103,19 @@ class DriverCounts:
     busy_seconds: float = 0.0
 
 
-def wire_limits(topology: Topology, bundle: Bundle) -> WireLimits:
-    """What this mesh's nodes may say to each other."""
-    return WireLimits(
-        stage_inputs={spec.index: spec.input for spec in bundle.stages},
-        max_rows=max(node.max_batch for node in topology.nodes),
-    )
+@dataclass(slots=True)
+class Carried:
+    """What one neighbour was sent: frames of tasks, their bytes, and what these would be without a codec."""
+
+    tasks: int = 0
+    frames: int = 0
+    bytes: int = 0
+    raw_bytes: int = 0
 
 
 def zeromq(topology: Topology, bundle: Bundle, rank: int) -> Callable[[TransportHandler], Transport]:
     """The transport of a live node, as Driver takes it."""
-    limits = wire_limits(topology, bundle)
+    limits = wire_limits(topology, bundle, codecs_of(topology, bundle))
     bind = topology.node(rank).bind_address
     return lambda handler: ZeroMQTransport(handler, bind=bind, max_message_bytes=limits.max_message_bytes)
 
@@ -176,14 +178,16 @@ class Driver:
         self._broken = broken or (lambda error: None)
         self._recorder = Recorder(trace, self.policy, seed=seed, note=self._note) if trace is not None else None
         self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
-        self._limits = wire_limits(topology, bundle)
+        codecs = codecs_of(topology, bundle)
+        self._limits = wire_limits(topology, bundle, codecs)
+        self._packing = Packing(topology, bundle, codecs, self.policy)
         self._payloads = Payloads()
         self._events: list[Event] = []
         self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._worker: Worker | None = None
-        self._carried: dict[int, list[int]] = {}  #: {peer: [tasks, frames, bytes] sent to it}
+        self._carried: dict[int, Carried] = {}  #: by peer
         self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
         self._process = psutil.Process()
@@ -364,17 +368,21 @@ class Driver:
     # ---- sending -------------------------------------------------------------------------------
 
     def _forward(self, command: Forward) -> None:
-        tasks = command.tasks
-        payload = join([self._payload(task.token, task.key.sample) for task in tasks])
+        peer, epoch, tasks = command.peer, command.epoch, command.tasks
+        activations = join([self._payload(task.token, task.key.sample) for task in tasks])
         for task in tasks:
             self._payloads.drop(task.token)
-        transit = self._round_trip(command.peer) / 2.0
-        batch = TaskBatch(self.rank, command.epoch, NO_CODEC, command.stage, tasks, payload)
-        frames = encode(batch, now=time.monotonic(), transit_seconds=transit)
-        self._send_data(command.peer, command.epoch, frames)
-        carried = self._carried.setdefault(command.peer, [0, 0, 0])
-        for index, more in enumerate((len(tasks), 1, sum(len(frame) for frame in frames))):
-            carried[index] += more
+        codec, payload = self._packing.pack(peer, command.stage, activations, now=time.monotonic())
+        batch = TaskBatch(self.rank, epoch, codec, command.stage, tasks, payload)
+        frames = encode(batch, now=time.monotonic(), transit_seconds=self._round_trip(peer) / 2.0)
+        size = sum(len(frame) for frame in frames)
+        if self._send_data(peer, epoch, frames) and self._packing.size_varies(peer):
+            self._events.append(SendCompleted(peer, epoch, tasks[0].number, len(tasks), size))
+        carried = self._carried.setdefault(peer, Carried())
+        carried.tasks += len(tasks)
+        carried.frames += 1
+        carried.bytes += size
+        carried.raw_bytes += size - payload.nbytes + activations.nbytes
 
     def _round_trip(self, peer: int) -> float:
         link = self.policy.neighbour(peer).outgoing
@@ -383,7 +391,8 @@ class Driver:
     def _tell_behind_tasks(self, command: SendBlocked) -> None:
         self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
 
-    def _send_data(self, peer: int, epoch: int, frames: Sequence[Buffer]) -> None:
+    def _send_data(self, peer: int, epoch: int, frames: Sequence[Buffer]) -> bool:
+        """Whether the transport took it; if not, the policy is told."""
         outgoing = self.peers.outgoing.get(peer)
         if (
             outgoing is None
@@ -392,9 +401,10 @@ class Driver:
             or not self.transport.send_data(outgoing.channel, frames)
         ):
             self._events.append(SendFailed(peer, epoch))
-            return
+            return False
         self.counts.frames_sent += 1
         self.counts.sent_bytes += sum(len(frame) for frame in frames)
+        return True
 
     def _tell(self, peer: int, message: Message) -> None:
         channel = self.peers.control(peer)
@@ -430,8 +440,8 @@ class Driver:
             **asdict(policy.counts),
         }
         stats["links"] = [
-            {"to": peer, "tasks": tasks, "frames": frames, "bytes": size, "round_trip_seconds": self._round_trip(peer)}
-            for peer, (tasks, frames, size) in sorted(self._carried.items())
+            {"to": peer, **asdict(carried), "round_trip_seconds": self._round_trip(peer)}
+            for peer, carried in sorted(self._carried.items())
         ]
         stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())
         stats["service_seconds"] = sorted(policy.service_seconds.items())
@@ -459,8 +469,13 @@ class Driver:
             if came is None or came.epoch != message.epoch:
                 self.counts.stray_frames += 1
                 return
+            try:
+                activations = self._packing.unpack(message)
+            except WireError as exc:
+                self._drop_bad(exc)
+                return
             for index, task in enumerate(message.tasks):
-                task.token = self._payloads.add(message.payload, index)
+                task.token = self._payloads.add(activations, index)
             self._events.append(TaskReceived(message.sender, message.epoch, message.tasks))
         elif isinstance(message, Blocked):
             came = self.peers.incoming.get(message.sender)
@@ -540,6 +555,9 @@ class Driver:
         try:
             return decode(frames, limits=self._limits, now=time.monotonic())
         except WireError as exc:
-            self.counts.bad_frames += 1
-            log.debug("node %d dropped a frame: %s", self.rank, exc)
+            self._drop_bad(exc)
             return None
+
+    def _drop_bad(self, error: WireError) -> None:
+        self.counts.bad_frames += 1
+        log.debug("node %d dropped a frame: %s", self.rank, error)

@@ -68,7 +68,7 @@ class Evaluation:
     """The bundle's own test samples, never used in training or calibration.
 
     Attributes:
-        images: `[samples, 3, 32, 32] uint8`, as stage 0 takes them.
+        images: `[samples, 3, size, size] uint8`, as stage 0 takes them.
         labels: `[samples] int64`, indices into the bundle's classes.
         severity: `[samples] int64`, strength of the distortion, 0 = none.
         digit: `[samples] int64`, which original image a sample shows; samples of one original are not independent, so

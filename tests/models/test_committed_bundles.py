@@ -13,18 +13,22 @@ import onnxruntime
 import pytest
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.codecs import load_bottleneck, make_codecs
 from zpipe.executors import evaluate_gate
-from zpipe.model import GateSpec, TensorSpec
-from zpipe.models.calibration import Answers, exit_of, max_probability, measure_point
+from zpipe.model import CODECS, GateSpec, OperatingPoint, TensorSpec
+from zpipe.models.calibration import Answers, bootstrap, exit_of, max_probability, measure_point, right_at
 
 ENGINES = Path(__file__).parents[2] / "engines"
-FULL, HALF = "digits-mobilenetv2", "digits-mobilenetv2-half"
+FULL, HALF, LARGE = "digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2"
+
+#: What all files of a bundle may weigh. The full one is in the wheel.
+MOST_BYTES = {FULL: 16e6, HALF: 16e6, LARGE: 12e6}
 
 #: Another CPU sums in another order; this is what torch and ONNX Runtime may differ by, too.
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=[FULL, HALF])
+@pytest.fixture(scope="module", params=[FULL, HALF, LARGE])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     return load_bundle(ENGINES / request.param)
 
@@ -58,8 +62,8 @@ def run_chain(bundle: Bundle, images: npt.NDArray[np.uint8], *, batch: int) -> n
     return np.concatenate(parts)
 
 
-def answers_in(bundle: Bundle) -> Answers:
-    replay, evaluation = bundle.replay(), bundle.evaluation()
+def answers_in(bundle: Bundle, codec: str = "none") -> Answers:
+    replay, evaluation = bundle.replay(codec), bundle.evaluation()
     labels = replay.labels.astype(np.int64)
     return Answers(labels, replay.confidences, labels == evaluation.labels[:, None])
 
@@ -76,12 +80,23 @@ def assert_replayed(bundle: Bundle, samples: slice, *, batch: int) -> None:
         assert np.abs(confidences - replay.confidences[samples, stage.index]).max() < TOLERANCE
 
 
+def activation_bytes(bundle: Bundle) -> list[int]:
+    """At each cut, uncoded."""
+    return [stage.output.bytes for stage in bundle.stages if stage.output is not None]
+
+
+def sent_bytes(bundle: Bundle, point: OperatingPoint) -> npt.NDArray[np.float64]:
+    """Mean bytes per sample at each cut, uncoded: only what survives the exits before it crosses."""
+    survivors = 1 - np.cumsum(point.test.exit_shares)[:-1]
+    return np.asarray(np.array(activation_bytes(bundle)) * survivors)
+
+
 # ---- files -------------------------------------------------------------------------------------
 
 
 def test_bundle_stays_small(bundle: Bundle) -> None:
     sizes = [path.stat().st_size for path in bundle.path.iterdir() if path.is_file()]
-    assert sum(sizes) < 16e6
+    assert sum(sizes) < MOST_BYTES[bundle.name]
     assert max(sizes) < 8 * 2**20
 
 
@@ -115,7 +130,9 @@ def test_onnx_interface_is_what_the_manifest_says(bundle: Bundle) -> None:
 
 
 def test_first_stage_takes_raw_pixels(bundle: Bundle) -> None:
-    assert bundle.stages[0].input == TensorSpec("uint8", (3, 32, 32))
+    size = 96 if bundle.name == LARGE else 32
+    assert bundle.stages[0].input == TensorSpec("uint8", (3, size, size))
+    assert bundle.preprocessing.size == size
 
 
 def test_full_network_is_mobilenetv2_at_full_width() -> None:
@@ -148,6 +165,105 @@ def test_calibration_and_executors_share_one_gate_to_the_last_bit(bundle: Bundle
         both = np.stack([ours, np.zeros_like(ours)], 1)
         exited = [exit_of(row[None], (limit, limit))[0] == 0 for row, limit in zip(both, thresholds, strict=True)]
         assert exited == decision.exited
+
+
+# ---- codecs ------------------------------------------------------------------------------------
+
+
+def activations_of(bundle: Bundle, samples: int) -> list[npt.NDArray[np.float32]]:
+    """What crosses each cut, without any codec."""
+    x: Any = bundle.evaluation().images[:samples]
+    activations = []
+    for session in sessions_of(bundle)[:-1]:
+        x = session.run(["activation"], {"input": x})[0]
+        activations.append(x)
+    return activations
+
+
+def test_every_codec_was_measured(bundle: Bundle) -> None:
+    assert bundle.replay_codecs() == CODECS == tuple(bundle.codecs)
+    assert (bundle.codecs["none"].accuracy, bundle.codecs["none"].lost) == (bundle.default_point.test.accuracy, 0.0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_accuracy_under_a_codec_follows_from_its_replay(bundle: Bundle, codec: str) -> None:
+    row = manifest_of(bundle)["codecs"][codec]
+    thresholds = bundle.default_point.thresholds
+    right = right_at(answers_in(bundle, codec), thresholds).astype(float)
+    assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
+    lost = bootstrap(right_at(answers_in(bundle), thresholds) - right, bundle.evaluation().digit)
+    assert [row["lost"], *row["lost_interval"]] == pytest.approx([lost.value, lost.low, lost.high], abs=1e-12)
+
+
+def test_no_codec_costs_more_than_a_point(bundle: Bundle) -> None:
+    lost = {name: metrics.lost for name, metrics in bundle.codecs.items()}
+    assert lost["fp16"] <= 0.001
+    assert lost["int8"] == lost["int8+zstd"] <= 0.002
+    assert lost["bottleneck"] <= 0.01
+
+
+def test_coded_bytes_are_what_the_codecs_send(bundle: Bundle) -> None:
+    rows, codecs = manifest_of(bundle)["codecs"], make_codecs(bundle, CODECS)
+    for name in CODECS:
+        for cut, mean in enumerate(rows[name]["bytes"]):
+            codec = codecs[name, cut + 1]
+            assert 0.5 * codec.row_bytes < mean <= codec.row_bytes
+            assert codec.packed or mean == codec.row_bytes
+    raw = activation_bytes(bundle)
+    assert rows["none"]["bytes"] == raw
+    assert all(coded < plain / 3.5 for coded, plain in zip(rows["int8"]["bytes"], raw, strict=True))
+    assert all(coded < plain / 14 for coded, plain in zip(rows["bottleneck"]["bytes"], raw, strict=True))
+
+
+def test_packing_brings_the_same_activations(bundle: Bundle) -> None:
+    codecs = make_codecs(bundle, ["int8", "int8+zstd"])
+    for cut, activations in enumerate(activations_of(bundle, 8)):
+        plain, packed = codecs["int8", cut + 1], codecs["int8+zstd", cut + 1]
+        assert (plain.decode(plain.encode(activations), 8) == packed.decode(packed.encode(activations), 8)).all()
+
+
+@pytest.mark.parametrize("codec", [name for name in CODECS if name != "none"])
+def test_chain_through_a_codec_reproduces_its_replay(bundle: Bundle, codec: str) -> None:
+    """Up to a step of the quantiser here and there: another CPU's last bits may fall on the other side of one."""
+    sessions, codecs, samples = sessions_of(bundle), make_codecs(bundle, [codec]), 60
+    replay = bundle.replay(codec)
+    x: Any = bundle.evaluation().images[:samples]
+    for stage, session in enumerate(sessions):
+        *activation, logits = session.run(None, {"input": x})
+        head = bundle.stages[stage].exit_head
+        assert head is not None
+        distance = np.abs(max_probability(logits, head.temperature) - replay.confidences[:samples, stage])
+        assert np.mean(distance) < 2e-3
+        assert np.mean(logits.argmax(1) == replay.labels[:samples, stage]) > 0.98
+        if activation:
+            coder = codecs[codec, stage + 1]
+            x = coder.decode(coder.encode(activation[0]), samples)
+
+
+def test_bottleneck_has_a_code_for_every_cut(bundle: Bundle) -> None:
+    weights = load_bottleneck(bundle)
+    assert list(weights) == [0, 1, 2, 3]
+    for cut, weight in weights.items():
+        output = bundle.stages[cut].output
+        assert output is not None
+        assert weight.encode.shape == (output.shape[0] // 4, output.shape[0])
+
+
+# ---- where an activation is smaller than the picture -------------------------------------------
+
+
+def test_96_pixel_network_sends_less_than_the_picture_at_every_cut() -> None:
+    bundle = load_bundle(ENGINES / LARGE, verify=False)
+    picture = bundle.stages[0].input.bytes
+    assert picture == 27_648
+    for point in bundle.operating_points:
+        assert (sent_bytes(bundle, point) < 0.7 * picture).all()
+    assert (sent_bytes(bundle, bundle.default_point) < 0.5 * picture).all()
+
+
+def test_32_pixel_network_sends_more_than_the_picture_at_its_first_cut() -> None:
+    bundle = load_bundle(ENGINES / FULL, verify=False)
+    assert sent_bytes(bundle, bundle.default_point)[0] > 10 * bundle.stages[0].input.bytes
 
 
 # ---- tables ------------------------------------------------------------------------------------

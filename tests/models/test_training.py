@@ -21,12 +21,19 @@ for _name in ("torch", "onnx", "onnxscript", "sklearn"):
 
 import torch
 
+from zpipe.models import building
 from zpipe.models.digits import digits_task
 from zpipe.models.export import PARITY, StageChain, export_stages, parity_error, stage_tensors
 from zpipe.models.network import MultiExitNet, Normalise, build_network, stage_costs
 from zpipe.models.training import all_logits, joint_loss, torch_settings, train_network
 
 HALF = "digits-mobilenetv2-half"
+
+
+@pytest.fixture(autouse=True)
+def short_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass instead of twenty, which take half a minute."""
+    monkeypatch.setattr(building, "BOTTLENECK_EPOCHS", 1)
 
 
 @pytest.fixture(scope="module")

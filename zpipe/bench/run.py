@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zpipe.bench.drive import Watch, closed_loop, open_loop
+from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bundle import Evaluation
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.load import POISSON, Order, Span, arrival_times, run_span
@@ -38,6 +41,8 @@ class BenchOptions:
     Attributes:
         topology: file or name.
         attach: the other ranks run already.
+        lab: start them in the edge lab: links as the topology says, slow boards.
+        cpu_shares: {rank: share of one core} in the lab.
         count, duration: samples or seconds to offer, whichever ends first; the evaluation set once if neither is given.
         window: samples under way in the closed loop.
         rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
@@ -51,6 +56,8 @@ class BenchOptions:
 
     topology: str | Topology
     attach: bool = False
+    lab: bool = False
+    cpu_shares: Mapping[int, float] = field(default_factory=dict)
     count: int | None = None
     duration: float | None = None
     window: int = 32
@@ -79,8 +86,28 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
         ConfigError: topology, bundle or an option is wrong, or a node runs with other files.
         ZpipeError: a node ended by itself.
     """
-    pipeline = _pipeline(options)
+    topology = _topology(options)
+    lab = EdgeLab(topology, cpu_shares=options.cpu_shares, seed=options.seed) if options.lab else None
+    pipeline = _pipeline(options, topology, lab)
     progress("starting", 0.0)
+    with _inside(lab, pipeline.rank, progress):
+        return await _run(pipeline, options, progress)
+
+
+@contextmanager
+def _inside(lab: EdgeLab | None, rank: int, progress: Progress) -> Iterator[None]:
+    """In the lab this process is the source's board."""
+    if lab is None:
+        yield
+        return
+    with lab:
+        if lab.removed:
+            progress(f"removed what a lab that died had left over: {', '.join(lab.removed)}", 0.0)
+        with lab.entered(rank):
+            yield
+
+
+async def _run(pipeline: Pipeline, options: BenchOptions, progress: Progress) -> tuple[dict[str, Any], RunLog]:
     async with pipeline:
         if options.attach:
             await _attached(pipeline, progress)
@@ -99,17 +126,22 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
             await asyncio.wait((measured,))  # nothing may be offered any more to a pipeline that closes
 
 
-def _pipeline(options: BenchOptions) -> Pipeline:
+def _topology(options: BenchOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
     of_every_node = (options.max_batch, options.bundle, options.executor, options.device)
     if options.attach and any(value is not None for value in of_every_node):
         raise ConfigError(
             "--max-batch, --bundle, --executor and --device concern every node: with --attach, change all topology files instead"
         )
-    topology = override(
-        topology, max_batch=options.max_batch, bundle=options.bundle, executor=options.executor, device=options.device
-    )
-    make = Pipeline.connect if options.attach else Pipeline.local
+    if options.attach and options.lab:
+        raise ConfigError("--lab starts every rank itself: found --attach, expected one of the two; drop the other")
+    if options.cpu_shares and not options.lab:
+        raise ConfigError("--cpu-share concerns the boards of the edge lab: found no --lab, expected it; add it")
+    return override(topology, max_batch=options.max_batch, bundle=options.bundle, executor=options.executor, device=options.device)
+
+
+def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None) -> Pipeline:
+    make = Pipeline.connect if options.attach else partial(Pipeline.local, sites=lab.sites if lab else None)
     return make(
         topology,
         exit_point=options.exit_point,

@@ -11,11 +11,16 @@ from zpipe.cli.group import cli
 from zpipe.cli.options import FOLDER, TOPOLOGY, load_options, parse_load
 from zpipe.cli.output import check_writable, show_report
 from zpipe.cli.running import progress_shown, run_interruptible
+from zpipe.errors import ConfigError
 
 
 @cli.command()
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
+@click.option("--lab", is_flag=True, help="In the edge lab: a namespace for each board, links as the topology says (Linux, root).")
+@click.option(
+    "--cpu-share", "cpu_shares", multiple=True, metavar="RANK=SHARE", help="With --lab: this board has that share of a core."
+)
 @click.option("--executor", help="What runs the stages at every node: `onnx`, or `emulated` for devices that are not here.")
 @click.option("--device", help="Device profile of nodes whose topology names none, for `--executor emulated`.")
 @load_options
@@ -24,8 +29,17 @@ def bench(json_file: Path | None, samples_file: Path | None, **options: Any) -> 
     """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
     from zpipe.bench.run import BenchOptions, run_bench
 
+    options["cpu_shares"] = dict(map(_cpu_share, options["cpu_shares"]))
     plan = BenchOptions(**parse_load(options))
     check_writable(json_file, samples_file)
     with progress_shown() as progress:
         report, samples = run_interruptible(run_bench(plan, progress=progress))
     show_report(report, samples, json_file=json_file, samples_file=samples_file)
+
+
+def _cpu_share(text: str) -> tuple[int, float]:
+    rank, _, share = text.partition("=")
+    try:
+        return int(rank), float(share)
+    except ValueError:
+        raise ConfigError(f"--cpu-share: found {text!r}, expected a rank and its share of a core, such as 2=0.25") from None

@@ -7,12 +7,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle
 from zpipe.errors import ConfigError, ZpipeError
-from zpipe.topology import Topology
+from zpipe.topology import LOCAL_ADDRESS, Topology
 from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.launch")
@@ -23,22 +24,45 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a rank runs: on this machine, or on a board that is made of it.
+
+    Attributes:
+        address: `host:port` it binds and the others reach it at; port 0 = chosen at start.
+        command_prefix: put before its command line.
+    """
+
+    address: str = LOCAL_ADDRESS
+    command_prefix: tuple[str, ...] = ()
+
+
 class Launcher:
     """Starts ranks, tells them of each other, and ends them: also when one of them crashes.
 
     Args:
         topology, bundle: as this process has them.
         ranks: which to start.
+        sites: where; a rank that is not in it, on this machine.
         trace: a folder where each records its policy's rounds.
 
     Attributes:
         crashed: done with a one-line error when a rank ended that nobody told to.
     """
 
-    def __init__(self, topology: Topology, bundle: Bundle, ranks: Iterable[int], *, trace: Path | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        bundle: Bundle,
+        ranks: Iterable[int],
+        *,
+        sites: Mapping[int, Site] | None = None,
+        trace: Path | None = None,
+    ) -> None:
         self.topology = topology
         self.bundle = bundle
         self.ranks = tuple(ranks)
+        self._sites = sites or {}
         self._trace = trace
         self.processes: dict[int, asyncio.subprocess.Process] = {}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,6 +112,7 @@ class Launcher:
 
     async def _spawn(self, rank: int) -> None:
         self.processes[rank] = await asyncio.create_subprocess_exec(
+            *self._sites.get(rank, Site()).command_prefix,
             sys.executable,
             "-m",
             "zpipe.runtime.child",

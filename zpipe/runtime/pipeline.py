@@ -22,9 +22,9 @@ from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime.driver import Driver, zeromq
-from zpipe.runtime.launch import Launcher
+from zpipe.runtime.launch import Launcher, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
-from zpipe.topology import LOCAL_ADDRESS, Topology, load_topology
+from zpipe.topology import Topology, load_topology
 from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.pipeline")
@@ -60,6 +60,7 @@ class Pipeline:
         deadline: float | None = None,
         seed: int | None = None,
         trace: str | Path | None = None,
+        sites: Mapping[int, Site] | None = None,
     ) -> None:
         given = topology if isinstance(topology, Topology) else load_topology(topology)
         loaded, self.bundle = prepare(given)
@@ -70,7 +71,8 @@ class Pipeline:
                 f"{loaded.path or loaded.name}: rank: found {rank}, expected a source ({sources}); connect as one of these"
             )
         if launch:
-            loaded = loaded.with_addresses({node.rank: LOCAL_ADDRESS for node in loaded.nodes})
+            sites = sites or {}
+            loaded = loaded.with_addresses({node.rank: sites.get(node.rank, Site()).address for node in loaded.nodes})
         else:
             loaded = by_hand(loaded)
         self.topology = loaded
@@ -80,6 +82,7 @@ class Pipeline:
         if not self.deadline_seconds > 0.0:
             raise ConfigError(f"deadline: found {deadline}, expected seconds above 0")
         self._launch = launch
+        self._sites = sites
         self._seed = seed
         self._trace = None if trace is None else _folder(Path(trace))
         self._config = source_config(
@@ -109,7 +112,7 @@ class Pipeline:
             topology: a topology, its file or its name.
             options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `deadline` (seconds),
                 `seed`; what is not given is the topology's. `trace`: a folder where every rank started here records its policy's
-                rounds, for `zpipe replay`.
+                rounds, for `zpipe replay`. `sites`: {rank: Site} where this machine's boards are several, as in the edge lab.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
@@ -154,7 +157,7 @@ class Pipeline:
         addresses: dict[int, str] = {}
         others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
         if others:
-            self._launcher = Launcher(self.topology, self.bundle, others, trace=self._trace)
+            self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
             launching = loop.create_task(self._launcher.start())
             try:
                 executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)

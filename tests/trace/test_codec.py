@@ -122,9 +122,9 @@ def test_a_trace_older_than_a_field_with_a_default_is_read() -> None:
     [
         (
             ["epoch", "expected", "held", "limit", "colour"],
-            "found Credit with .*, limit, colour, expected epoch, ",
+            "found Credit with fields .*, limit, colour, expected epoch, ",
         ),
-        (["expected", "held", "limit"], "found Credit with expected, held, limit, expected epoch, "),
+        (["expected", "held", "limit"], "found Credit with fields expected, held, limit, expected epoch, "),
         (None, "found no fields of Credit, expected epoch, "),
     ],
 )

@@ -131,17 +131,23 @@ class Reader:
 
     Args:
         fields: {name: its fields in the order they were written}, from the header.
+
+    Raises:
+        ConfigError: a class has other fields here.
     """
 
     def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
         self._fields = fields
         self._records: dict[type, Decode] = {}
+        for name, kind in classes().items():
+            if name in fields:
+                self._decoder(kind)
 
     def config(self, plain: Any) -> NodeConfig:
         """The configuration of the header.
 
         Raises:
-            ConfigError: it is none of this version's; so for all others.
+            ConfigError: it is none of this version's; so do `events` and `commands`.
         """
         config: NodeConfig = self._decoder(NodeConfig)(plain)
         return config
@@ -195,7 +201,8 @@ class Reader:
         missing = [name for name in known if name not in written and _is_required(kind, name)]
         if strange or missing:
             raise ConfigError(
-                f"found {kind.__name__} with {', '.join(written)}, expected {', '.join(known)}; replay it with the zpipe it is from"
+                f"found {kind.__name__} with fields {', '.join(written)}, expected {', '.join(known)}; "
+                "replay it with the zpipe it is from"
             )
         columns = [(name, self._decoder(known[name])) for name in written]
 

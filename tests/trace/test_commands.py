@@ -1,0 +1,88 @@
+"""Traces as people make and use them: `zpipe bench --trace`, `zpipe node --trace`, `zpipe replay`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trace.test_recorder import Recorded
+from tests.trace.test_replay import tampered
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 60.0
+
+
+def zpipe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "zpipe", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("topology", ["line2.yaml", "mesh3.yaml"])
+def test_a_bench_over_zeromq_replays_equal_on_every_rank(tmp_path: Path, topology: str) -> None:
+    """Strings hash otherwise in each of these processes, so an order that hangs on a set of them would show."""
+    folder = tmp_path / "traces"
+    bench = zpipe("bench", "--topology", topology, "--count", "60", "--warm-up", "0", "--seed", "5", "--trace", folder)
+    assert bench.returncode == 0, bench.stderr
+    files = sorted(folder.iterdir())
+    ranks = range(int(re.findall(r"\d", topology)[0]))
+    assert [file.name for file in files] == [f"node-{rank}.trace.jsonl" for rank in ranks]
+    replayed = zpipe("replay", *files)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    lines = replayed.stdout.splitlines()
+    for rank, file, line in zip(ranks, files, lines, strict=True):
+        equal = re.fullmatch(
+            r"(.*): node (\d): (\d+) rounds, (\d+) events, (\d+) commands equal; it ends when the node was closed", line
+        )
+        assert equal is not None, line
+        assert equal[1] == str(file)
+        assert int(equal[2]) == rank
+        assert min(map(int, equal.groups()[2:])) > 5
+
+
+def test_a_difference_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        recorded = Recorded(tmp_path / name)
+        recorded.serve(3)
+        recorded.recorder.close()
+        files.append(recorded.path)
+    tampered(files[0], 4, lambda line: line[1][0].__setitem__(3, [4]))  # StageCompleted.labels
+    replayed = zpipe("replay", *files)
+    assert replayed.returncode == 1
+    assert replayed.stderr == ""
+    first, second = replayed.stdout.splitlines()
+    assert first.startswith(f"{files[0]}: node 1: 2 rounds, 2 events, ")
+    assert "commands equal, then round 2 at 0.375000 s (1 StageCompleted): command " in first
+    assert "SendResults.rows[0].label: expected 3, found 4 (recorded by zpipe " in first
+    assert second.endswith("it ends when the node was closed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("replay", "none.jsonl"),
+            r"zpipe: none.jsonl: found that it cannot be read \(No such file or directory\)",
+        ),
+        (("replay", "README.md"), r"zpipe: README.md: line 1: found text that is no JSON, expected a line of a trace"),
+        (
+            ("bench", "--topology", "line2.yaml", "--trace", "none/traces"),
+            r"zpipe: trace: found none/traces, which cannot be ",
+        ),
+        (
+            ("node", "--rank", "1", "--topology", "line2.yaml", "--trace", "none/trace"),
+            r"zpipe: none/trace: found that it cannot be written \(No such file or directory\), expected a file for the trace",
+        ),
+    ],
+    ids=["no-file", "no-trace", "no-folder", "node"],
+)
+def test_bad_paths_are_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
+    said = zpipe(*arguments)
+    assert said.returncode == 2, said.stderr
+    assert said.stdout == ""
+    assert len(said.stderr.splitlines()) == 1, said.stderr
+    assert re.match(message, said.stderr), said.stderr

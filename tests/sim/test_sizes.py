@@ -61,7 +61,7 @@ def test_credits_are_as_long_as_on_the_wire(credit: Credit) -> None:
 
 @pytest.mark.parametrize("stages", [0, 1, 5, 12])
 def test_reports_are_as_long_as_on_the_wire(stages: int) -> None:
-    seconds = {stage: 0.01 for stage in range(stages)}
+    seconds = dict.fromkeys(range(stages), 0.01)
     report = Report(150, 3, seconds, seconds)
     assert sizes.report(3, report) == encoded(ReportUpdate(3, report))
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from zpipe.cli.group import cli
 from zpipe.cli.options import FILE, TOPOLOGY, load_options, parse_load
 from zpipe.cli.output import check_writable, show_report
 from zpipe.cli.running import progress_shown
+from zpipe.errors import ConfigError
 
 
 @cli.command()
@@ -20,10 +22,31 @@ from zpipe.cli.running import progress_shown
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of every node whose topology names none.")
 @click.option("--service", type=FILE, help="Measured service times, instead of device profiles.")
 @click.option("--hop", type=FILE, help="A measured profile of what a live node takes beside computing and sending.")
-def sim(json_file: Path | None, samples_file: Path | None, **options: Any) -> None:
+@click.option("--nodes", type=click.IntRange(1), help="Instead of a topology: so many nodes that each host the whole network.")
+@click.option("--sources", type=click.IntRange(1), help="With --nodes: how many of them are sources.  [default: 1]")
+@click.option("--shape", type=click.Choice(["grid", "line", "random"]), help="With --nodes: how they are linked.  [default: grid]")
+@click.pass_context
+def sim(
+    context: click.Context,
+    /,
+    json_file: Path | None,
+    samples_file: Path | None,
+    nodes: int | None,
+    sources: int | None,
+    shape: str | None,
+    **options: Any,
+) -> None:
     """Run a topology on a virtual clock: the same policies, the same report, no devices."""
-    from zpipe.sim import SimOptions, run_sim
+    from zpipe.sim import SimOptions, generated, run_sim
 
+    if nodes is not None:
+        if context.get_parameter_source("topology") is not ParameterSource.DEFAULT:
+            raise ConfigError("--nodes: found it beside --topology, expected one of the two")
+        options["topology"] = generated(
+            shape or "grid", nodes=nodes, sources=sources or 1, bundle=options.pop("bundle"), seed=options["seed"]
+        )
+    elif sources is not None or shape is not None:
+        raise ConfigError(f"--{'sources' if sources else 'shape'}: found it without --nodes, expected --nodes N beside it")
     plan = SimOptions(**parse_load(options))
     check_writable(json_file, samples_file)
     with progress_shown() as progress:

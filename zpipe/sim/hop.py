@@ -54,6 +54,8 @@ class HopProfile:
         start: from RunStage to the executor's start.
         finish: from the executor's end to StageCompleted.
         control: from a command to the receiver's event, for a message of the control plane.
+        grace_seconds: a batch handed over within it after the one before ended starts at that end, as on an emulated device
+            (`zpipe.executors.emulated`): a busy device's schedule does not run late, whatever `start` and `finish` are.
     """
 
     forward: Spread = Spread()
@@ -61,6 +63,7 @@ class HopProfile:
     start: Spread = Spread()
     finish: Spread = Spread()
     control: Spread = Spread()
+    grace_seconds: float = 0.0
 
 
 def load_hop_profile(path: Path) -> HopProfile:
@@ -83,7 +86,7 @@ def load_hop_profile(path: Path) -> HopProfile:
         if field.name in document:
             value = document[field.name]
             where = f"{path}: {field.name}"
-            values[field.name] = _seconds(value, where) if field.name == "forward_seconds_per_byte" else spread(value, where)
+            values[field.name] = _seconds(value, where) if field.type == "float" else spread(value, where)
     return HopProfile(**values)
 
 

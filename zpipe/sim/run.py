@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, load_bundle
 from zpipe.codecs import make_codecs
 from zpipe.configure import node_config, prepare, source_config
 from zpipe.emulation import replay_codec
@@ -26,12 +26,15 @@ from zpipe.sim.offer import ClosedLoop, Offering, OpenLoop
 from zpipe.sim.service import device_service, load_service, measured_service, replayed
 from zpipe.sim.world import World
 from zpipe.topology import SourceSpec, Topology, load_topology, override
+from zpipe.topology.generate import generate
 
 #: Takes a line for people and the fraction done, 0..1.
 Progress = Callable[[str, float], None]
 
 #: Nodes whose topology names no device are this board, unless the caller names another.
 DEFAULT_DEVICE = "raspberry-pi-4"
+#: What generated topologies run where the caller names no other bundle.
+DEFAULT_BUNDLE = "digits-mobilenetv2"
 #: Samples under way at each source while warming up (as in `zpipe.bench.run`).
 WARM_UP_WINDOW = 16
 #: Progress is told so often, in simulated seconds.
@@ -275,6 +278,17 @@ def _grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) 
 
 
 # ---- making the world ----------------------------------------------------------------------------
+
+
+def generated(shape: str, *, nodes: int, sources: int, bundle: str | None = None, seed: int = 0) -> Topology:
+    """A large topology for a bundle (`zpipe.topology.generate` says which shapes there are).
+
+    Raises:
+        ConfigError: there is no such shape or bundle, or a number is out of range.
+    """
+    name = bundle or DEFAULT_BUNDLE
+    stages = len(load_bundle(name, verify=False).stages)
+    return generate(shape, nodes=nodes, sources=sources, stages=stages, bundle=name, seed=seed)
 
 
 def _prepared(options: SimOptions) -> tuple[Topology, Bundle]:

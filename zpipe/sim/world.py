@@ -123,6 +123,7 @@ class World:
         self._inbox: list[list[Event]] = [[] for _ in configs]
         self._touched: list[int] = []
         self._wake_at = [float("inf")] * len(configs)
+        self._free_at = [-1.0] * len(configs)  #: when each node's executor was done with its last batch
         self._running = False
         self._perform: dict[type[Command], Callable[[int, Any], None]] = {
             RunStage: self._run_stage,
@@ -252,7 +253,11 @@ class World:
         rows = [self.indices[task.key.source][task.key.sample] for task in tasks]
         exited, labels, confidences = self._answers(stage, rows, command.gate)
         self.traffic[rank].busy_seconds += seconds
-        when = self.now + hop.start.draw(self._rng) + seconds + hop.finish.draw(self._rng)
+        start = self.now + hop.start.draw(self._rng)
+        if start <= self._free_at[rank] + hop.grace_seconds:
+            start = self._free_at[rank]
+        self._free_at[rank] = start + seconds
+        when = max(self.now, start + seconds + hop.finish.draw(self._rng))
         event = StageCompleted(command.run, exited, labels, confidences, seconds)
         heapq.heappush(self._heap, (when, next(self._ids), rank, event))
 

@@ -182,6 +182,8 @@ class Topology:
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
     #: {source: {rank: hops from it}}; only where raw inputs may go out.
     _hops: Mapping[int, Mapping[int, int]] = field(init=False, repr=False, compare=False, hash=False)
+    #: {target: its next_hops}, found when first asked for: every node of a large mesh asks for the same few.
+    _next_hops: dict[int, dict[int, int]] = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         adjacent: dict[int, dict[int, LinkSpec]] = {node.rank: {} for node in self.nodes}
@@ -189,6 +191,7 @@ class Topology:
             low, high = link.between
             adjacent[low][high] = adjacent[high][low] = link
         object.__setattr__(self, "_adjacent", {rank: dict(sorted(links.items())) for rank, links in adjacent.items()})
+        object.__setattr__(self, "_next_hops", {})
         spreads = self.policy.offload_input != "no"
         object.__setattr__(self, "_hops", {source.rank: self.hops(source.rank) for source in self.sources} if spreads else {})
 
@@ -257,8 +260,11 @@ class Topology:
         """Neighbours that may forward tasks to this node, rising."""
         return tuple(peer for peer in self._adjacent[rank] if self.lanes(peer, rank))
 
-    def next_hops(self, target: int) -> dict[int, int]:
+    def next_hops(self, target: int) -> Mapping[int, int]:
         """{rank: the neighbour next on the shortest way to `target`}, the lowest rank where ways tie; without target itself."""
+        known = self._next_hops.get(target)
+        if known is not None:
+            return known
         hops: dict[int, int] = {}
         ring = [target]
         while ring:
@@ -269,6 +275,7 @@ class Topology:
                         farther.setdefault(rank, near)
             hops.update(farther)
             ring = list(farther)
+        self._next_hops[target] = hops
         return hops
 
     def hops(self, start: int) -> dict[int, int]:

@@ -10,13 +10,14 @@ A trace is a text file of JSON lines:
 A dataclass is the list of its fields in the order that `fields` gives for its name; an event or a command has its name in front.
 Floats come back as the same bits. JSON knows no infinity: where a field is a float, the strings "inf", "-inf" and "nan" are meant.
 
-`Recorder` writes a trace, `replay` feeds it to a fresh policy and says where the first command differs. A difference means that
+`Recorder` writes a trace, `replay` feeds it to a fresh policy and says where the first command differs; `read_rounds` gives
+its rounds to whoever measures with them. A difference means that
 the policy depends on something beside its events, `now` and its dice, or that its code changed since.
 """
 
 from __future__ import annotations
 
 from zpipe.trace.recorder import Recorder, trace_file
-from zpipe.trace.replay import Difference, ReplayResult, replay
+from zpipe.trace.replay import Difference, ReplayResult, read_rounds, replay
 
-__all__ = ["Difference", "Recorder", "ReplayResult", "replay", "trace_file"]
+__all__ = ["Difference", "Recorder", "ReplayResult", "read_rounds", "replay", "trace_file"]

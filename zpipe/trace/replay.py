@@ -101,6 +101,23 @@ def replay(path: Path) -> ReplayResult:
     return result
 
 
+def read_rounds(path: Path) -> Iterator[tuple[float, list[Event], Answer]]:
+    """(now, events, commands) of every whole round of a trace; where the policy broke, what it raised instead of commands.
+
+    Raises:
+        ConfigError: as `replay`.
+    """
+    with _opened(path) as file:
+        lines = _lines(path, file)
+        reader = Reader(_header(path, next(lines, (1, None))[1])["fields"])
+        for number, line in lines:
+            if isinstance(line, dict):
+                return
+            with _told_where(path, number):
+                found = _round(reader, line)
+            yield found
+
+
 def _compare(result: ReplayResult, policy: NodePolicy, now: float, events: list[Event], expected: Answer) -> None:
     """Plays one round and counts it, or keeps the difference."""
     kinds = Counter(type(event).__name__ for event in events)

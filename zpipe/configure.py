@@ -11,6 +11,7 @@ from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS
 from zpipe.model import AUTO_CODEC, NO_CODEC
+from zpipe.policy import NodePolicy
 from zpipe.policy.admission import ADMISSIONS
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
@@ -138,6 +139,16 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
     )
+
+
+def seconds_per_task(policy: NodePolicy, peer: int, stage: int) -> float:
+    """What one task for `stage` costs the slower of this node, which makes it, and the neighbour that takes it.
+
+    0 while neither is known. Tasks come no oftener on that link than this: `codec: auto` lets a link keep up with it.
+    """
+    report = policy.neighbour(peer).report
+    taking = report.service_seconds.get(stage, 0.0) if report is not None else 0.0
+    return max(taking, policy.service_seconds.get(stage - 1, 0.0))
 
 
 def _farther(topology: Topology, rank: int) -> dict[int, tuple[int, ...]]:

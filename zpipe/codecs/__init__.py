@@ -31,7 +31,7 @@ from functools import lru_cache
 from zpipe.bundle import Bundle
 from zpipe.codecs.base import Codec, RawCodec, RowCodec
 from zpipe.codecs.bottleneck import Bottleneck, BottleneckWeights, load_bottleneck
-from zpipe.codecs.choice import Candidate, accuracy_lost, choose_codec, measured_codecs
+from zpipe.codecs.choice import Candidate, CodecChoice, accuracy_lost, choose_codec, measured_codecs
 from zpipe.codecs.fp16 import Fp16
 from zpipe.codecs.int8 import Int8
 from zpipe.codecs.zstd import ZstdCodec
@@ -43,6 +43,7 @@ __all__ = [
     "BottleneckWeights",
     "Candidate",
     "Codec",
+    "CodecChoice",
     "accuracy_lost",
     "choose_codec",
     "load_bottleneck",

@@ -7,10 +7,11 @@ need a share BUSY of that time for each stage they carry are busy for at most th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from zpipe.bundle import Bundle, lossy_part
+from zpipe.codecs.base import Codec
 from zpipe.model import CODECS, NO_CODEC
 
 #: Share of a task's time that its link may take: queues grow steeply above it.
@@ -18,6 +19,10 @@ BUSY = 0.8
 #: A more accurate codec is taken again only where it would need no more than this: a bandwidth that is measured with an error of
 #: a quarter either way changes nothing.
 RETURN = 0.5
+#: A choice stands this long: several Reports and Credits, so that the next one rests on what this one has changed.
+REVIEW_SECONDS = 1.0
+#: Weight of a new frame in the mean size of a packed codec's rows.
+SIZE_GAIN = 0.1
 
 
 class Candidate(NamedTuple):
@@ -62,3 +67,49 @@ def measured_codecs(bundle: Bundle) -> tuple[str, ...]:
 def accuracy_lost(bundle: Bundle, name: str) -> float:
     """The fraction of samples a measured codec costs."""
     return 0.0 if name == NO_CODEC else bundle.codecs[lossy_part(name)].lost
+
+
+class CodecChoice:
+    """The choices of one node on links with `codec: auto`, for each neighbour and stage apart.
+
+    Args:
+        bundle: tells what each codec costs.
+        codecs: {(name, stage): codec}; it chooses among those that were measured.
+    """
+
+    def __init__(self, bundle: Bundle, codecs: Mapping[tuple[str, int], Codec]) -> None:
+        # A codec that would change nothing at a stage is left out there; an image is coded without loss or not at all.
+        self._candidates: dict[int, list[Candidate]] = {}
+        for (name, stage), codec in sorted(codecs.items(), key=lambda item: CODECS.index(item[0][0])):
+            if codec.name == name and name in measured_codecs(bundle):
+                lost = accuracy_lost(bundle, name) if stage else 0.0
+                self._candidates.setdefault(stage, []).append(Candidate(name, float(codec.typical_row_bytes), lost))
+        self._chosen: dict[tuple[int, int], str] = {}
+        self._due_at: dict[tuple[int, int], float] = {}
+
+    def current(self, peer: int, stage: int) -> str:
+        """The codec in use; `none` at first."""
+        return self._chosen.get((peer, stage), NO_CODEC)
+
+    def is_due(self, peer: int, stage: int, *, now: float) -> bool:
+        """Whether it is time to look again."""
+        return now >= self._due_at.get((peer, stage), now)
+
+    def review(self, peer: int, stage: int, *, bandwidth_bps: float, seconds_per_task: float, now: float) -> str:
+        """Looks again; the arguments are those of `choose_codec`. Returns what is in use from now on."""
+        key = peer, stage
+        self._due_at[key] = now + REVIEW_SECONDS
+        self._chosen[key] = choose_codec(
+            self._candidates[stage],
+            bandwidth_bps=bandwidth_bps,
+            seconds_per_task=seconds_per_task,
+            current=self.current(peer, stage),
+        )
+        return self._chosen[key]
+
+    def packed(self, name: str, stage: int, row_bytes: float) -> None:
+        """A frame of a packed codec had so many bytes per row."""
+        self._candidates[stage] = [
+            each._replace(row_bytes=each.row_bytes + SIZE_GAIN * (row_bytes - each.row_bytes)) if each.name == name else each
+            for each in self._candidates[stage]
+        ]

@@ -376,7 +376,7 @@ class Driver:
         batch = TaskBatch(self.rank, epoch, codec, command.stage, tasks, payload)
         frames = encode(batch, now=time.monotonic(), transit_seconds=self._round_trip(peer) / 2.0)
         size = sum(len(frame) for frame in frames)
-        if self._send_data(peer, epoch, frames) and self._packing.size_varies(peer):
+        if self._send_data(peer, epoch, frames) and peer in self._packing.size_varies:
             self._events.append(SendCompleted(peer, epoch, tasks[0].number, len(tasks), size))
         carried = self._carried.setdefault(peer, Carried())
         carried.tasks += len(tasks)

@@ -9,18 +9,14 @@ from typing import Any
 import numpy.typing as npt
 
 from zpipe.bundle import Bundle
-from zpipe.codecs import Candidate, Codec, accuracy_lost, choose_codec, make_codecs, measured_codecs
+from zpipe.codecs import Codec, CodecChoice, make_codecs, measured_codecs
+from zpipe.configure import seconds_per_task
 from zpipe.model import AUTO_CODEC, NO_CODEC, TensorSpec
 from zpipe.policy import NodePolicy
 from zpipe.topology import Topology
 from zpipe.wire import TaskBatch, WireLimits
 
 log = logging.getLogger("zpipe.node")
-
-#: A choice stands this long: several Reports and Credits, so that it rests on what the one before has changed.
-REVIEW_SECONDS = 1.0
-#: Weight of a new frame in the mean size of a packed codec's rows.
-SIZE_GAIN = 0.1
 
 Array = npt.NDArray[Any]
 Codecs = Mapping[tuple[str, int], Codec]
@@ -55,29 +51,37 @@ class Packing:
 
     Args:
         topology: names each link's codec.
-        bundle: knows what each costs in accuracy.
+        bundle: tells what each costs in accuracy.
         codecs: all that frames may name (`codecs_of`).
         policy: knows bandwidths and service times, for `auto`; only read.
     """
 
     def __init__(self, topology: Topology, bundle: Bundle, codecs: Codecs, policy: NodePolicy) -> None:
-        self._bundle = bundle
         self._codecs = codecs
         self._policy = policy
         rank = policy.config.rank
         self._link_codec = {peer: link.codec for peer in topology.neighbours(rank) if (link := topology.link(rank, peer))}
-        self._mean_bytes: dict[tuple[str, int], float] = {}  #: {(codec, stage): bytes per row}, where the length varies
-        self._chosen: dict[tuple[int, int], str] = {}  #: {(peer, stage): codec}, where that is our choice
-        self._review_at: dict[tuple[int, int], float] = {}
+        #: Neighbours to whom the policy cannot know beforehand how long a frame is.
+        self.size_varies = frozenset(
+            peer
+            for peer, name in self._link_codec.items()
+            if name == AUTO_CODEC or any(codec.packed for (each, _), codec in codecs.items() if each == name)
+        )
+        self._choice = CodecChoice(bundle, codecs) if AUTO_CODEC in self._link_codec.values() else None
 
     def pack(self, peer: int, stage: int, batch: Array, *, now: float) -> tuple[str, Array]:
         """The codec's name and the payload for `batch` `[rows, *shape]`, on its way to a stage of that neighbour."""
         name = self._link_codec[peer]
-        codec = self._codecs[self._choose(peer, stage, now) if name == AUTO_CODEC else name, stage]
+        if name != AUTO_CODEC:
+            codec = self._codecs[name, stage]
+            return codec.name, codec.encode(batch)
+        assert self._choice is not None, "made where a link says auto"
+        if self._choice.is_due(peer, stage, now=now):
+            self._review(self._choice, peer, stage, now)
+        codec = self._codecs[self._choice.current(peer, stage), stage]
         payload = codec.encode(batch)
         if codec.packed:
-            mean = self._mean(codec, stage)
-            self._mean_bytes[codec.name, stage] = mean + SIZE_GAIN * (payload.nbytes / len(batch) - mean)
+            self._choice.packed(codec.name, stage, payload.nbytes / len(batch))
         return codec.name, payload
 
     def unpack(self, message: TaskBatch) -> Array:
@@ -90,51 +94,12 @@ class Packing:
             return message.payload
         return self._codecs[message.codec, message.stage].decode(message.payload, len(message.tasks))
 
-    def size_varies(self, peer: int) -> bool:
-        """Whether the policy cannot know beforehand how long a frame to this neighbour is."""
-        name = self._link_codec[peer]
-        return name == AUTO_CODEC or any(codec.packed for (each, _), codec in self._codecs.items() if each == name)
-
-    def _mean(self, codec: Codec, stage: int) -> float:
-        return self._mean_bytes.get((codec.name, stage), float(codec.typical_row_bytes))
-
-    # ---- codec: auto ---------------------------------------------------------------------------
-
-    def _choose(self, peer: int, stage: int, now: float) -> str:
-        key = peer, stage
-        current = self._chosen.setdefault(key, NO_CODEC)
-        if now < self._review_at.get(key, 0.0):
-            return current
-        self._review_at[key] = now + REVIEW_SECONDS
-        outgoing = self._policy.neighbour(peer).outgoing
+    def _review(self, choice: CodecChoice, peer: int, stage: int, now: float) -> None:
+        outgoing, before = self._policy.neighbour(peer).outgoing, choice.current(peer, stage)
         assert outgoing is not None, "tasks are sent to neighbours that take them"
-        chosen = choose_codec(
-            self._candidates(stage),
-            bandwidth_bps=outgoing.bandwidth_bps,
-            seconds_per_task=self._seconds_per_task(peer, stage),
-            current=current,
-        )
-        if chosen != current:
-            self._chosen[key] = chosen
-            mbit_s = 1e-6 * outgoing.bandwidth_bps
-            rank = self._policy.config.rank
-            log.info(
-                "node %d sends stage %d to node %d as %s, no longer %s: %.1f Mbit/s", rank, stage, peer, chosen, current, mbit_s
-            )
-        return chosen
-
-    def _candidates(self, stage: int) -> list[Candidate]:
-        candidates = []
-        for name in measured_codecs(self._bundle):
-            codec = self._codecs[name, stage]
-            # An image is coded without loss or not at all.
-            lost = accuracy_lost(self._bundle, name) if stage else 0.0
-            if codec.name == name:
-                candidates.append(Candidate(name, self._mean(codec, stage), lost))
-        return candidates
-
-    def _seconds_per_task(self, peer: int, stage: int) -> float:
-        """What a task costs the slower of the node that makes it and the node that takes it; 0 while neither is known."""
-        report = self._policy.neighbour(peer).report
-        taking = report.service_seconds.get(stage, 0.0) if report is not None else 0.0
-        return max(taking, self._policy.service_seconds.get(stage - 1, 0.0))
+        bandwidth_bps, seconds = outgoing.bandwidth_bps, seconds_per_task(self._policy, peer, stage)
+        after = choice.review(peer, stage, bandwidth_bps=bandwidth_bps, seconds_per_task=seconds, now=now)
+        if after != before:
+            lane = f"node {self._policy.config.rank} packs stage {stage} for node {peer}"
+            why = f"{1e-6 * bandwidth_bps:.3g} Mbit/s, {1e3 * seconds:.3g} ms a task"
+            log.info("%s by %s, no longer by %s: %s", lane, after, before, why)

@@ -175,7 +175,7 @@ def main() -> None:
     for key in ("forward", "finish", "control"):
         values = [1e6 * seconds for seconds in profile[key]]
         print(
-            f"{key:<8} us: median {statistics.median(values):6.0f}   mean {statistics.fmean(values):6.0f}   largest {values[-1]:6.0f}"
+            f"{key:<8} us: median {statistics.median(values):6.0f}   mean {statistics.fmean(values):6.0f}, most {values[-1]:6.0f}"
         )
     print(f"start    us: {1e6 * start:.0f}   per byte ns: {1e9 * slope:.3f}   {profile['messages']}")
 

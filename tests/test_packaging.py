@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(contents: set[str]) -
     assert {name.split("/")[0].split("-")[0] for name in contents} == {"zpipe"}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zpipe").rglob("*.py")}
     assert modules <= contents
-    assert "zpipe/py.typed" in contents
+    assert {"zpipe/py.typed", "zpipe/devices.yaml"} <= contents
     assert not any("__pycache__" in name for name in contents)
 
 

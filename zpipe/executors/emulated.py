@@ -30,7 +30,8 @@ from zpipe.executors.base import StageOutput, check_inputs, make_executor
 from zpipe.executors.gate import GateDecision, recorded_decision, undecided
 from zpipe.model import NEVER_EXIT, GateSpec, StageSpec
 
-#: How late a batch may be handed over and still count as having waited; bench/micro_emulated.py measures how late they are.
+#: How late a batch may be handed over and still count as having waited. bench/micro_emulated.py, a saturated line of four on two
+#: cores that others used, too: median 1.2 ms with batches of 8 (sends go first), 0.6 ms with single rows; p95 2.4 to 5 ms.
 GRACE_SECONDS = 0.002
 #: Activations recorded per stage: enough that no two batches look alike to a compressor, 1.5 MiB for the largest cut of digits.
 RECORDED_SAMPLES = 16

@@ -105,6 +105,11 @@ class RunLog:
                 self._hung.add(row)
 
     @property
+    def deadlines(self) -> Sequence[float]:
+        """Of each sample, on the caller's clock."""
+        return self._deadline
+
+    @property
     def broken(self) -> dict[str, Counter[int]]:
         """{`duplicate` or `hung`: {source: samples}}."""
         return {

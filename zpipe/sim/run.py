@@ -59,6 +59,7 @@ class SimOptions:
         device: profile of every node whose topology names none.
         service: a file of measured service times, instead of device profiles.
         hop: a measured profile of what nodes take beside, or a file of one.
+        check: every node asserts its invariants after each round of decisions; several times slower.
     """
 
     topology: str | Path | Topology
@@ -79,6 +80,7 @@ class SimOptions:
     device: str = DEFAULT_DEVICE
     service: Path | None = None
     hop: HopProfile | Path | None = None
+    check: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("window", 1), ("warm_up", 0)):
@@ -97,7 +99,7 @@ def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
     Args:
         topology: a topology, its file or its name.
         options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `exit_point`, `admission`,
-            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `offload`, `device`, `service`, `hop`.
+            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `offload`, `device`, `service`, `hop`, `check`.
 
     Raises:
         ConfigError: topology, bundle or an option is wrong.
@@ -126,6 +128,7 @@ class _Run:
         self.progress = progress
         self.topology, self.bundle = _prepared(options)
         self.world = _world(self.topology, self.bundle, options)
+        self.world.checked = options.check
         evaluation = self.bundle.evaluation()
         labels = evaluation.labels.tolist()
         self.samples = len(labels)

@@ -110,6 +110,15 @@ def test_the_size_a_codec_decided_replaces_the_expected_one() -> None:
     assert estimate.bandwidth_bps == pytest.approx(8 * 27_000)
 
 
+def test_tasks_without_bytes_tell_no_rate() -> None:
+    """Where nobody says how large a task is: dividing by a rate of 0 would be the end."""
+    estimate = LinkEstimate()
+    for number in range(4):
+        estimate.sent(number, 0.0, now=0.0)
+        estimate.credited(number + 1, 0.0, now=1.0 + number)
+    assert estimate.bandwidth_bps == math.inf
+
+
 def test_a_number_that_got_lost_measures_nothing() -> None:
     """A Credit whose last number never arrived has no holding time."""
     estimate = LinkEstimate()

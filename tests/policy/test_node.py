@@ -340,7 +340,7 @@ def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode)
 
 
 def test_the_dice_send_in_proportion_to_the_two_costs(make_node: MakeNode) -> None:
-    """A4: three of stage 0 in I, whose Gamma is 0.9 * 10 + 0.1 * 4 ms after the first batch, and the head itself, against 100 ms."""
+    """A4: three of stage 0 in I, whose Gamma is 0.9 * 10 + 0.1 * 4 ms after a batch, and the head itself, against 100 ms."""
     chance = (3 * 0.0094 + 0.01) / 0.1
     for dice, sent in ((chance - 0.01, True), (chance + 0.01, False)):
         node = mdi(make_node)
@@ -403,6 +403,17 @@ def test_a_change_of_a_quarter_is_told_before_the_interval_is_over(make_node: Ma
         node.receive(*[task(number, 1, number) for number in range(5)], now=0.01)
         assert node.policy.next_wakeup() == pytest.approx(at)
         assert any(isinstance(c, SendReport) for c in node.tell(TimerFired(), now=at))
+
+
+def test_an_idle_node_says_so_before_the_interval_is_over(make_node: MakeNode) -> None:
+    """A5: else its neighbours count what it has done long ago."""
+    node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0}, offload="mdi")
+    node.receive(task(0, 1, 0), now=0.01)
+    node.tell(TimerFired(), now=0.1)
+    node.complete(True, now=0.11)
+    assert node.policy.next_wakeup() == pytest.approx(0.125)
+    commands = node.tell(TimerFired(), now=0.125)
+    assert [c.report.input_length for c in commands if isinstance(c, SendReport)] == [0]
 
 
 @pytest.mark.parametrize("how", ["lost", "reset"])

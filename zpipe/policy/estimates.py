@@ -93,7 +93,8 @@ class LinkEstimate:
         arrived_at = now - holding_seconds
         if holding_seconds >= 0.0 and last.number == expected - 1 and arrived_at >= last.sent_at:
             self._measure_round_trip(arrived_at - last.sent_at, now)
-            self._measure_rate(size, first_sent_at, last.sent_at, arrived_at)
+            if size > 0.0:
+                self._measure_rate(size, first_sent_at, last.sent_at, arrived_at)
             self._arrived_at = arrived_at
         if not self._unseen:
             self._busy_until = min(self._busy_until, now)

@@ -143,6 +143,10 @@ class NodePolicy:
         return self._tasks.output_length
 
     @property
+    def _running(self) -> int:
+        return sum(len(run.tasks) for run in self._runs.values())
+
+    @property
     def held_count(self) -> int:
         """Tasks that occupy a slot here."""
         return len(self._tasks.held)
@@ -312,7 +316,7 @@ class NodePolicy:
         self._links.grant(commands, now)
         if report_due:
             self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
-            self._reported_at, self._reported_length = now, tasks.input_length
+            self._reported_at, self._reported_length = now, tasks.input_length + self._running
         if source is not None and source.resolved:
             commands.extend(source.resolved)
             source.resolved = []
@@ -444,16 +448,15 @@ class NodePolicy:
     # ---- reports -------------------------------------------------------------------------------
 
     def _load(self, now: float) -> Report:
-        running = sum(len(run.tasks) for run in self._runs.values())
-        length = self._tasks.input_length + running
-        return Report(length, self._tasks.output_length, dict(self._service), self._backlog(now))
+        return Report(self._tasks.input_length + self._running, self._tasks.output_length, dict(self._service), self._backlog(now))
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""
         interval = self.config.report_seconds
         if self._prompt:
-            change = abs(self._tasks.input_length - self._reported_length)
-            if change >= PROMPT_TASKS and change > PROMPT_SHARE * self._reported_length:
+            length, told = self._tasks.input_length + self._running, self._reported_length
+            change = abs(length - told)
+            if (change >= PROMPT_TASKS and change > PROMPT_SHARE * told) or (told and not length):
                 return self._reported_at + PROMPT_INTERVAL * interval
         busy = self._tasks.held or self._links.credit_changed()
         return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)

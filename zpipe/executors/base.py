@@ -106,10 +106,6 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         ConfigError: there is no executor of that name, it knows no such option, or the bundle has no such stage.
         BackendUnavailable: the library it needs is not installed.
     """
-    if name not in EXECUTORS:
-        raise ConfigError(
-            f"executor: found {name!r}, expected one of {', '.join(sorted(EXECUTORS))}; correct the topology's `executor`"
-        )
     missing = sorted(set(stages) - set(range(len(bundle.stages))))
     if missing:
         last = len(bundle.stages) - 1
@@ -126,11 +122,19 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
 
 
 def executor_options(name: str) -> tuple[str, ...]:
-    """The options `make_executor` takes for this executor, one of `EXECUTORS`."""
+    """The options `make_executor` takes for this executor.
+
+    Raises:
+        ConfigError: there is no executor of that name.
+    """
     return tuple(inspect.signature(_factory(name)).parameters)[2:]
 
 
 def _factory(name: str) -> Any:
+    if name not in EXECUTORS:
+        raise ConfigError(
+            f"executor: found {name!r}, expected one of {', '.join(sorted(EXECUTORS))}; correct the topology's `executor`"
+        )
     module, _, attribute = EXECUTORS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

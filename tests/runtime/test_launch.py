@@ -19,7 +19,7 @@ import zpipe
 from tests.runtime.mesh import HALF, PATIENCE_SECONDS, bundle, run, turns_until
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.runtime import launch
-from zpipe.runtime.launch import Launcher
+from zpipe.runtime.launch import Launcher, Site
 from zpipe.topology import Topology, from_dict
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,19 @@ def test_children_serve_and_end_with_the_pipeline() -> None:
             await asyncio.gather(*[p.submit(image) for image in images])
             assert codes(started(p)) == [None, None]
             assert not started(p).crashed.done()
+        assert codes(started(p)) == [0, 0]
+
+    run(main)
+
+
+def test_rank_with_a_site_is_started_there_and_the_others_on_this_machine() -> None:
+    async def main() -> None:
+        sites = {1: Site("127.0.0.3:0", ("env", "ZPIPE_TEST_SITE=there"))}
+        async with zpipe.Pipeline.local(topology(), sites=sites) as p:
+            assert [node.host for node in p.topology.nodes] == ["127.0.0.1", "127.0.0.3", "127.0.0.1"]
+            processes = [psutil.Process(started(p).processes[rank].pid) for rank in (1, 2)]
+            assert [process.environ().get("ZPIPE_TEST_SITE") for process in processes] == ["there", None]
+            await p.submit(p.bundle.evaluation().images[0])
         assert codes(started(p)) == [0, 0]
 
     run(main)

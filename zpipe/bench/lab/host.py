@@ -205,7 +205,10 @@ class CpuGroups:
 def cpu_groups(mounts: str | None = None) -> CpuGroups | None:
     """Finds them, given the text of /proc/self/mounts; None where the kernel or the container has none."""
     second = None
-    for line in (Path("/proc/self/mounts").read_text() if mounts is None else mounts).splitlines():
+    if mounts is None:
+        file = Path("/proc/self/mounts")
+        mounts = file.read_text() if file.is_file() else ""  # none on other systems: `check_host` says that better
+    for line in mounts.splitlines():
         _, folder, kind, options, *_ = line.split()
         if kind == "cgroup" and "cpu" in options.split(","):
             return CpuGroups(Path(folder), 1)

@@ -58,6 +58,9 @@ def test_links_know_the_bytes_of_a_task_under_their_codec() -> None:
     bundle = load_bundle(HALF)
     assert lane_bytes(bundle) == lane_bytes(bundle, "auto") == {0: 3072, 1: 16384, 2: 4096, 3: 2048, 4: 3072}
     assert lane_bytes(bundle, "int8") == {0: 3072, 1: 4128, 2: 1056, 3: 576, 4: 864}
+    measured = lane_bytes(bundle, "int8+zstd")
+    assert [round(measured[cut + 1]) for cut in range(4)] == [round(size) for size in bundle.codecs["int8+zstd"].cut_bytes]
+    assert lane_bytes(bundle.emulated(), "int8+zstd")[1] == measured[1] + 4
     assert lane_bytes(bundle.emulated(), "fp16") == {0: 3076, 1: 8196, 2: 2052, 3: 1028, 4: 1540}
 
 

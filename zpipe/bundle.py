@@ -104,10 +104,12 @@ class CodecMetrics:
     Attributes:
         accuracy: 0..1, through the codec.
         lost: accuracy without any codec minus that; below 0 where the codec happened to do better.
+        cut_bytes: mean bytes of one row of each cut, in order.
     """
 
     accuracy: float
     lost: float
+    cut_bytes: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,14 +467,25 @@ def _parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         evaluation_samples=0 if evaluation is None else evaluation["samples"].whole(least=1),
         replay_file=None if replay is None else replay["file"].file_name(),
         bottleneck_file=None if bottleneck is None else bottleneck["file"].file_name(),
-        codecs={} if codecs is None else _parse_codecs(codecs),
+        codecs={} if codecs is None else _parse_codecs(codecs, cuts=len(stages) - 1),
     )
 
 
-def _parse_codecs(field: _Field) -> dict[str, CodecMetrics]:
+def _parse_codecs(field: _Field, *, cuts: int) -> dict[str, CodecMetrics]:
     if not isinstance(field.value, dict) or not set(field.value) <= set(CODECS):
         raise field.wrong(f"an object with keys from {', '.join(CODECS)}")
-    return {name: CodecMetrics(field[name]["accuracy"].number(0, 1), field[name]["lost"].number(-1, 1)) for name in field.value}
+    rows = {name: field[name] for name in field.value}
+    return {
+        name: CodecMetrics(row["accuracy"].number(0, 1), row["lost"].number(-1, 1), _cut_bytes(row, cuts))
+        for name, row in rows.items()
+    }
+
+
+def _cut_bytes(row: _Field, cuts: int) -> tuple[float, ...]:
+    sizes = row["bytes"].items()
+    if len(sizes) != cuts:
+        raise row["bytes"].wrong(f"{cuts} values, one per cut")
+    return tuple(size.number(0, math.inf) for size in sizes)
 
 
 def _parse_preprocessing(field: _Field) -> Preprocessing:

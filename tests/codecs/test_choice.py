@@ -79,7 +79,7 @@ def test_what_was_chosen_is_chosen_again(mbit_s: float, seconds: float, start: s
 
 
 def test_only_measured_codecs_are_candidates_and_packing_costs_what_is_packed() -> None:
-    measured = replace(bundle(), codecs={"fp16": CodecMetrics(0.95, 0.0), "int8": CodecMetrics(0.949, 0.001)})
+    measured = replace(bundle(), codecs={"fp16": CodecMetrics(0.95, 0.0, ()), "int8": CodecMetrics(0.949, 0.001, ())})
     assert measured_codecs(measured) == ("none", "fp16", "int8", "int8+zstd")
     assert [accuracy_lost(measured, name) for name in measured_codecs(measured)] == [0.0, 0.0, 0.001, 0.001]
     assert measured_codecs(replace(bundle(), codecs={})) == ("none",)

@@ -88,7 +88,7 @@ class Node:
 
     def __init__(self, mbit_s: float, *, report: float | None = SECONDS, own: float = 0.0) -> None:
         self.mesh = topology([[0], [1, 2, 3, 4]], links={"shape": "line", "codec": "auto", "bandwidth": 1e6 * mbit_s})
-        self.bundle = replace(bundle(), codecs={name: CodecMetrics(0.9, lost) for name, lost in LOST.items()})
+        self.bundle = replace(bundle(), codecs={name: CodecMetrics(0.9, lost, ()) for name, lost in LOST.items()})
         config = node_config(self.mesh, self.bundle, 0, source=None)
         self.policy = NodePolicy(replace(config, service_seconds={0: own} if own else {}), rng=random.Random(0))
         if report is not None:

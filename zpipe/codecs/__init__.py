@@ -56,7 +56,14 @@ __all__ = [
 _FLOATS = ("float16", "float32")
 
 
-def make_codec(name: str, spec: TensorSpec, *, weights: BottleneckWeights | None = None, prefix_bytes: int = 0) -> Codec:
+def make_codec(
+    name: str,
+    spec: TensorSpec,
+    *,
+    weights: BottleneckWeights | None = None,
+    prefix_bytes: int = 0,
+    typical_bytes: float | None = None,
+) -> Codec:
     """The codec of that name for one stage's entrance; where it would change nothing, the codec `none`.
 
     Args:
@@ -65,6 +72,7 @@ def make_codec(name: str, spec: TensorSpec, *, weights: BottleneckWeights | None
         weights: of the autoencoder at this cut, for `bottleneck`; without them that codec is `int8` here (its bundle found
             this cut not worth an autoencoder).
         prefix_bytes: that many raw bytes lead each row; a batch is then uint8 `[rows, prefix_bytes + spec.bytes]`.
+        typical_bytes: mean size of a row without its prefix, where it was measured; tells only of a packed codec.
 
     Raises:
         ConfigError: no codec has that name.
@@ -72,7 +80,9 @@ def make_codec(name: str, spec: TensorSpec, *, weights: BottleneckWeights | None
     raw = RawCodec(spec, prefix_bytes)
     floats = spec.dtype in _FLOATS
     if name == "int8+zstd":
-        return ZstdCodec(name, RowCodec(name, spec, Int8(spec.shape), prefix_bytes) if floats else raw)
+        inner = RowCodec("int8", spec, Int8(spec.shape), prefix_bytes) if floats else raw
+        typical = None if typical_bytes is None else round(prefix_bytes + typical_bytes)
+        return ZstdCodec(name, inner, typical_row_bytes=typical)
     if name not in CODECS:
         raise ConfigError(f"codec: found {name!r}, expected one of {', '.join(CODECS)}")
     if name == NO_CODEC or not floats or (name == "fp16" and spec.dtype == "float16"):
@@ -93,8 +103,15 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
     """
     names = tuple(names)
     weights = load_bottleneck(bundle) if "bottleneck" in names else {}
+    sizes = {(name, cut): size for name, row in bundle.codecs.items() for cut, size in enumerate(row.cut_bytes)}
     return {
-        (name, stage.index): make_codec(name, stage.input, weights=weights.get(stage.index - 1), prefix_bytes=bundle.prefix_bytes)
+        (name, stage.index): make_codec(
+            name,
+            stage.input,
+            weights=weights.get(stage.index - 1),
+            prefix_bytes=bundle.prefix_bytes,
+            typical_bytes=sizes.get((name, stage.index - 1)),
+        )
         for name in names
         for stage in bundle.real.stages
     }

@@ -20,7 +20,7 @@ class Codec(Protocol):
     Attributes:
         name: what the wire calls it; `none` where the codec asked for would change nothing.
         row_bytes: bytes per row on the wire: exactly, or at most where `packed`.
-        typical_row_bytes: the same, as measured on the digits bundles; equals `row_bytes` unless `packed`.
+        typical_row_bytes: the mean of what is sent; equals `row_bytes` unless `packed`.
         packed: whether the coded batch is one run of bytes whose length varies.
     """
 

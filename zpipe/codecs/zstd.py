@@ -14,6 +14,7 @@ import zstandard
 
 from zpipe.codecs.base import Array, Codec
 from zpipe.errors import WireError
+from zpipe.model import NO_CODEC
 
 _LEVEL = 1
 
@@ -27,15 +28,16 @@ class ZstdCodec:
     Args:
         name: what the wire calls it.
         inner: gives rows of exact size.
+        typical_row_bytes: as measured; a guess from other cuts if not given.
     """
 
     packed = True
 
-    def __init__(self, name: str, inner: Codec) -> None:
+    def __init__(self, name: str, inner: Codec, *, typical_row_bytes: int | None = None) -> None:
         self.name = name
         self.row_bytes = inner.row_bytes
-        raw = inner.name != name
-        self.typical_row_bytes = round(inner.row_bytes * (TYPICAL_IMAGE if raw else TYPICAL_ACTIVATION))
+        guess = round(inner.row_bytes * (TYPICAL_IMAGE if inner.name == NO_CODEC else TYPICAL_ACTIVATION))
+        self.typical_row_bytes = guess if typical_row_bytes is None else typical_row_bytes
         self._inner = inner
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
         self._decompressor = zstandard.ZstdDecompressor()

@@ -189,10 +189,7 @@ def meshes(draw: st.DrawFn) -> Topology:
                 for rank, hosted in enumerate(stages)
             ],
             "links": links,
-            "sources": [
-                {"rank": rank, "admission": draw(st.sampled_from(["fixed", "aimd", "mdi-rate"]))}
-                for rank in sources(draw, nodes, whole)
-            ],
+            "sources": [{"rank": rank, "admission": draw(admissions)} for rank in sources(draw, nodes, whole)],
             "policy": {
                 "offload": draw(st.sampled_from(["local", "cheapest", "ddi", "mdi"])),
                 "offload_input": draw(st.booleans()),

@@ -15,6 +15,7 @@ from zpipe.policy.messages import Resolve
 from zpipe.report import RunLog
 from zpipe.sim.hop import HopProfile
 from zpipe.sim.offer import Offering, OpenLoop
+from zpipe.sim.packing import Packed
 from zpipe.sim.world import World
 from zpipe.topology import Topology, from_dict
 
@@ -70,8 +71,8 @@ class Run:
                 for node in topology.nodes
             ],
             service=service,
-            answers=leave_at(exit_stage),
-            row_bytes={"none": row_bytes},
+            answers=[leave_at(exit_stage)],
+            pack=lambda codec, sender, peer, stage, now: Packed("none", row_bytes[stage], 0, tell_size=False),
             hop=hop or HopProfile(),
             seed=0,
         )

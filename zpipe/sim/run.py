@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.codecs import make_codecs
 from zpipe.configure import node_config, prepare, source_config
-from zpipe.emulation import replay_codec
 from zpipe.errors import ConfigError
 from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span
 from zpipe.policy.delivery import SourceConfig
@@ -23,6 +21,7 @@ from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
 from zpipe.series import AdmissionSeries
 from zpipe.sim.hop import HopProfile, load_hop_profile
 from zpipe.sim.offer import ClosedLoop, Offering, OpenLoop
+from zpipe.sim.packing import Packing
 from zpipe.sim.service import device_service, load_service, measured_service, replayed
 from zpipe.sim.world import World
 from zpipe.topology import SourceSpec, Topology, load_topology, override
@@ -307,13 +306,14 @@ def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:
     else:
         service = device_service(topology, bundle, device=options.device)
     sources = {spec.rank: _source(spec, topology, bundle, options) for spec in topology.sources}
+    packing = Packing(topology, bundle)
     hop = options.hop if isinstance(options.hop, HopProfile) else load_hop_profile(options.hop) if options.hop else HopProfile()
     return World(
         topology,
         [node_config(topology, bundle, node.rank, source=sources.get(node.rank)) for node in topology.nodes],
         service=service,
-        answers=replayed(bundle, replay_codec(topology)),
-        row_bytes=_row_bytes(topology, bundle),
+        answers=[replayed(bundle, codec) for codec in packing.tables],
+        pack=packing.pack,
         hop=hop,
         seed=options.seed,
     )
@@ -328,13 +328,6 @@ def _source(spec: SourceSpec, topology: Topology, bundle: Bundle, options: SimOp
         when_full=options.when_full,
     )
     return replace(config, session=1)
-
-
-def _row_bytes(topology: Topology, bundle: Bundle) -> dict[str, list[int]]:
-    """{codec: per stage the bytes of one row on a link}, what is typical where a codec's output varies."""
-    names = {link.codec for link in topology.links}
-    codecs = make_codecs(bundle, names)
-    return {name: [codecs[name, spec.index].typical_row_bytes for spec in bundle.stages] for name in names}
 
 
 def _service_name(topology: Topology, options: SimOptions) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zpipe.policy import NodePolicy
@@ -31,6 +31,7 @@ from zpipe.policy.messages import (
     ResultReceived,
     RunStage,
     SendBlocked,
+    SendCompleted,
     SendFailed,
     SendLost,
     SendReport,
@@ -43,6 +44,7 @@ from zpipe.policy.state import NodeConfig
 from zpipe.sim import sizes
 from zpipe.sim.hop import HopProfile
 from zpipe.sim.network import CONTROL, DATA, directions
+from zpipe.sim.packing import Pack
 from zpipe.sim.service import Answers, Service
 from zpipe.topology import Topology
 
@@ -76,8 +78,8 @@ class World:
         topology: its links and who sends what to whom.
         configs: of every node, by rank.
         service: how long a batch takes.
-        answers: what the exits say.
-        row_bytes: {codec: per stage the bytes of one row on a link}.
+        answers: what the exits say, by a task's token: what its row passed on its way decides.
+        pack: how links pack frames.
         hop: what nodes take beside.
         seed: of the policies' dice and of all that is drawn here.
 
@@ -97,8 +99,8 @@ class World:
         configs: Sequence[NodeConfig],
         *,
         service: Service,
-        answers: Answers,
-        row_bytes: Mapping[str, Sequence[int]],
+        answers: Sequence[Answers],
+        pack: Pack,
         hop: HopProfile,
         seed: int,
     ) -> None:
@@ -114,7 +116,7 @@ class World:
         self.links = directions(topology)
         self._service = service
         self._answers = answers
-        self._row_bytes = row_bytes
+        self._pack = pack
         self._hop = hop
         self._rng = random.Random(f"{seed}/world")
         self._heap: list[tuple[float, int, int, Any]] = []  #: when, in which order, to which rank (-1: a call), what
@@ -251,7 +253,10 @@ class World:
         tasks, stage, hop = command.tasks, command.stage, self._hop
         seconds = self._service(rank, stage, len(tasks))
         rows = [self.indices[task.key.source][task.key.sample] for task in tasks]
-        exited, labels, confidences = self._answers(stage, rows, command.gate)
+        if len(self._answers) == 1:
+            exited, labels, confidences = self._answers[0](stage, rows, command.gate)
+        else:
+            exited, labels, confidences = self._answer_each(command, rows)
         self.traffic[rank].busy_seconds += seconds
         start = self.now + hop.start.draw(self._rng)
         if start <= self._free_at[rank] + hop.grace_seconds:
@@ -261,6 +266,17 @@ class World:
         event = StageCompleted(command.run, exited, labels, confidences, seconds)
         heapq.heappush(self._heap, (when, next(self._ids), rank, event))
 
+    def _answer_each(self, command: RunStage, rows: Sequence[int]) -> tuple[list[bool], list[int], list[float]]:
+        """Rows that passed different codecs may share a batch."""
+        exited, labels, confidences = [], [], []
+        for index, (task, row) in enumerate(zip(command.tasks, rows, strict=True)):
+            gate = replace(command.gate, thresholds=command.gate.thresholds[index : index + 1])
+            (left,), (label,), (confidence,) = self._answers[task.token](command.stage, (row,), gate)
+            exited.append(left)
+            labels.append(label)
+            confidences.append(confidence)
+        return exited, labels, confidences
+
     # ---- messages ------------------------------------------------------------------------------
 
     def _forward(self, rank: int, command: Forward) -> None:
@@ -268,8 +284,14 @@ class World:
         if link.epoch != command.epoch:
             self.tell(rank, SendFailed(command.peer, command.epoch))
             return
-        header = sizes.task_header(rank, link.codec, command.stage, tasks)
-        payload = len(tasks) * self._row_bytes[link.codec][command.stage]
+        packed = self._pack(link.codec, self.nodes[rank], command.peer, command.stage, self.now)
+        header = sizes.task_header(rank, packed.name, command.stage, tasks)
+        payload = len(tasks) * packed.row_bytes
+        if packed.token:
+            for task in tasks:
+                task.token = packed.token
+        if packed.tell_size:
+            self.tell(rank, SendCompleted(command.peer, command.epoch, tasks[0].number, len(tasks), header + payload))
         overhead = self._hop.forward.draw(self._rng) + self._hop.forward_seconds_per_byte * payload
         arrival = link.carry(sizes.on_link(header, payload), DATA, overhead, self.now, self._rng)
         link.tasks += len(tasks)

@@ -1,21 +1,24 @@
 """What a live node takes beside computing and sending, measured from the traces of a short live run: the simulator's hop profile.
 
-    python -m bench.hop                  about a minute; writes bench/results/hop.json
+    python -m bench.hop [--parallel 4]     a minute; writes bench/results/hop.json
 
-Two emulated boards at a load of their own - never the runs the simulator is compared with - on one machine, whose nodes share a
+A ring of emulated boards at loads of its own - never the runs the simulator is compared with - on one machine, whose nodes share a
 monotonic clock, so the moment a command was given at one node and the moment its event was decided on at another can be compared.
 `forward` and `control` are that, over loopback; `finish` is how late a busy device's batch is told, against its absolute schedule,
-and `start` what an idle one takes longer than that.
+and `start` what an idle one takes longer than that. `--parallel`: so many such rings at a time, for a profile of a machine as busy
+as it is when that many runs share it.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "hop.json"
 DEVICE = "raspberry-pi-4/2"
 QUANTILES = 40
+#: A light and a busy ring; its stages without exits carry 47 a second at most.
+RATES_HZ = (12.0, 36.0)
 #: Rounds of the first second are left out: caches and sockets warm up.
 WARM_UP_SECONDS = 1.0
 
@@ -52,7 +57,7 @@ def topology() -> Topology:
     return from_dict({"name": "hop", "bundle": "digits-mobilenetv2", "nodes": nodes, "links": "ring", "source": 0})
 
 
-def record(folder: Path, *, rate_hz: float, seed: int) -> None:
+def record(folder: Path, rate_hz: float, seed: int) -> None:
     """One live run with a trace of every node."""
     options = BenchOptions(
         topology=topology(), rate_hz=rate_hz, duration=12.0, seed=seed, warm_up=20, exit_point="no-exit", trace=folder
@@ -145,11 +150,16 @@ def quantiles(values: list[float]) -> list[float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parallel", type=int, default=1)
+    parallel = parser.parse_args().parallel
     measured = Measured()
-    for seed, rate_hz in enumerate((8.0, 24.0)):
-        with tempfile.TemporaryDirectory() as folder:
-            record(Path(folder), rate_hz=rate_hz, seed=seed)
-            measured.take(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(parallel) as pool:
+        for load, rate_hz in enumerate(RATES_HZ):
+            folders = [Path(folder) / f"{load}-{run}" for run in range(parallel)]
+            list(pool.map(record, folders, [rate_hz] * parallel, range(parallel)))
+            for traces in folders:
+                measured.take(traces)
     slope = per_byte(measured.forward)
     start = max(0.0, statistics.median(measured.idle) - statistics.median(measured.busy))
     profile = {
@@ -164,7 +174,7 @@ def main() -> None:
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip(),
-        "command": "python -m bench.hop",
+        "command": f"python -m bench.hop --parallel {parallel}",
         "messages": {
             "forward": len(measured.forward),
             "control": len(measured.control),

@@ -266,7 +266,10 @@ class Driver:
         try:
             while self._events:
                 events, self._events = self._events, []
-                for command in self._decide(events, now=time.monotonic()):
+                commands = self._decide(events, now=time.monotonic())
+                if commands and isinstance(commands[-1], RunStage):
+                    self._perform(commands.pop())  # the executor has its thread: it need not wait until all is sent
+                for command in commands:
                     self._perform(command)
         except Exception as exc:
             self._stopped = True

@@ -98,3 +98,9 @@ def test_every_namespace_and_device_is_named_once_and_short_enough() -> None:
 def test_addresses_differ_past_one_byte() -> None:
     assert len({node_address(rank) for rank in range(600)}) == 600
     assert node_address(255) == "10.77.1.0"
+
+
+def test_every_namespace_runs_the_same_congestion_control() -> None:
+    commands = built(2, {"shape": "line", "latency": "1 ms"})
+    chosen = [command[3] for command in commands if command[-1] == "echo reno > /proc/sys/net/ipv4/tcp_congestion_control"]
+    assert [space.removeprefix(f"{NAME}.") for space in chosen] == added_namespaces(commands)

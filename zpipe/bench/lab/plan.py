@@ -34,6 +34,10 @@ LATE_SECONDS = 50e-6
 #: What waits at a link's end at most, in bytes: 1000 frames, as many as Linux gives an Ethernet card.
 QUEUE_BYTES = 1000 * FRAME_BYTES
 
+#: The same on every machine: BBR, for one, paces by itself and slows down every 10 s to look around. Each kernel has this one
+#: and lets any namespace choose it (cubic may be kept for the first); on links that lose nothing the two do the same.
+CONGESTION_CONTROL = "reno"
+
 HUB_ADDRESS = "10.79.0.1"
 
 
@@ -79,7 +83,7 @@ def cables(name: str, topology: Topology, *, relay_all: bool) -> tuple[Cable, ..
 def build_commands(name: str, topology: Topology, laid: tuple[Cable, ...]) -> list[Command]:
     """Makes everything but the relays' processes and the CPU quotas."""
     hub = f"{name}.hub"
-    commands = [*_namespace(hub, HUB_ADDRESS), within(hub, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")]
+    commands = [*_namespace(hub, HUB_ADDRESS), _setting(hub, "ip_forward", "1")]
     for node in topology.nodes:
         commands += _node(namespace(name, node.rank), hub, node.rank)
     for number, cable in enumerate(laid):
@@ -124,7 +128,12 @@ def _namespace(space: str, address: str) -> list[Command]:
         ("ip", "netns", "add", space),
         ("ip", "-n", space, "link", "set", "dev", "lo", "up"),
         ("ip", "-n", space, "address", "add", f"{address}/32", "dev", "lo"),
+        _setting(space, "tcp_congestion_control", CONGESTION_CONTROL),
     ]
+
+
+def _setting(space: str, name: str, value: str) -> Command:
+    return within(space, "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{name}")
 
 
 def _pair(a: str, device_a: str, b: str, device_b: str) -> list[Command]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zpipe.bundle import Bundle, indexed_rows, load_bundle, manifest_digest
+from zpipe.bundle import Bundle, CodecMetrics, indexed_rows, load_bundle, manifest_digest
 from zpipe.errors import BundleError
 from zpipe.model import TensorSpec
 
@@ -293,6 +293,49 @@ def test_replay_codecs_are_those_with_a_table(tmp_path: Path) -> None:
     (bundle.path / "replay.npz").write_bytes(b"PK")
     assert "replay.npz" in complaint(bundle.replay_codecs)
     assert replace(bundle, replay_file=None).replay_codecs() == ()
+
+
+# ---- codecs ------------------------------------------------------------------------------------
+
+
+def test_what_codecs_cost_and_the_learned_one_are_read_where_a_manifest_has_them(tmp_path: Path) -> None:
+    plain = load_bundle(write_bundle(tmp_path / "plain"))
+    assert (plain.codecs, plain.bottleneck_file) == ({}, None)
+    assert "take another codec" in complaint(plain.bottleneck)
+
+    def measured(manifest: dict[str, Any]) -> None:
+        manifest["codecs"] = {"int8": {"accuracy": 0.8, "lost": -0.01, "bytes": [40.0]}}
+
+    assert load_bundle(write_bundle(tmp_path / "measured", measured)).codecs == {"int8": CodecMetrics(0.8, -0.01, (40.0,))}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "key"),
+    [
+        ({"zip": {}}, "codecs: found"),
+        (["int8"], "codecs: found"),
+        ({"int8": {"accuracy": 1.5, "lost": 0.0, "bytes": [1]}}, "codecs.int8.accuracy: found 1.5"),
+        ({"int8": {"accuracy": 0.5, "lost": "no", "bytes": [1]}}, 'codecs.int8.lost: found "no"'),
+        ({"int8": {"accuracy": 0.5, "lost": 0.0, "bytes": [1, 2]}}, "codecs.int8.bytes: found [1, 2], expected 1 values"),
+        ({"int8": {"accuracy": 0.5, "lost": 0.0}}, "codecs.int8.bytes: found no such key"),
+    ],
+)
+def test_wrong_codec_figures_are_refused(tmp_path: Path, codecs: object, key: str) -> None:
+    folder = write_bundle(tmp_path / "tiny", lambda manifest: manifest.update(codecs=codecs))
+    assert key in complaint(lambda: load_bundle(folder))
+
+
+def test_a_changed_autoencoder_is_refused(tmp_path: Path) -> None:
+    def learned(manifest: dict[str, Any]) -> None:
+        manifest["bottleneck"] = {"file": "bottleneck.npz"}
+        manifest["digests"]["bottleneck.npz"] = "sha256:00"
+
+    folder = write_bundle(tmp_path / "tiny", learned)
+    np.savez(folder / "bottleneck.npz", weights=np.zeros(1))
+    assert "digests.bottleneck.npz" in complaint(lambda: load_bundle(folder))
+    assert "expected float32" in complaint(load_bundle(folder, verify=False).bottleneck)
+    (folder / "bottleneck.npz").write_bytes(b"PK")
+    assert "no readable npz" in complaint(load_bundle(folder, verify=False).bottleneck)
 
 
 # ---- emulation ---------------------------------------------------------------------------------

@@ -164,7 +164,9 @@ def line() -> None:
     print("\nline4 in the lab, 20 Mbit/s and 5 ms on each link:", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = line4(Path(folder))
-        subprocess.run([*bench(file), "--count", "1000"], stderr=subprocess.DEVNULL, check=True)
+        done = subprocess.run([*bench(file), "--count", "1000"], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"the run fell short: {done.stderr}")
 
 
 def line4(folder: Path) -> Path:
@@ -220,6 +222,8 @@ def main() -> None:
         print(exc, file=sys.stderr)
         sys.exit(2)
     for section in sys.argv[1:] or SECTIONS:
+        if section not in SECTIONS:
+            sys.exit(f"found {section!r}, expected some of {', '.join(SECTIONS)}")
         SECTIONS[section]()
 
 

@@ -22,11 +22,16 @@ def make_node() -> Iterator[NodeMaker]:
     made: list[Driven] = []
 
     def make(
-        rank: int, stages: tuple[int, ...], *neighbours: NeighbourConfig, stage_count: int = 3, up: bool = True, **config: Any
+        rank: int,
+        stages: tuple[int, ...],
+        *neighbours: NeighbourConfig,
+        stage_count: int = 3,
+        up: bool = True,
+        rng: random.Random | None = None,
+        **config: Any,
     ) -> Driven:
-        node = Driven(
-            NodePolicy(NodeConfig(rank, stages, ExitGates((1.0,) * stage_count), tuple(neighbours), **config), rng=random.Random(0))
-        )
+        plan = NodeConfig(rank, stages, ExitGates((1.0,) * stage_count), tuple(neighbours), **config)
+        node = Driven(NodePolicy(plan, rng=rng or random.Random(0)))
         made.append(node)
         if up:
             for neighbour in neighbours:

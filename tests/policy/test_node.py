@@ -248,7 +248,7 @@ def test_a_report_cannot_know_of_tasks_still_on_their_way(make_node: MakeNode) -
 # ---- MDI-Exit (A1, A4) ---------------------------------------------------------------------------
 
 
-def mdi(make_node: MakeNode, *, output_threshold: int = 50, neighbours: int = 1) -> Driven:
+def mdi(make_node: MakeNode, *, output_threshold: int = 50, neighbours: int = 1, rng: random.Random | None = None) -> Driven:
     """Rank 0 hosts stages 0 and 1 of three, its neighbours 1 and 2; nothing is known of their load but that it is none."""
     node = make_node(
         0,
@@ -259,6 +259,7 @@ def mdi(make_node: MakeNode, *, output_threshold: int = 50, neighbours: int = 1)
         offload="mdi",
         output_threshold=output_threshold,
         service_seconds={0: 0.01, 1: 0.01},
+        rng=rng,
     )
     for rank in range(1, 1 + neighbours):
         node.tell(ReportReceived(rank, Report(0, 0, {1: 0.01}, {1: 0.0})))
@@ -318,7 +319,6 @@ def test_mdi_offloads_what_waits_behind_a_running_task_though_nothing_is_in_its_
 
 def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode) -> None:
     """A4."""
-    node = mdi(make_node)
     throws: list[float] = []
 
     class Dice(random.Random):
@@ -326,7 +326,7 @@ def test_dice_are_thrown_once_per_head_neighbour_and_report(make_node: MakeNode)
             throws.append(1.0)
             return 0.999
 
-    node.policy.rng = Dice()
+    node = mdi(make_node, rng=Dice())
     node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 5.0})))
     node.submit(*range(4))
     node.complete(False)
@@ -343,7 +343,6 @@ def test_the_dice_send_in_proportion_to_the_two_costs(make_node: MakeNode) -> No
     """A4: three of stage 0 in I, whose Gamma is 0.9 * 10 + 0.1 * 4 ms after a batch, and the head itself, against 100 ms."""
     chance = (3 * 0.0094 + 0.01) / 0.1
     for dice, sent in ((chance - 0.01, True), (chance + 0.01, False)):
-        node = mdi(make_node)
 
         class Dice(random.Random):
             value = dice
@@ -351,7 +350,7 @@ def test_the_dice_send_in_proportion_to_the_two_costs(make_node: MakeNode) -> No
             def random(self) -> float:
                 return self.value
 
-        node.policy.rng = Dice()
+        node = mdi(make_node, rng=Dice())
         node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 0.1})))
         node.submit(*range(4))
         assert node.policy.input_length == 3

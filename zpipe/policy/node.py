@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow, Report, ResultRow
@@ -14,7 +13,6 @@ from zpipe.policy.messages import (
     BlockedReceived,
     CreditReceived,
     Discard,
-    Forward,
     LostReceived,
     PeerLost,
     PeerUp,
@@ -30,7 +28,7 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
-from zpipe.policy.offload import OFFLOADS, Candidate, Here
+from zpipe.policy.outlet import Outlet
 from zpipe.policy.priority import SERVICE_ORDERS
 from zpipe.policy.state import NodeCounts, Run
 from zpipe.policy.tasks import TaskTable
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Mapping, Sequence
 
-    from zpipe.model import SampleKey, Task
+    from zpipe.model import Task
     from zpipe.policy.messages import Command, Event
     from zpipe.policy.state import Neighbour, NodeConfig
 
@@ -56,7 +54,7 @@ PROMPT_INTERVAL = 0.25
 class NodePolicy:
     """The single mutator of a node's state: events in, commands out.
 
-    Its rooms - TaskTable, Links, Answers, Source - are changed by nobody else, and only inside `handle_all`.
+    Its rooms - TaskTable, Links, Outlet, Answers, Source - are changed by nobody else, and only inside `handle_all`.
 
     Args:
         config: what the node knows before it starts.
@@ -67,7 +65,6 @@ class NodePolicy:
         for neighbour in config.neighbours:
             assert set(neighbour.lanes_in) <= set(config.stages), f"lanes {neighbour.lanes_in} lead to stages {config.stages} (L3)"
         self.config = config
-        self.rng = rng
         self.counts = NodeCounts()
         self.source = Source(config.source, rank=config.rank) if config.source else None
         self._links = Links(config, self.counts)
@@ -87,9 +84,16 @@ class NodePolicy:
             tasks=self._tasks,
             counts=self.counts,
         )
-        self._offload = OFFLOADS[config.offload](config.output_threshold)
-        self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
-        self._prompt = self._offload.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
+        self._outlet = Outlet(
+            config,
+            tasks=self._tasks,
+            links=self._links,
+            source=self.source,
+            counts=self.counts,
+            backlog=lambda now: sum(self._backlog(now).values()),
+            rng=rng,
+        )
+        self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._order = SERVICE_ORDERS[config.order]()
         self._last_stage = len(config.gates.temperatures) - 1
         self._runs: dict[int, Run] = {}  #: {run: the batch in the executor}; one at most
@@ -275,15 +279,10 @@ class NodePolicy:
 
     def _place(self, task: Task, now: float) -> None:
         """Rule A1: to I or to O."""
-        tasks = self._tasks
-        if task.stage in tasks.input and (
-            task.stage not in tasks.output
-            or (task.stage == 0 and task.key.source not in self.config.farther)
-            or self._offload.keep(stage=task.stage, input_length=tasks.input_length, output_length=tasks.output_length)
-        ):
-            tasks.to_input(task, now)
+        if self._outlet.keeps(task):
+            self._tasks.to_input(task, now)
         else:
-            tasks.to_output(task, now)
+            self._tasks.to_output(task, now)
 
     def _measure_service(self, stage: int, seconds: float) -> None:
         old = self._service.get(stage, 0.0)
@@ -307,10 +306,10 @@ class NodePolicy:
             if 0 in tasks.output:
                 self._admit(now)  # raw inputs may go out in this very round
         if tasks.output_length:
-            self._flush_output(now)
+            self._outlet.flush(commands, now)
         run = self._choose_run(now)
-        if run is not None and tasks.output_length and self._offload.weighs:
-            self._flush_output(now)  # this node has work again: what else waits may do better elsewhere
+        if run is not None and tasks.output_length and self._outlet.weighs:
+            self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
         if self._answers.waiting:
             self._answers.flush(commands)
         self._links.grant(commands, now)
@@ -361,78 +360,6 @@ class NodePolicy:
         self._runs[run] = Run(stage, rows, now)
         return RunStage(run, stage, rows, self.config.gates.gate(stage, rows))
 
-    # ---- offloading ----------------------------------------------------------------------------
-
-    def _flush_output(self, now: float) -> None:
-        """Rule A2: each lane for itself."""
-        tasks, max_batch = self._tasks, self.config.max_batch
-        for lane, queue in tasks.output.items():
-            frames: dict[int, Forward] = {}
-            while queue:
-                task = queue[0]
-                if tasks.is_stale(task, now):
-                    queue.popleft()
-                    tasks.output_length -= 1
-                    tasks.drop_stale(task)
-                    continue
-                neighbour = self._choose_neighbour(task, now)
-                if neighbour is None:
-                    break
-                queue.popleft()
-                tasks.output_length -= 1
-                self._send(task, neighbour, now)
-                link, rank = neighbour.outgoing, neighbour.config.rank
-                assert link is not None
-                assert link.epoch is not None
-                frame = frames.get(rank)
-                if frame is None or len(frame.tasks) >= max_batch:
-                    frame = frames[rank] = Forward(rank, link.epoch, lane, [])
-                    self._commands.append(frame)
-                frame.tasks.append(task)
-
-    def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
-        """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
-        able = []
-        within = self.config.farther.get(task.key.source, ()) if task.stage == 0 and 0 in self._tasks.input else None
-        for neighbour in self._links.takers[task.stage]:
-            if within is not None and neighbour.config.rank not in within:
-                continue
-            link = neighbour.outgoing
-            assert link is not None
-            if link.may_send(task.stage):
-                able.append(neighbour)
-            elif link.waiting_since is None and link.epoch is not None:
-                link.waiting_since = now
-        if not able:
-            return None
-        hosted = task.stage in self._tasks.input
-        if len(able) == 1 and not hosted:
-            return able[0]
-        candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)
-        chosen: Candidate | None = candidates[0]
-        if hosted:
-            here = Here(sum(self._backlog(now).values()), self._tasks.output_length)
-            chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self.rng)
-        return None if chosen is None else self._links.neighbours[chosen.peer]
-
-    def _may_throw(self, task: Task, candidate: Candidate) -> bool:
-        """Rule A4: the dice decide once on each head, neighbour and Report."""
-        name = (task.key, task.attempt, candidate.report)
-        if self._thrown.get((task.stage, candidate.peer)) == name:
-            return False
-        self._thrown[task.stage, candidate.peer] = name
-        return True
-
-    def _send(self, task: Task, neighbour: Neighbour, now: float) -> None:
-        """Moves the task onto the link: its slot here is free, one there is taken."""
-        assert neighbour.outgoing is not None
-        self._tasks.leave(task)
-        task.queued_seconds += now - task.since
-        if task.key.source == self.config.rank and self.source is not None:
-            task.oldest = self.source.oldest
-        neighbour.outgoing.send(task, now=now)
-        self.counts.sent += 1
-
     def _backlog(self, now: float) -> dict[int, float]:
         """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
         tasks, service = self._tasks, self._service
@@ -475,19 +402,3 @@ class NodePolicy:
         if self.source is not None:
             self.source.check()
             assert not self.source.resolved, self
-
-
-def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:
-    """What the offload strategy looks at."""
-    assert neighbour.outgoing is not None
-    return Candidate(
-        neighbour.config.rank,
-        neighbour.outgoing.transfer_seconds(lane, now=now),
-        neighbour.backlog_seconds,
-        neighbour.input_length,
-        neighbour.report_number,
-    )
-
-
-def _cost(candidate: Candidate) -> float:
-    return candidate.cost_seconds

@@ -88,6 +88,7 @@ class NodeCounts:
     tasks_run: int = 0
     batches: int = 0
     sent: int = 0
+    sent_inputs: int = 0  #: of these, raw inputs (lane 0)
     received: int = 0
     exited: int = 0
     relayed: int = 0

@@ -1,0 +1,155 @@
+"""What leaves a node: I or O, which neighbour, in which frame (rules A1, A2, A4)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zpipe.policy.messages import Forward
+from zpipe.policy.offload import OFFLOADS, Candidate, Here
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from zpipe.model import SampleKey, Task
+    from zpipe.policy.delivery import Source
+    from zpipe.policy.links import Links
+    from zpipe.policy.messages import Command
+    from zpipe.policy.state import Neighbour, NodeConfig, NodeCounts
+    from zpipe.policy.tasks import TaskTable
+
+
+class Outlet:
+    """Serves O by the node's offload strategy.
+
+    Args:
+        config: of the node.
+        tasks: O, and the slots a task leaves free.
+        links: who takes which lane, with how much credit.
+        source: whose `oldest` its own tasks tell.
+        counts: of the node.
+        backlog: |I| * Gamma of this node, given the time.
+        rng: the dice.
+
+    Attributes:
+        weighs: whether the strategy looks at loads.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        tasks: TaskTable,
+        links: Links,
+        source: Source | None,
+        counts: NodeCounts,
+        backlog: Callable[[float], float],
+        rng: random.Random,
+    ) -> None:
+        self._config = config
+        self._tasks = tasks
+        self._links = links
+        self._source = source
+        self._counts = counts
+        self._backlog = backlog
+        self._rng = rng
+        self._offload = OFFLOADS[config.offload](config.output_threshold)
+        self.weighs = self._offload.weighs
+        self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
+
+    def keeps(self, task: Task) -> bool:
+        """Rule A1: whether it goes to I. It does where nobody else may have it."""
+        tasks = self._tasks
+        return task.stage in tasks.input and (
+            task.stage not in tasks.output
+            or (task.stage == 0 and task.key.source not in self._config.farther)
+            or self._offload.keep(stage=task.stage, input_length=tasks.input_length, output_length=tasks.output_length)
+        )
+
+    def flush(self, commands: list[Command], now: float) -> None:
+        """Sends what may go (A2): each lane for itself, one frame per neighbour and batch."""
+        tasks, max_batch = self._tasks, self._config.max_batch
+        for lane, queue in tasks.output.items():
+            frames: dict[int, Forward] = {}
+            while queue:
+                task = queue[0]
+                if tasks.is_stale(task, now):
+                    queue.popleft()
+                    tasks.output_length -= 1
+                    tasks.drop_stale(task)
+                    continue
+                neighbour = self._choose_neighbour(task, now)
+                if neighbour is None:
+                    break
+                queue.popleft()
+                tasks.output_length -= 1
+                self._send(task, neighbour, now)
+                link, rank = neighbour.outgoing, neighbour.config.rank
+                assert link is not None
+                assert link.epoch is not None
+                frame = frames.get(rank)
+                if frame is None or len(frame.tasks) >= max_batch:
+                    frame = frames[rank] = Forward(rank, link.epoch, lane, [])
+                    commands.append(frame)
+                frame.tasks.append(task)
+
+    def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
+        """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
+        able = []
+        within = self._config.farther.get(task.key.source, ()) if task.stage == 0 and 0 in self._tasks.input else None
+        for neighbour in self._links.takers[task.stage]:
+            if within is not None and neighbour.config.rank not in within:
+                continue
+            link = neighbour.outgoing
+            assert link is not None
+            if link.may_send(task.stage):
+                able.append(neighbour)
+            elif link.waiting_since is None and link.epoch is not None:
+                link.waiting_since = now
+        if not able:
+            return None
+        hosted = task.stage in self._tasks.input
+        if len(able) == 1 and not hosted:
+            return able[0]
+        candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)
+        chosen: Candidate | None = candidates[0]
+        if hosted:
+            here = Here(self._backlog(now), self._tasks.output_length)
+            chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
+        return None if chosen is None else self._links.neighbours[chosen.peer]
+
+    def _may_throw(self, task: Task, candidate: Candidate) -> bool:
+        """Rule A4: the dice decide once on each head, neighbour and Report."""
+        name = (task.key, task.attempt, candidate.report)
+        if self._thrown.get((task.stage, candidate.peer)) == name:
+            return False
+        self._thrown[task.stage, candidate.peer] = name
+        return True
+
+    def _send(self, task: Task, neighbour: Neighbour, now: float) -> None:
+        """Moves the task onto the link: its slot here is free, one there is taken."""
+        assert neighbour.outgoing is not None
+        self._tasks.leave(task)
+        task.queued_seconds += now - task.since
+        if task.key.source == self._config.rank and self._source is not None:
+            task.oldest = self._source.oldest
+        neighbour.outgoing.send(task, now=now)
+        self._counts.sent += 1
+        self._counts.sent_inputs += task.stage == 0
+
+
+def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:
+    """What the offload strategy looks at."""
+    assert neighbour.outgoing is not None
+    return Candidate(
+        neighbour.config.rank,
+        neighbour.outgoing.transfer_seconds(lane, now=now),
+        neighbour.backlog_seconds,
+        neighbour.input_length,
+        neighbour.report_number,
+    )
+
+
+def _cost(candidate: Candidate) -> float:
+    return candidate.cost_seconds

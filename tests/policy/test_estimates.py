@@ -106,6 +106,7 @@ def test_the_size_a_codec_decided_replaces_the_expected_one() -> None:
     for number in range(4):
         estimate.sent(number, 24_000, now=0.0)
     estimate.sized(1, 3, 3_000)
+    assert estimate.transfer_seconds(0.0, now=0.0) == pytest.approx(27.0)
     estimate.credited(4, 0.0, now=1.0)
     assert estimate.bandwidth_bps == pytest.approx(8 * 27_000)
 

@@ -78,6 +78,7 @@ class LinkEstimate:
         """What the frame with these numbers really had in bytes, where a codec decides that."""
         for index, sent in enumerate(self._unseen):
             if first <= sent.number < first + rows:
+                self._busy_until += (size / rows - sent.bytes) / self._bytes_per_second
                 self._unseen[index] = sent._replace(bytes=size / rows)
 
     def credited(self, expected: int, holding_seconds: float, *, now: float) -> None:

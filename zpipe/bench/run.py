@@ -86,6 +86,7 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
         ConfigError: topology, bundle or an option is wrong, or a node runs with other files.
         ZpipeError: a node ended by itself.
     """
+    arrival_times(options.arrivals, options.rate_hz, seed=options.seed)  # refused before anything starts
     topology = _topology(options)
     lab = EdgeLab(topology, cpu_shares=options.cpu_shares, seed=options.seed) if options.lab else None
     pipeline = _pipeline(options, topology, lab)

@@ -125,6 +125,7 @@ class _Run:
     def __init__(self, options: SimOptions, progress: Progress) -> None:
         self.options = options
         self.progress = progress
+        arrival_times(options.arrivals, options.rate_hz, seed=options.seed)  # refused before anything is made
         self.topology, self.bundle = _prepared(options)
         self.world = _world(self.topology, self.bundle, options)
         self.world.checked = options.check

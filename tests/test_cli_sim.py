@@ -1,0 +1,84 @@
+"""`zpipe sim` as a person calls it, in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zpipe import cli, simulate
+from zpipe.report import check_schema
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs `zpipe sim ...`; returns its exit code, standard output and standard error."""
+    monkeypatch.setenv("ZPIPE_LOG", "ERROR")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["zpipe", "sim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err  # type: ignore[return-value]
+
+    return run
+
+
+def test_sim_prints_a_table_and_writes_the_report_that_the_library_gives(call: Call, tmp_path: Path) -> None:
+    file, samples = tmp_path / "report.json", tmp_path / "samples.jsonl"
+    code, out, _ = call(
+        "--topology", "line4", "--rate", "60", "--count", "300", "--seed", "7", "--json", file, "--samples", samples
+    )
+    report = json.loads(file.read_text())
+    check_schema(report)
+    assert code == 0
+    assert "line4" in out
+    assert "simulated:" in out
+    assert "CPU s" not in out
+    assert report == json.loads(json.dumps(simulate("line4", rate_hz=60.0, count=300, seed=7)))
+    assert len(samples.read_text().splitlines()) == report["counts"]["submitted"] == 300
+
+
+@pytest.mark.parametrize("shape", ["grid", "line", "random"])
+def test_sim_makes_large_meshes_and_says_how_many_nodes_ran(call: Call, tmp_path: Path, shape: str) -> None:
+    file = tmp_path / "report.json"
+    code, out, _ = call("--nodes", 60, "--sources", 6, "--shape", shape, "--rate", "max", "--count", 900, "--json", file)
+    report = json.loads(file.read_text())
+    assert code == 0
+    assert report["topology"] == f"{shape}-60"
+    assert len(report["sources"]) == 6
+    assert len(report["nodes"]) == 60
+    assert report["nodes_running_share"] == sum(1 for node in report["nodes"] if node["tasks"]) / 60 > 0.1
+    assert f"{100 * report['nodes_running_share']:.1f} % of the nodes ran a stage" in " ".join(out.split())
+    assert "60 nodes" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--topology", "nowhere"), "nowhere"),
+        (("--nodes", "4", "--topology", "line4"), "--nodes: found it beside --topology, expected one of the two"),
+        (("--sources", "2"), "--sources: found it without --nodes, expected --nodes N beside it"),
+        (("--shape", "grid"), "--shape: found it without --nodes"),
+        (("--nodes", "2", "--sources", "3"), "sources: found 3, expected 1 to 2, the number of nodes"),
+        (("--nodes", "2", "--shape", "star"), "Invalid value for '--shape'"),
+        (("--nodes", "2", "--bundle", "nowhere"), "bundle 'nowhere': found no manifest.json"),
+        (("--device", "abacus"), "--device: found 'abacus', expected one of"),
+        (("--rate", "fast"), "--rate: found 'fast'"),
+        (("--arrivals", "constant"), "--arrivals: found constant without a rate, expected --rate HZ beside it"),
+        (("--arrivals", "nowhere.txt"), "--arrivals: found 'nowhere.txt', which cannot be read"),
+        (("--hop", "nowhere.json"), "nowhere.json: found no readable JSON"),
+        (("--offload", "far"), "offload: found 'far'"),
+    ],
+)
+def test_a_mistake_is_one_line(call: Call, arguments: tuple[str, ...], complaint: str) -> None:
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert complaint in line

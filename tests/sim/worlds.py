@@ -72,7 +72,7 @@ class Run:
             ],
             service=service,
             answers=[leave_at(exit_stage)],
-            pack=lambda codec, sender, peer, stage, now: Packed("none", row_bytes[stage], 0, tell_size=False),
+            pack=lambda codec, sender, peer, stage, now: Packed("none", row_bytes[stage], row_bytes[stage], 0, tell_size=False),
             hop=hop or HopProfile(),
             seed=0,
         )

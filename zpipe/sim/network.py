@@ -33,7 +33,7 @@ class Direction:
 
     Attributes:
         epoch: of the present connection (policy rule L1); -1 while there is none.
-        tasks, frames, bytes: carried as tasks, for the report.
+        tasks, frames, bytes: carried as tasks, for the report; `raw_bytes`: what these would be without a codec.
     """
 
     sender: int
@@ -47,6 +47,7 @@ class Direction:
     tasks: int = 0
     frames: int = 0
     bytes: int = 0
+    raw_bytes: int = 0
     _arrived: list[float] = field(default_factory=lambda: [0.0, 0.0])  #: {plane: when its last frame arrives}
 
     def carry(self, size: int, plane: int, overhead_seconds: float, now: float, rng: random.Random) -> float:

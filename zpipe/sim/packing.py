@@ -20,12 +20,14 @@ class Packed(NamedTuple):
     Attributes:
         name: as the wire calls it.
         row_bytes: of one row, typically.
+        raw_bytes: of one row without any codec.
         token: which table of answers holds for rows that passed it; 0 where it changes nothing.
         tell_size: whether the policy is told how long the frame was, since it cannot know beforehand.
     """
 
     name: str
     row_bytes: int
+    raw_bytes: int
     token: int
     tell_size: bool
 
@@ -59,7 +61,9 @@ class Packing:
         tokens = {name: 0 if is_emulated(topology) else self.tables.index(lossy_part(name)) for name in names}
         varying = {name for (name, _), codec in codecs.items() if codec.packed}
         self._packed = {
-            (name, stage): Packed(codec.name, codec.typical_row_bytes, tokens[codec.name], name in varying)
+            (name, stage): Packed(
+                codec.name, codec.typical_row_bytes, codecs[NO_CODEC, stage].row_bytes, tokens[codec.name], name in varying
+            )
             for (name, stage), codec in codecs.items()
         }
         self._choices = [CodecChoice(bundle, codecs) for _ in topology.nodes] if AUTO_CODEC in named else []

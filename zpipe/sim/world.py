@@ -297,6 +297,7 @@ class World:
         link.tasks += len(tasks)
         link.frames += 1
         link.bytes += header + payload
+        link.raw_bytes += header + len(tasks) * packed.raw_bytes
         sent, received = self.traffic[rank], self.traffic[command.peer]
         sent.frames_sent += 1
         sent.sent_bytes += header + payload
@@ -359,6 +360,7 @@ class World:
                 "tasks": link.tasks,
                 "frames": link.frames,
                 "bytes": link.bytes,
+                "raw_bytes": link.raw_bytes,
                 "round_trip_seconds": self._round_trip(rank, peer),
             }
             for peer, link in self.links[rank].items()

@@ -49,6 +49,7 @@ def node(rank: int = 0, **changes: Any) -> dict[str, Any]:
         "stage_cpu_s": 1.5,
         "rss_mb": 80.0,
         "sent_bytes": 4_000_000,
+        "sent_inputs": 0,
     }
     return row | changes
 
@@ -332,3 +333,26 @@ def test_table_shows_strangers_and_causes_only_where_there_are_any() -> None:
     assert "strangers 1" in text
     assert "1 failed: stage-failed: out of memory" in text
     assert "strangers" not in "\n".join(shown(full_report(), 100))
+
+
+# ---- what went over links --------------------------------------------------------------------------
+
+
+def test_bytes_per_sample_and_raw_inputs_are_sums_over_links_and_nodes() -> None:
+    log = log_of(0, 0)
+    log.outcome(result(0), now=0.1)
+    log.outcome(result(1), now=0.1)
+    links = [{"between": [0, 1], "bytes": 300}, {"between": [1, 2], "bytes": 100}]
+    report = report_of(log, links=links, nodes=[node(0, sent_inputs=2), node(1, sent_inputs=1)])
+    assert (report["bytes_per_sample"], report["raw_inputs_sent"]) == (200.0, 3)
+    assert report_of(log_of(0))["bytes_per_sample"] is None
+
+
+def test_view_says_that_raw_inputs_went_out_only_where_some_did() -> None:
+    log = log_of(0)
+    log.outcome(result(0), now=0.1)
+    for sent, said in ((3, True), (0, False)):
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(render(report_of(log, nodes=[node(0, sent_inputs=sent)])))
+        assert ("raw inputs sent on to other nodes: 3 (policy.offload_input)" in capture.get()) == said

@@ -17,7 +17,7 @@ from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, SourceSpec, Topology, check
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, SourceSpec, Topology, baseline, check
 
 
 def prepare(topology: Topology) -> tuple[Topology, Bundle]:
@@ -210,3 +210,33 @@ def exit_ladder(bundle: Bundle, exit_point: str, *, accuracy: float = 0.0) -> Ex
             )
         chosen = able[0]
     return ExitLadder(tuple(point.thresholds for point in points), points.index(chosen))
+
+
+def compared(
+    topology: Topology,
+    names: Iterable[str],
+    *,
+    exit_point: str | None = None,
+    admission: str | None = None,
+    offload: str | None = None,
+) -> list[Topology]:
+    """The topology and each baseline of it by name, in this order; what a command line changes is in all of them.
+
+    A run of one of these must change neither exit point, admission nor strategy again: that is what baselines take away.
+
+    Raises:
+        BundleError: its bundle is missing or changed.
+        TopologyError: no such baseline, or the topology is wrong.
+    """
+    policy = replace(
+        topology.policy, exit_point=exit_point or topology.policy.exit_point, offload=offload or topology.policy.offload
+    )
+    sources = tuple(
+        spec
+        if admission in (None, spec.admission.name)
+        else replace(spec, admission=replace(spec.admission, name=admission, options={}))
+        for spec in topology.sources
+    )
+    changed = replace(topology, policy=policy, sources=sources)
+    stage_count = len(load_checked(changed).stages)
+    return [changed, *[baseline(changed, name, stage_count=stage_count) for name in names]]

@@ -87,11 +87,12 @@ def test_node_rows_hold_only_what_happened_between_the_two_looks() -> None:
             "stage_cpu_seconds": tasks / 100,
             "rss_bytes": 5e6,
             "sent_bytes": 10 * tasks,
+            "sent_inputs": tasks // 2,
             "queue_histogram": histogram,
         }
 
     (row,) = node_rows([stats(100, 100, [[0, 50], [9, 50]])], [stats(300, 150, [[0, 250], [9, 50]])], 10.0)
-    assert (row["tasks"], row["batch_mean"], row["queue_max"], row["sent_bytes"]) == (200, 4.0, 0, 2000)
+    assert (row["tasks"], row["batch_mean"], row["queue_max"], row["sent_bytes"], row["sent_inputs"]) == (200, 4.0, 0, 2000, 100)
     assert row["busy"] == pytest.approx(0.2)
     assert row["cpu_s"] == pytest.approx(4.0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from zpipe.bench.drive import Watch, closed_loop, open_loop
 from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bundle import Evaluation
+from zpipe.configure import compared
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.load import POISSON, Order, Span, arrival_times, run_span
 from zpipe.model import Outcome
@@ -93,6 +94,30 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
     progress("starting", 0.0)
     with _inside(lab, pipeline.rank, progress):
         return await _run(pipeline, options, progress)
+
+
+async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress: Progress) -> list[dict[str, Any]]:
+    """The reports of the options' topology and of its baselines by name, run one after the other under the same load.
+
+    Raises:
+        ConfigError, ZpipeError: as `run_bench`; no baseline has one of the names, or the nodes are not started here.
+    """
+    for option, found in (("--attach", options.attach), ("--trace", options.trace)):
+        if found:
+            raise ConfigError(
+                f"{option}: found it beside --compare, which starts every node several times; expected one of the two"
+            )
+    variants = compared(_topology(options), names, exit_point=options.exit_point, admission=options.admission)
+    plain = replace(options, exit_point=None, admission=None)
+    reports = []
+    for topology in variants:
+        report, _ = await run_bench(replace(plain, topology=topology), progress=partial(_told, progress, topology.name))
+        reports.append(report)
+    return reports
+
+
+def _told(progress: Progress, name: str, line: str, done: float) -> None:
+    progress(line if line == "starting" else f"{name}: {line}", done)
 
 
 @contextmanager

@@ -60,6 +60,7 @@ _LOAD = (
     click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, arrivals and all dice."),
     click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones."),
+    click.option("--compare", metavar="NAMES", help="Run these baselines of it, too: some of no-exit,local,ddi,mdi-static."),
     click.option("--json", "json_file", type=FILE, help="Write the report here."),
     click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here."),
 )
@@ -70,6 +71,18 @@ def load_options(command: Command) -> Command:
     for option in reversed(_LOAD):
         command = option(command)
     return command
+
+
+def parse_compare(text: str | None, samples_file: Path | None) -> list[str]:
+    """The baselines named; none without `--compare`."""
+    if text is None:
+        return []
+    if samples_file is not None:
+        raise ConfigError("--samples: found it beside --compare, expected one of the two: it is about a single run")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"--compare: found {text!r}, expected names of baselines, such as no-exit,local")
+    return names
 
 
 def parse_load(options: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,24 @@ def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | No
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if samples_file is not None:
         samples.samples_jsonl(samples_file)
-    counts = report["counts"]
-    if counts["lost"] or counts["duplicate"] or counts["hung"] or report["strangers"]:
-        raise SystemExit(1)
+    _keep_promise([report])
+
+
+def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) -> None:
+    """Prints several runs side by side, writes the file asked for, and ends with 1 when one of them broke the promise."""
+    from rich.console import Console
+
+    from zpipe.report import comparison, render_comparison
+
+    document = comparison(reports)
+    Console().print(render_comparison(document))
+    if json_file is not None:
+        json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _keep_promise(reports)
+
+
+def _keep_promise(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        counts = report["counts"]
+        if counts["lost"] or counts["duplicate"] or counts["hung"] or report["strangers"]:
+            raise SystemExit(1)

@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import FILE, TOPOLOGY, load_options, parse_load
-from zpipe.cli.output import check_writable, show_report
+from zpipe.cli.options import FILE, TOPOLOGY, load_options, parse_compare, parse_load
+from zpipe.cli.output import check_writable, show_comparison, show_report
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
@@ -31,13 +31,14 @@ def sim(
     /,
     json_file: Path | None,
     samples_file: Path | None,
+    compare: str | None,
     nodes: int | None,
     sources: int | None,
     shape: str | None,
     **options: Any,
 ) -> None:
     """Run a topology on a virtual clock: the same policies, the same report, no devices."""
-    from zpipe.sim import SimOptions, generated, run_sim
+    from zpipe.sim import SimOptions, compare_sim, generated, run_sim
 
     if nodes is not None:
         if context.get_parameter_source("topology") is not ParameterSource.DEFAULT:
@@ -48,7 +49,13 @@ def sim(
     elif sources is not None or shape is not None:
         raise ConfigError(f"--{'sources' if sources else 'shape'}: found it without --nodes, expected --nodes N beside it")
     plan = SimOptions(**parse_load(options))
+    baselines = parse_compare(compare, samples_file)
     check_writable(json_file, samples_file)
+    if baselines:
+        with progress_shown() as progress:
+            reports = compare_sim(plan, baselines, progress=progress)
+        show_comparison(reports, json_file=json_file)
+        return
     with progress_shown() as progress:
         report, samples = run_sim(plan, progress=progress)
     show_report(report, samples, json_file=json_file, samples_file=samples_file)

@@ -9,6 +9,7 @@ goodput          results that came before their deadline
 """
 
 from zpipe.report.build import REPORT, SCHEMA, build_report, check_schema, spread
+from zpipe.report.comparison import comparison, render_comparison
 from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, merged
 from zpipe.report.machine import machine
 from zpipe.report.nodes import link_rows, node_rows, quantile
@@ -23,11 +24,13 @@ __all__ = [
     "RunLog",
     "build_report",
     "check_schema",
+    "comparison",
     "link_rows",
     "machine",
     "merged",
     "node_rows",
     "quantile",
     "render",
+    "render_comparison",
     "spread",
 ]

@@ -35,6 +35,8 @@ REPORT = {
     "accuracy": float | None,
     "mean_macs": float | None,
     "mean_macs_share": float | None,
+    "bytes_per_sample": float | None,
+    "raw_inputs_sent": int,
     "cpu_efficiency": float | None,
     "overhead_us_per_task": float | None,
     "sources": [
@@ -44,7 +46,7 @@ REPORT = {
     ],
     "exits": [{"stage": int, "share": float, "accuracy": float | None}],
     "nodes": [
-        {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "queue_p95": float, "queue_max": float}
+        {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "sent_inputs": int, "queue_p95": float, "queue_max": float}
         | dict.fromkeys(("busy", "batch_mean"), float)
         | dict.fromkeys(("cpu_s", "stage_cpu_s", "rss_mb"), float | None)  # a simulated node is no process
     ],
@@ -80,8 +82,8 @@ def build_report(
         seconds: from the first offer to the last outcome.
         stage_macs: multiply-adds of each stage, per sample.
         nodes: one dict per node: rank, stages, busy, queue_p95, queue_max, batch_mean, tasks, cpu_s, stage_cpu_s, rss_mb,
-            sent_bytes.
-        links: one dict per link.
+            sent_bytes, sent_inputs.
+        links: one dict per direction of a link, with the `bytes` of its tasks.
         series: the source's admission state over time.
         memory: every node's resident set over time.
         second_results, resubmitted: of this run, as the source counted them.
@@ -113,6 +115,8 @@ def build_report(
         "accuracy": _accuracy(columns, answered),
         "mean_macs": mean_macs,
         "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
+        "bytes_per_sample": sum(link["bytes"] for link in links) / int(answered.sum()) if answered.any() else None,
+        "raw_inputs_sent": sum(node["sent_inputs"] for node in nodes),
         "cpu_efficiency": stage_cpu / cpu if cpu else None,
         "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks and cpu else None,
         "sources": _source_rows(log, columns, answered, seconds),

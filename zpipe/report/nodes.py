@@ -35,6 +35,7 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                 "stage_cpu_s": grown_or_none("stage_cpu_seconds"),
                 "rss_mb": None if stats["rss_bytes"] is None else stats["rss_bytes"] / 1e6,
                 "sent_bytes": int(grown("sent_bytes")),
+                "sent_inputs": int(grown("sent_inputs")),
             }
         )
     return rows
@@ -47,7 +48,8 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
     for stats in after:
         for link in stats["links"]:
             old = first.get((stats["rank"], link["to"]), {})
-            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes")}
+            # raw_bytes: what `bytes` would be without the link's codec; the simulator does not tell.
+            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes", "raw_bytes") if key in link}
             rows.append(
                 {
                     "between": [stats["rank"], link["to"]],

@@ -24,11 +24,13 @@ def render(report: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def _number(value: float | None, form: str = ",.1f", *, none: str = "–") -> str:
+def number(value: float | None, form: str = ",.1f", *, none: str = "–") -> str:
+    """A figure, or a dash where there is none."""
     return none if value is None else format(value, form)
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction as percent, or a dash."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
@@ -39,8 +41,8 @@ def _headline(report: dict[str, Any]) -> RenderableType:
     text = Text()
     text.append(f"{report['topology']}", style="bold")
     text.append(f" · {report['bundle']} · {report['policy']}\n", style="dim")
-    text.append(f"{_number(report['throughput_hz'], ',.0f')} results/s", style="bold green")
-    text.append(f"   accuracy {_percent(report['accuracy'])}", style="bold")
+    text.append(f"{number(report['throughput_hz'], ',.0f')} results/s", style="bold green")
+    text.append(f"   accuracy {percent(report['accuracy'])}", style="bold")
     text.append(f"   {counts['submitted']:,} samples in {report['seconds']:.1f} s\n")
     ends = "   ".join(f"{kind} {counts[kind]:,}" for kind in KINDS[1:])
     text.append(f"{ends}\n")
@@ -55,13 +57,14 @@ def _headline(report: dict[str, Any]) -> RenderableType:
 
 def _latency(report: dict[str, Any]) -> RenderableType:
     stats = ("mean", *[f"p{p}" for p in PERCENTILES], "max")
-    table = _table(("ms", "left"), *[(stat, "right") for stat in stats])
+    table = plain_table(("ms", "left"), *[(stat, "right") for stat in stats])
     for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms")):
-        table.add_row(name, *[_number(report[key][stat]) for stat in stats])
+        table.add_row(name, *[number(report[key][stat]) for stat in stats])
     return table  # type: ignore[no-any-return]
 
 
-def _table(*columns: tuple[str, str]) -> Any:
+def plain_table(*columns: tuple[str, str]) -> Any:
+    """An empty table of rich, without a frame; each column: its name and `left` or `right`."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -72,10 +75,10 @@ def _table(*columns: tuple[str, str]) -> Any:
 
 
 def _exits(report: dict[str, Any]) -> RenderableType:
-    table = _table(("exit", "right"), ("share", "right"), ("accuracy", "right"), ("", "left"))
+    table = plain_table(("exit", "right"), ("share", "right"), ("accuracy", "right"), ("", "left"))
     for row in report["exits"]:
         bar = "█" * round(30 * row["share"])
-        table.add_row(str(row["stage"]), _percent(row["share"]), _percent(row["accuracy"]), f"[green]{bar}[/]")
+        table.add_row(str(row["stage"]), percent(row["share"]), percent(row["accuracy"]), f"[green]{bar}[/]")
     return table  # type: ignore[no-any-return]
 
 
@@ -84,25 +87,25 @@ def _nodes(report: dict[str, Any]) -> RenderableType:
         return _many_nodes(report["nodes"])
     process = not report["simulated"]
     names = ("node", "stages", "busy", "batch", "queue p95", "max", "tasks", *(("CPU s", "RSS MB") if process else ()), "sent MB")
-    table = _table(*[(name, "left" if name == "stages" else "right") for name in names])
+    table = plain_table(*[(name, "left" if name == "stages" else "right") for name in names])
     for row in report["nodes"]:
         table.add_row(
             str(row["rank"]),
             " ".join(map(str, row["stages"])),
-            _percent(row["busy"], 0),
-            _number(row["batch_mean"]),
+            percent(row["busy"], 0),
+            number(row["batch_mean"]),
             str(row["queue_p95"]),
             str(row["queue_max"]),
             f"{row['tasks']:,}",
-            *((_number(row["cpu_s"], ".2f"), _number(row["rss_mb"], ".0f")) if process else ()),
-            _number(row["sent_bytes"] / 1e6),
+            *((number(row["cpu_s"], ".2f"), number(row["rss_mb"], ".0f")) if process else ()),
+            number(row["sent_bytes"] / 1e6),
         )
     return table  # type: ignore[no-any-return]
 
 
 def _many_nodes(nodes: list[dict[str, Any]]) -> RenderableType:
     """The spread over nodes: nobody reads a thousand rows."""
-    table = _table((f"{len(nodes):,} nodes", "left"), *[(name, "right") for name in ("least", "median", "mean", "most")])
+    table = plain_table((f"{len(nodes):,} nodes", "left"), *[(name, "right") for name in ("least", "median", "mean", "most")])
     forms = {"busy": ".0%", "batch_mean": ".1f", "queue_p95": ".0f", "tasks": ",.0f"}
     for key, form in forms.items():
         values = sorted(node[key] for node in nodes)
@@ -115,14 +118,18 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     overhead = report["overhead_us_per_task"]
-    lines = [f"multiply-adds per sample: {_percent(report['mean_macs_share'])} of the full network"]
+    lines = [f"multiply-adds per sample: {percent(report['mean_macs_share'])} of the full network"]
+    if report["bytes_per_sample"]:
+        lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
+    if report["raw_inputs_sent"]:
+        lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,} (policy.offload_input)")
     if report["simulated"]:
         lines.append(
-            f"simulated: {report['events']:,} events, {_percent(report['nodes_running_share'])} of the nodes ran a stage; "
+            f"simulated: {report['events']:,} events, {percent(report['nodes_running_share'])} of the nodes ran a stage; "
             f"service times of {report['service']}"
         )
     else:
-        lines.append(f"CPU in stages {_percent(report['cpu_efficiency'])}, outside them {_number(overhead, '.0f')} µs a task")
+        lines.append(f"CPU in stages {percent(report['cpu_efficiency'])}, outside them {number(overhead, '.0f')} µs a task")
     if report["shared_machine"] and len(report["nodes"]) > 1:
         cores = report["machine"]["cores"]
         lines.append(

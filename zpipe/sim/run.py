@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.configure import node_config, prepare, source_config
+from zpipe.configure import compared, node_config, prepare, source_config
 from zpipe.errors import ConfigError
 from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span
 from zpipe.policy.delivery import SourceConfig
@@ -117,6 +117,22 @@ def run_sim(options: SimOptions, *, progress: Progress = lambda line, done: None
     """
     progress("starting", 0.0)
     return _Run(options, progress).run()
+
+
+def compare_sim(options: SimOptions, names: Sequence[str], *, progress: Progress = lambda line, done: None) -> list[dict[str, Any]]:
+    """The reports of the options' topology and of its baselines by name, run one after the other under the same load.
+
+    Raises:
+        ConfigError: as `run_sim`, or no baseline has one of the names.
+    """
+    topology = _overridden(options)
+    variants = compared(topology, names, exit_point=options.exit_point, admission=options.admission, offload=options.offload)
+    plain = replace(options, exit_point=None, admission=None, offload=None)
+    return [run_sim(replace(plain, topology=each), progress=partial(_told, progress, each.name))[0] for each in variants]
+
+
+def _told(progress: Progress, name: str, line: str, done: float) -> None:
+    progress(line if line == "starting" else f"{name}: {line}", done)
 
 
 class _Run:
@@ -295,9 +311,12 @@ def generated(shape: str, *, nodes: int, sources: int, bundle: str | None = None
 
 
 def _prepared(options: SimOptions) -> tuple[Topology, Bundle]:
+    return prepare(_overridden(options))
+
+
+def _overridden(options: SimOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    topology = override(topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload)
-    return prepare(topology)
+    return override(topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload)
 
 
 def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:

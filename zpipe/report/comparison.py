@@ -1,0 +1,53 @@
+"""Several runs side by side: a topology and what it is compared with, under the same load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zpipe.report.terminal import number, percent, plain_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA = "zpipe.comparison/1"
+
+
+def comparison(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reports of several runs as one document, in the order in which they ran."""
+    return {"schema": SCHEMA, "runs": list(runs)}
+
+
+def render_comparison(document: dict[str, Any]) -> RenderableType:
+    """One row per run, for 80 columns and more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    runs = document["runs"]
+    columns = ("result/s", "good/s", "accuracy", "mean ms", "p95 ms", "B/sample", "M madds")
+    rows = plain_table(("run", "left"), *[(name, "right") for name in columns])
+    for run in runs:
+        macs = run["mean_macs"]
+        rows.add_row(
+            _short(run["topology"], runs[0]["topology"]),
+            number(run["throughput_hz"]),
+            number(run["goodput_hz"]),
+            percent(run["accuracy"]),
+            number(run["latency_ms"]["mean"]),
+            number(run["latency_ms"]["p95"]),
+            number(run["bytes_per_sample"], ",.0f"),
+            number(None if macs is None else macs / 1e6),
+        )
+    first = runs[0]
+    head = Text()
+    head.append(f"{first['bundle']}", style="bold")
+    head.append(f" · seed {first['seed']} · {'simulated' if first['simulated'] else 'live'}", style="dim")
+    notes = [
+        f"{run['topology']}: {run['raw_inputs_sent']:,} raw inputs sent on to other nodes" for run in runs if run["raw_inputs_sent"]
+    ]
+    return Group(Text(), head, rows, *[Text(note, style="dim") for note in notes])
+
+
+def _short(name: str, first: str) -> str:
+    """A baseline by its own name, indented below the topology's."""
+    return f"  {name.removeprefix(first + '/')}" if name.startswith(first + "/") else name

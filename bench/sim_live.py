@@ -6,8 +6,8 @@
 Each row compares live with simulated at a share of the capacity (what the simulator sustains when samples are always there):
 throughput, mean latency, p95, and the largest difference of an exit's share in points. Differences are of the means over seeds,
 with the 95 % interval of the paired differences (Student's t). The only measured parameter is the hop profile (bench.hop), which
-comes from another topology, at other rates. Live runs share the machine, so few run at a time and the busy share of its cores is
-printed: above a half, boards are not emulated but delayed.
+comes from another topology, at other rates. Live runs share the machine, so few run at a time and the share of its cores they take
+is printed: above a half, boards are not emulated but delayed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -23,8 +24,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from zpipe.report import machine
 from zpipe.sim import SimOptions, load_hop_profile, run_sim
@@ -79,6 +78,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         "accuracy": report["accuracy"],
         "broken": counts["lost"] + counts["duplicate"] + counts["hung"],
         "rejected": counts["rejected"],
+        "cpu_s": sum(node["cpu_s"] or 0.0 for node in report["nodes"]),
         "seconds": report["seconds"],
     }
 
@@ -134,7 +134,6 @@ def main() -> None:
         raise SystemExit(f"{HOP}: found no hop profile, expected one; run `python -m bench.hop` first")
     rates = {(name, load): load * capacity(name) for name in arguments.topologies for load in arguments.loads}
     cases = [(name, load, rate, seed) for seed in range(arguments.seeds) for (name, load), rate in rates.items()]
-    psutil.cpu_percent()
     started = time.monotonic()
     with ThreadPoolExecutor(arguments.parallel) as pool:
         jobs = {case: pool.submit(live, case[0], case[2], arguments.count, case[3]) for case in cases}
@@ -144,7 +143,7 @@ def main() -> None:
             name, load, rate, seed = case
             said = f"{name} at {load} of its capacity ({rate:.1f}/s), seed {seed}: {here[case]['latency']:.1f} ms"
             print(f"{time.monotonic() - started:6.0f} s  {said}", file=sys.stderr, flush=True)
-    busy = psutil.cpu_percent()
+    busy = 100.0 * sum(run["cpu_s"] for run in here.values()) / (time.monotonic() - started) / len(os.sched_getaffinity(0))
     results: dict[str, Any] = {
         "schema": "zpipe.sim-live/1",
         "machine": machine(),

@@ -67,8 +67,13 @@ def _grid(nodes: int, rng: random.Random) -> Iterable[Pair]:
 
 
 def _random(nodes: int, rng: random.Random) -> Iterable[Pair]:
-    """A random geometric graph: the radius at which a node has RANDOM_DEGREE neighbours on average."""
-    places = [(rng.random(), rng.random()) for _ in range(nodes)]
+    """A random geometric graph: the radius at which a node has RANDOM_DEGREE neighbours on average.
+
+    Ranks follow strips of the square, up one and down the next, so that even ranks lie evenly in space.
+    """
+    strips = math.isqrt(nodes)
+    drawn = [(rng.random(), rng.random()) for _ in range(nodes)]
+    places = sorted(drawn, key=lambda place: (int(place[0] * strips), place[1] if int(place[0] * strips) % 2 else -place[1]))
     radius = math.sqrt(RANDOM_DEGREE / (math.pi * nodes))
     pairs = {(a, b) for a in range(nodes) for b in range(a + 1, nodes) if math.dist(places[a], places[b]) <= radius}
     while len(parts := _parts(nodes, pairs)) > 1:

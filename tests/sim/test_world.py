@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from typing import get_args
 
@@ -69,10 +69,10 @@ def test_what_is_sent_is_received() -> None:
 
 def test_an_emulated_devices_schedule_does_not_run_late() -> None:
     alone = topology([[0, 1, 2, 3, 4]], node={"max_batch": 1})
-    late = {"start": Spread((0.0003,)), "finish": Spread((0.0004,))}
+    late = HopProfile(start=Spread((0.0003,)), finish=Spread((0.0004,)))
     ends = {}
     for grace in (0.0, 0.002):
-        running = Run(alone, service=lambda rank, stage, rows: 0.01, hop=HopProfile(**late, grace_seconds=grace))
+        running = Run(alone, service=lambda rank, stage, rows: 0.01, hop=replace(late, grace_seconds=grace))
         running.offer([0.0] * 100)
         ends[grace] = running.world.now
     assert ends[0.002] == pytest.approx(100 * 0.01 + 0.0007)

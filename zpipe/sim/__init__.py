@@ -6,7 +6,8 @@ What decides is the code that runs on the robot; what is modelled is the rest:
 - *Service*: a batch takes what the device's profile says, or a time drawn from measured ones; its answers are the bundle's
   recorded ones (`replay.npz`), through the executors' exit gate.
 - *Links* (`network.py`): bandwidth, latency, jitter, FIFO per direction, airtime shared within a medium. Every message travels over
-  them with the size it has on the wire (`sizes.py`). Hello is instantaneous, and a connection never breaks by itself.
+  them with the size it has on the wire (`sizes.py`), packed as the link's codec would (`packing.py`). Hello is instantaneous, and a
+  connection breaks only where a policy gives it up (rule R5).
 - *Overhead* of a live node (`hop.py`): a measured profile, nothing by default. Nothing is fitted to the run it is compared with.
 
 Differs from a live run: all nodes share one clock, so budgets lose nothing on the way.

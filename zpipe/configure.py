@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from zpipe.bundle import Bundle, load_bundle
@@ -17,7 +17,7 @@ from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, SourceSpec, Topology, baseline, check
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, SourceSpec, Topology, baseline, check
 
 
 def prepare(topology: Topology) -> tuple[Topology, Bundle]:
@@ -29,7 +29,8 @@ def prepare(topology: Topology) -> tuple[Topology, Bundle]:
     bundle = load_checked(topology)
     policy = topology.policy
     if policy.offload_input == "auto":
-        topology = replace(topology, policy=replace(policy, offload_input="yes" if input_is_cheaper(bundle) else "no"))
+        chosen: OffloadInput = "yes" if input_is_cheaper(bundle, _mean_bytes(topology, bundle, topology.source.rank)) else "no"
+        topology = replace(topology, policy=replace(policy, offload_input=chosen))
     return topology, bundle
 
 
@@ -91,18 +92,34 @@ def lane_bytes(bundle: Bundle, codec: str = NO_CODEC) -> dict[int, float]:
     return {stage: float(size) for stage, size in enumerate(sizes)}
 
 
-def input_is_cheaper(bundle: Bundle) -> bool:
-    """Whether raw inputs are fewer bytes per sample than what is left to send after stage 0 (`offload_input: auto`)."""
-    sizes, reached = lane_bytes(bundle), reach(bundle)
-    return len(bundle.stages) == 1 or sizes[0] < sizes[1] * reached[1]
+def input_is_cheaper(bundle: Bundle, sizes: Mapping[int, float]) -> bool:
+    """Whether raw inputs are fewer bytes per sample than what is left to send after stage 0 (`offload_input: auto`).
+
+    Args:
+        bundle: says how many samples are left.
+        sizes: {stage: bytes of one task that waits for it, on a link}.
+    """
+    return len(bundle.stages) == 1 or sizes[0] < sizes[1] * reach(bundle)[1]
 
 
-def lane_order(bundle: Bundle) -> tuple[int, ...]:
-    """Stages by the multiply-adds a neighbour takes over per byte sent to it: what a scarce link carries first."""
-    reached, sizes = reach(bundle), lane_bytes(bundle)
+def lane_order(bundle: Bundle, sizes: Mapping[int, float]) -> tuple[int, ...]:
+    """Stages by the multiply-adds a neighbour takes over per byte sent to it: what a scarce link carries first.
+
+    Args:
+        bundle: as for `input_is_cheaper`.
+        sizes: as for `input_is_cheaper`.
+    """
+    reached = reach(bundle)
     macs = [share * spec.macs for share, spec in zip(reached, bundle.stages, strict=True)]
     relief = [sum(macs[stage:]) / max(reached[stage], 1e-9) / sizes[stage] for stage in range(len(macs))]
     return tuple(sorted(range(len(macs)), key=lambda stage: -relief[stage]))
+
+
+def _mean_bytes(topology: Topology, bundle: Bundle, rank: int) -> dict[int, float]:
+    """{stage: bytes of one task that waits for it}, over the links of one node; uncoded where it has none."""
+    codecs = [link.codec for peer in topology.neighbours(rank) if (link := topology.link(rank, peer))] or [NO_CODEC]
+    sizes = [lane_bytes(bundle, codec) for codec in codecs]
+    return {stage: sum(each[stage] for each in sizes) / len(sizes) for stage in sizes[0]}
 
 
 def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
@@ -135,7 +152,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         own_slots=node.slots,
         offload=topology.policy.offload,
         output_threshold=topology.policy.output_threshold,
-        lane_order=lane_order(bundle),
+        lane_order=lane_order(bundle, _mean_bytes(topology, bundle, rank)),
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
     )

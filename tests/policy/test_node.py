@@ -375,6 +375,65 @@ def test_a_source_may_send_raw_inputs_on(make_node: MakeNode) -> None:
     assert isinstance(commands[-1], RunStage)
 
 
+def test_a_link_with_enough_to_carry_takes_nothing_that_could_run_here(make_node: MakeNode) -> None:
+    """A2: 1 Mbit/s and tasks of 5 kB: the second would wait 40 ms for the link, the third 80, so it stays."""
+    node = make_node(
+        0,
+        (0, 1),
+        NeighbourConfig(1, lanes_out=(1,), window_out=8, lane_bytes={1: 5_000.0}, bandwidth_bps=1e6),
+        source=source_config(),
+        own_slots=16,
+        offload="cheapest",
+        service_seconds={0: 1.0, 1: 1.0},
+    )
+    node.tell(ReportReceived(1, Report(0, 0, {1: 0.01}, {1: 0.0})))
+    node.submit(*range(10))
+    sent = [sample for _ in range(4) for _, samples in forwards(node.complete(False)) for sample in samples]
+    assert sent == [0, 1]
+
+
+def test_a_lane_worth_less_waits_for_one_worth_more(make_node: MakeNode) -> None:
+    """A2: both lanes could run here. Lane 1, worth more, has no slot left there, so lane 0 does not use its own."""
+    node = make_node(
+        0,
+        (0, 1),
+        NeighbourConfig(1, lanes_out=(0, 1), window_out=2),
+        source=source_config(),
+        own_slots=16,
+        offload="cheapest",
+        farther={0: (1,)},
+        lane_order=(1, 0),
+        service_seconds={0: 1.0, 1: 1.0},
+    )
+
+    def stages(commands: list[Any]) -> list[int]:
+        return [c.stage for c in commands if isinstance(c, Forward)]
+
+    assert stages(node.submit(*range(6))) == [0]
+    assert [stages(node.complete(False)) for _ in range(2)] == [[1], []]
+    assert stages(node.tell(CreditReceived(1, Credit(OUT, 2, (1,), 3)))) == [], "a slot of lane 0 came free, lane 1 waits"
+    assert stages(node.tell(CreditReceived(1, Credit(OUT, 2, (), 4)))) == [1, 0]
+
+
+def test_raw_inputs_in_output_count_as_input(make_node: MakeNode) -> None:
+    """A1: a raw input waits in O only because it may go out; the node is not idle, so its next stage is offered, too."""
+    node = make_node(
+        0,
+        (0, 1, 2),
+        NeighbourConfig(1, lanes_out=(0, 1, 2), window_out=8),
+        source=source_config(),
+        own_slots=8,
+        offload="mdi",
+        farther={0: (1,)},
+        service_seconds={0: 0.01},
+    )
+    node.tell(ReportReceived(1, Report(99, 0, {0: 0.01}, {0: 9.9})))
+    node.submit(*range(4))
+    assert (node.policy.input_length, node.policy.output_length) == (0, 3)
+    node.complete(False)
+    assert node.policy.output_length == 3, "one raw input runs, stage 1 of the first sample waits in O"
+
+
 def test_raw_inputs_go_on_only_away_from_their_source(make_node: MakeNode) -> None:
     """S3: between rank 0 and rank 2, those of source 0 may go on to 2, those of source 2 run here."""
     node = make_node(

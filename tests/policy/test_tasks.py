@@ -222,17 +222,26 @@ def test_a_source_drops_its_own_tasks_of_an_older_session(make_node: MakeNode) -
     assert discards(node.receive(task(0, 2, 0, session=0), peer=1)) == [100]
 
 
-def test_the_head_most_task_of_any_lane_is_taken_back() -> None:
+@pytest.mark.parametrize(("wanted", "taken"), [((), 1), ((3,), 1), ((1, 2, 3), 3), ((1,), 2), ((2, 3), 1), ((1, 2), 3)])
+def test_what_nobody_takes_is_taken_back_first_then_what_is_worth_least_to_a_link(wanted: tuple[int, ...], taken: int) -> None:
+    """A3: lane 1 serves a link best, lane 3 worst; the head of lane 1 is the oldest."""
+    table = TaskTable(rank=1, stages=(1, 2, 3), lanes_out=(1, 2, 3), incoming={}, is_current=lambda key: True, counts=NodeCounts())
+    for lane in (1, 2, 3):
+        row = task(lane, lane)
+        table.hold(row)
+        table.to_output(row, float(lane))
+    assert table.take_back(lambda lane: lane in wanted)
+    assert [stage for stage, queue in table.input.items() if queue] == [taken]
+    assert (table.input_length, table.output_length) == (1, 2)
+
+
+def test_what_another_node_must_run_is_not_taken_back() -> None:
     """A3."""
-    for first, second in ((1, 2), (2, 1)):
-        table = TaskTable(rank=1, stages=(1, 2), lanes_out=(1, 2), incoming={}, is_current=lambda key: True, counts=NodeCounts())
-        rows = [task(0, first), task(1, second)]
-        for row, now in zip(rows, (1.0, 2.0), strict=True):
-            table.hold(row)
-            table.to_output(row, now)
-        assert table.take_back()
-        assert [row.key.sample for queue in table.input.values() for row in queue] == [0]
-        table.check([])
+    table = TaskTable(rank=1, stages=(1,), lanes_out=(1, 2), incoming={}, is_current=lambda key: True, counts=NodeCounts())
+    row = task(0, 2)
+    table.hold(row)
+    table.to_output(row, 0.0)
+    assert not table.take_back(lambda lane: True)
 
 
 def test_lost_rows_name_the_attempt_that_was_sent(two: Driven) -> None:

@@ -64,8 +64,11 @@ rules below by their numbers.
 **A. Queues at a node** (MDI-Exit, arXiv:2408.05247, our reading of Alg. 1-2)
   A1. I: tasks this node will run. O: tasks a neighbour will run. After stage k a task goes where the offload strategy says; a
       node that does not host k+1 has no choice. A received task enters I and runs there, but for a raw input that may go on.
-  A2. Heads of O are tried lane by lane, so that a lane without credit never holds up another.
-  A3. A free executor with an empty I takes back the head-most task of O whose stage it hosts.
+  A2. Heads of O are tried lane by lane, in the order of what a link gains by them (`lane_order`). A lane without credit never holds
+      up one that this node does not host; among lanes it does host the better one goes first, and none onto a link that has more
+      than LINK_QUEUE_SECONDS to carry already.
+  A3. A free executor with an empty I takes back a head of O whose stage it hosts: the oldest of those that no connected neighbour
+      takes, else that of the lane which is worth least to a link.
   A4. The head of a lane goes to the neighbour the strategy chooses, among those that have credit, the smallest D + |I| * Gamma
       asked first; dice are thrown once per head, neighbour and Report. Where this node does not host the stage the cheapest
       takes it.

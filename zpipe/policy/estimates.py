@@ -55,10 +55,14 @@ class LinkEstimate:
         """Bits per second, `inf` while nothing showed a limit."""
         return 8.0 * self._bytes_per_second
 
+    def queue_seconds(self, *, now: float) -> float:
+        """How long the link still carries what it was given, 0 while its bandwidth is not known."""
+        return max(0.0, self._busy_until - now)
+
     def transfer_seconds(self, size: float, *, now: float) -> float:
         """D: until `size` bytes given to the link now have arrived, behind all it was given before."""
         if self._bytes_per_second < math.inf:
-            return max(0.0, self._busy_until - now) + size / self._bytes_per_second + self._floor / 2.0
+            return self.queue_seconds(now=now) + size / self._bytes_per_second + self._floor / 2.0
         return max(0.0, self.round_trip_seconds - self._floor / 2.0)
 
     # ---- what happens --------------------------------------------------------------------------

@@ -349,7 +349,7 @@ class NodePolicy:
         tasks = self._tasks
         batch: list[Task] = []
         self._admit(now)
-        while not batch and not self._runs and (tasks.input_length or (tasks.output_length and tasks.take_back())):
+        while not batch and not self._runs and (tasks.input_length or self._outlet.take_back()):
             batch = tasks.take_batch(self._order, self.config.max_batch, self._service, now)
             self._admit(now)
         if not batch:

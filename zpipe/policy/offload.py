@@ -56,7 +56,7 @@ class Offload(Protocol):
     weighs: bool
 
     def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
-        """Whether a task whose next stage is hosted here goes to I rather than O."""
+        """Whether a task whose next stage is hosted here goes to I rather than O; raw inputs count in |I| wherever they wait."""
 
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from zpipe.policy.tasks import TaskTable
 
 
+#: A link that is given more work than this takes nothing that could run here as well: what waits in O can still be decided anew,
+#: and a small activation does not stand behind a pile of large ones. Measured in the simulator at 5 Mbit/s: 87 to 117 results/s.
+LINK_QUEUE_SECONDS = 0.05
+
+
 class Outlet:
     """Serves O by the node's offload strategy.
 
@@ -64,13 +69,35 @@ class Outlet:
         return task.stage in tasks.input and (
             task.stage not in tasks.output
             or (task.stage == 0 and task.key.source not in self._config.farther)
-            or self._offload.keep(stage=task.stage, input_length=tasks.input_length, output_length=tasks.output_length)
+            or self._offload.keep(
+                stage=task.stage,
+                input_length=tasks.input_length + self._raw_inputs,
+                output_length=tasks.output_length - self._raw_inputs,
+            )
         )
 
+    @property
+    def _raw_inputs(self) -> int:
+        """Raw inputs in O: by rule A1 they would be in I, were they not allowed to go out."""
+        return len(self._tasks.output.get(0, ())) if 0 in self._tasks.input else 0
+
+    def take_back(self) -> bool:
+        """Rule A3: this node is idle and runs a task of O itself, where it hosts the stage of one."""
+        return bool(self._tasks.output_length) and self._tasks.take_back(self._wanted)
+
+    def _wanted(self, lane: int) -> bool:
+        """Whether some neighbour that is connected takes tasks of this lane."""
+        links = [neighbour.outgoing for neighbour in self._links.takers[lane]]
+        return any(link is not None and link.epoch is not None for link in links)
+
     def flush(self, commands: list[Command], now: float) -> None:
-        """Sends what may go (A2): each lane for itself, one frame per neighbour and batch."""
+        """Sends what may go (A2), one frame per neighbour and batch."""
         tasks, max_batch = self._tasks, self._config.max_batch
+        better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
         for lane, queue in tasks.output.items():
+            hosted = lane in tasks.input
+            if hosted and better_waits:
+                continue
             frames: dict[int, Forward] = {}
             while queue:
                 task = queue[0]
@@ -93,23 +120,26 @@ class Outlet:
                     frame = frames[rank] = Forward(rank, link.epoch, lane, [])
                     commands.append(frame)
                 frame.tasks.append(task)
+            better_waits = better_waits or (hosted and bool(queue))
 
     def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
         able = []
-        within = self._config.farther.get(task.key.source, ()) if task.stage == 0 and 0 in self._tasks.input else None
+        hosted = task.stage in self._tasks.input
+        within = self._config.farther.get(task.key.source, ()) if hosted and task.stage == 0 else None
         for neighbour in self._links.takers[task.stage]:
             if within is not None and neighbour.config.rank not in within:
                 continue
             link = neighbour.outgoing
             assert link is not None
+            if hosted and link.estimate.queue_seconds(now=now) > LINK_QUEUE_SECONDS:
+                continue
             if link.may_send(task.stage):
                 able.append(neighbour)
             elif link.waiting_since is None and link.epoch is not None:
                 link.waiting_since = now
         if not able:
             return None
-        hosted = task.stage in self._tasks.input
         if len(able) == 1 and not hosted:
             return able[0]
         candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)

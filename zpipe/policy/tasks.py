@@ -29,7 +29,7 @@ class TaskTable:
 
     Attributes:
         input: #: {stage: I, first in first}.
-        output: #: {lane: O}.
+        output: #: {lane: O}; lanes in the order in which a scarce link serves them.
         input_length, output_length: #: |I| and |O| over all stages.
         held: #: {(key, part): the one live task of it here} (S2); an attempt replaced while it runs is no longer in it.
         own_held: #: tasks of this node's own samples; they hold own slots.
@@ -150,12 +150,18 @@ class TaskTable:
                 return batch
         return []
 
-    def take_back(self) -> bool:
-        """Rule A3: the head-most task of O whose stage is hosted here goes to I."""
+    def take_back(self, wanted: Callable[[int], bool]) -> bool:
+        """Rule A3: a head of O whose stage is hosted here goes to I.
+
+        The oldest of those that nobody can take; else that of the lane which is worth least to a link.
+
+        Args:
+            wanted: whether some neighbour could take tasks of a lane, now or later.
+        """
         heads = [queue[0] for stage, queue in self.output.items() if queue and stage in self.input]
         if not heads:
             return False
-        task = min(heads, key=lambda head: head.since)
+        task = min((head for head in heads if not wanted(head.stage)), key=lambda head: head.since, default=heads[-1])
         self.output[task.stage].popleft()
         self.output_length -= 1
         self.input[task.stage].append(task)

@@ -152,7 +152,11 @@ def quantiles(values: list[float]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parallel", type=int, default=1)
-    parallel = parser.parse_args().parallel
+    measure(parallel=parser.parse_args().parallel)
+
+
+def measure(*, parallel: int) -> None:
+    """Measures, writes RESULTS and prints."""
     measured = Measured()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(parallel) as pool:
         for load, rate_hz in enumerate(RATES_HZ):

@@ -29,15 +29,17 @@ def plain_loop(bundle: Bundle, codec: str) -> tuple[list[int], npt.NDArray[np.fl
     labels, confidences = [], []
     for image in bundle.evaluation().images[:SAMPLES]:
         x = image[None]
+        label, confidence = -1, 0.0
         for stage, spec in enumerate(bundle.stages):
             assert spec.exit_head is not None
             x = codecs[codec, stage].decode(codecs[codec, stage].encode(x), 1)
             last = spec.output is None
             output = executor.run(stage, x, GateSpec("max-probability", spec.exit_head.temperature, (1.0,), last))
+            label, confidence = output.labels[0], output.confidences[0]
             if output.activation is not None:
                 x = output.activation
-        labels.append(output.labels[0])
-        confidences.append(output.confidences[0])
+        labels.append(label)
+        confidences.append(confidence)
     executor.close()
     return labels, np.array(confidences, np.float32)
 

@@ -297,7 +297,7 @@ def _report(
 ) -> dict[str, Any]:
     bundle, source = pipeline.bundle, pipeline.source
     first = next(stats for stats in before if stats["rank"] == pipeline.rank)["delivery"]
-    return build_report(
+    report = build_report(
         log,
         topology=pipeline.topology.name,
         bundle=bundle.name,
@@ -313,3 +313,5 @@ def _report(
         resubmitted=source.counts.resubmitted - first["resubmitted"],
         shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
     )
+    # Else nobody could tell from a report that its links were slow on purpose.
+    return {**report, "lab": options.lab, "cpu_shares": {str(rank): share for rank, share in sorted(options.cpu_shares.items())}}

@@ -53,9 +53,9 @@ async def serve() -> int:
     spec = json.loads(await lines.readline() or b"null")
     if spec is None:
         return 0
+    trace = Path(spec["trace"]) if spec.get("trace") else None
     topology = from_dict(spec["topology"])
     bundle = bundle_to_run(topology, load_bundle(spec["bundle"], verify=False))
-    trace = Path(spec["trace"]) if spec.get("trace") else None
     node = Node(topology, spec["rank"], bundle=bundle, trace=trace)
     try:
         say({"address": await node.bind()})

@@ -1,0 +1,264 @@
+"""What a bundle is, as values, and what its files say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.bundle.files import MANIFEST, REMEDY, UNREADABLE, read_arrays, read_npz
+from zpipe.errors import BundleError
+from zpipe.model import CODECS, OperatingPoint, StageSpec, TensorSpec
+
+#: An emulated row begins with the index of its evaluation sample: unsigned, little endian, which no codec touches.
+INDEX_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a caller must do to an image before stage 0; everything else (normalisation) lies inside stage 0.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: their order, `RGB`.
+        layout: `CHW` (channels first).
+        dtype: `uint8`, values 0..255.
+        note: one sentence for people.
+    """
+
+    size: int
+    channels: str
+    layout: str
+    dtype: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """The bundle's own test samples, never used in training or calibration.
+
+    Attributes:
+        images: `[samples, 3, size, size] uint8`, as stage 0 takes them.
+        labels: `[samples] int64`, indices into the bundle's classes.
+        severity: `[samples] int64`, strength of the distortion, 0 = none.
+        digit: `[samples] int64`, which original image a sample shows; samples of one original are not independent, so
+            bootstrap over this column.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    severity: npt.NDArray[np.int64]
+    digit: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """What each exit answers to each evaluation sample, computed once by ONNX Runtime at batch 1.
+
+    Attributes:
+        labels: `[samples, exits] int16`.
+        confidences: `[samples, exits] float32`, max softmax(logits / temperature).
+    """
+
+    labels: npt.NDArray[np.int16]
+    confidences: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecMetrics:
+    """What a codec at every cut costs in accuracy, on the evaluation set at the default operating point: fractions.
+
+    Attributes:
+        accuracy: 0..1, through the codec.
+        lost: accuracy without any codec minus that; below 0 where the codec happened to do better.
+        cut_bytes: mean bytes of one row of each cut, in order.
+    """
+
+    accuracy: float
+    lost: float
+    cut_bytes: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A checked model bundle.
+
+    Attributes:
+        name: as the manifest says, not the folder.
+        path: the folder.
+        classes: names of the labels.
+        preprocessing: what the caller must do to an image.
+        stages: the chain, in order.
+        operating_points: ordered by mean multiply-adds on calibration, cheapest first.
+        default_point: one of them, fixed before the test split was looked at.
+        digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
+        full_macs: multiply-adds of all stages for one sample, exit heads included.
+        codecs: {codec: what it costs}, for those that were measured.
+        emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
+    """
+
+    name: str
+    path: Path
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    stages: tuple[StageSpec, ...]
+    operating_points: tuple[OperatingPoint, ...]
+    default_point: OperatingPoint
+    digest: str
+    full_macs: int
+    evaluation_file: str | None
+    evaluation_samples: int
+    replay_file: str | None
+    bottleneck_file: str | None = None
+    codecs: Mapping[str, CodecMetrics] = field(default_factory=dict, hash=False)
+    emulates: Bundle | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Bundle {self.name} | {len(self.stages)} stages, {self.full_macs / 1e6:.1f} M multiply-adds | "
+            f"default {self.default_point.name} | {self.digest[:12]}>"
+        )
+
+    @property
+    def real(self) -> Bundle:
+        """The bundle whose tensors really are what the network computes with: itself, unless it is an emulation."""
+        return self.emulates or self
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes before the tensor in each row that travels, which codecs leave alone."""
+        return INDEX_BYTES if self.emulates else 0
+
+    def emulated(self) -> Bundle:
+        """The same network as the emulated executor plays it.
+
+        What goes in and out of a stage is a row of bytes, `[4 + bytes of the real tensor] uint8`: the index of the evaluation
+        sample, then bytes as they were once computed. Files, digest and operating points are the same.
+        """
+        stages = tuple(
+            replace(spec, input=_as_row(spec.input), output=None if spec.output is None else _as_row(spec.output))
+            for spec in self.real.stages
+        )
+        return replace(self, stages=stages, emulates=self.real)
+
+    def stage_path(self, stage: int) -> Path:
+        """Path of a stage's ONNX file."""
+        return self.path / self.stages[stage].file
+
+    def point(self, name: str) -> OperatingPoint:
+        """The operating point of that name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for point in self.operating_points:
+            if point.name == name:
+                return point
+        names = ", ".join(point.name for point in self.operating_points)
+        raise BundleError(f"bundle {self.name}: operating point: found {name!r}, expected one of {names}; choose one of these")
+
+    def evaluation(self) -> Evaluation:
+        """Read the evaluation set (from disk at every call: keep the answer); an emulation's images are its rows of bytes.
+
+        Raises:
+            BundleError: the bundle has none, or the file does not hold what the manifest says.
+        """
+        if self.evaluation_file is None:
+            raise BundleError(f"{self.path / MANIFEST}: evaluation: found none, expected a file; {REMEDY}")
+        path = self.path / self.evaluation_file
+        samples = self.evaluation_samples
+        arrays = read_npz(
+            path,
+            {
+                "images": ("uint8", (samples, *self.real.stages[0].input.shape)),
+                "labels": ("int", (samples,)),
+                "severity": ("int", (samples,)),
+                "digit": ("int", (samples,)),
+            },
+        )
+        labels = arrays["labels"].astype(np.int64)
+        if samples and not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            found = f"{labels.min()}..{labels.max()}"
+            raise BundleError(f"{path}: labels: found {found}, expected 0..{len(self.classes) - 1}; {REMEDY}")
+        images = arrays["images"] if self.emulates is None else indexed_rows(arrays["images"])
+        return Evaluation(images, labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
+
+    def replay(self, codec: str = "none") -> Replay:
+        """What every exit says about every evaluation sample when each stage boundary passes through `codec`.
+
+        A codec that packs another without loss (`int8+zstd`) has that one's table.
+
+        Raises:
+            BundleError: the bundle has none, or none for this codec.
+        """
+        if self.replay_file is None:
+            raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {REMEDY}")
+        shape = (self.evaluation_samples, len(self.stages))
+        table = lossy_part(codec)
+        keys = {f"label.{table}": ("int16", shape), f"confidence.{table}": ("float32", shape)}
+        arrays = read_npz(self.path / self.replay_file, keys)
+        return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"])
+
+    def bottleneck(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The weights of the learned codec, by name (`zpipe.codecs.bottleneck` says which there are).
+
+        Raises:
+            BundleError: the bundle has none, or they are not float32.
+        """
+        if self.bottleneck_file is None:
+            raise BundleError(
+                f"{self.path / MANIFEST}: bottleneck: found none, expected a file for the codec bottleneck; take another codec, or "
+                "make a bundle that has one with `zpipe train`"
+            )
+        path = self.path / self.bottleneck_file
+        arrays = read_arrays(path, "the weights of the codec bottleneck")
+        for key, array in arrays.items():
+            if array.dtype != np.float32:
+                raise BundleError(f"{path}: {key}: found {array.dtype}, expected float32; {REMEDY}")
+        return arrays
+
+    def replay_codecs(self) -> tuple[str, ...]:
+        """The codecs `replay` has a table for; () where the bundle has no replay at all.
+
+        Raises:
+            BundleError: the file cannot be read.
+        """
+        if self.replay_file is None:
+            return ()
+        path = self.path / self.replay_file
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                keys = list(archive.files)
+        except UNREADABLE as exc:
+            raise BundleError(f"{path}: found no readable npz ({exc}), expected the replay's tables; {REMEDY}") from exc
+        return tuple(codec for codec in CODECS if f"label.{lossy_part(codec)}" in keys)
+
+
+def lossy_part(codec: str) -> str:
+    """The codec that decides what arrives: what follows a plus sign in a name only packs, without loss."""
+    return codec.partition("+")[0]
+
+
+def indexed_rows(tensors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Tensors as an emulation's rows: row k is k in `INDEX_BYTES` bytes, then the bytes of `tensors[k]`.
+
+    Args:
+        tensors: `[samples, ...]`, any dtype.
+
+    Returns:
+        `[samples, 4 + bytes per sample] uint8`.
+    """
+    count = len(tensors)
+    index = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, INDEX_BYTES)
+    return np.concatenate([index, np.ascontiguousarray(tensors).reshape(count, -1).view(np.uint8)], axis=1)
+
+
+def _as_row(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec("uint8", (INDEX_BYTES + spec.bytes,))

@@ -1,7 +1,7 @@
 """One node's loop: a NodePolicy, a transport, an executor, and nothing that decides.
 
 All that is readable in one wake-up becomes one list of events and one decision, so batches and frames come out as full as the
-traffic allows. A stage predicted to take under `INLINE_SECONDS` runs on the event loop; longer ones on a worker thread.
+traffic allows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 from zpipe.bundle import Bundle
 from zpipe.configure import node_config
 from zpipe.errors import ConfigError, WireError, ZpipeError
-from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.executors.base import StageExecutor
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
@@ -53,7 +53,7 @@ from zpipe.policy.messages import (
 from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
-from zpipe.runtime.worker import Worker
+from zpipe.runtime.stages import Stages
 from zpipe.topology import Topology
 from zpipe.trace import Recorder
 from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
@@ -81,8 +81,6 @@ log = logging.getLogger("zpipe.node")
 
 T = TypeVar("T")
 
-#: A batch predicted to be shorter runs on the event loop: handing it to a thread and back costs 50-100 microseconds of CPU.
-INLINE_SECONDS = 0.001
 #: uvloop rounds delays to milliseconds, so asking for less than half of one is a busy loop until the time has come.
 TIMER_GRAIN_SECONDS = 0.001
 
@@ -165,7 +163,6 @@ class Driver:
         self.bundle = bundle
         self.rank = rank
         self.transport = transport(self)
-        self.executor = executor
         self.session = session
         self.counts = DriverCounts()
         self.inputs: dict[int, npt.NDArray[Any]] = {}  #: {sample: [1, *shape]}, kept until its outcome (policy rule D2)
@@ -186,7 +183,7 @@ class Driver:
         self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
-        self._worker: Worker | None = None
+        self._stages = Stages(executor, self._payloads, rank=rank, done=self._ran) if executor is not None else None
         self._carried: dict[int, Carried] = {}  #: by peer
         self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
@@ -211,8 +208,8 @@ class Driver:
     async def start(self) -> str:
         """Binds and returns the `host:port` of the data plane; `connect` goes on once every address is known."""
         self._loop = asyncio.get_running_loop()
-        if self.executor is not None:
-            self._worker = Worker(self.executor, self._loop, self._ran)
+        if self._stages is not None:
+            self._stages.start(self._loop)
         return await self.transport.start()
 
     def connect(self, topology: Topology | None = None) -> None:
@@ -234,10 +231,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         await self.transport.aclose()
-        if self._worker is not None:
-            self._worker.close()
-        if self.executor is not None:
-            self.executor.close()
+        if self._stages is not None:
+            self._stages.close()
         for waiter in self._stats_waiters.values():
             waiter.cancel()
 
@@ -326,49 +321,25 @@ class Driver:
                 log.warning("node %d makes its connection to node %d anew: %s", self.rank, command.peer, command.reason)
                 self.peers.reset(command.peer)
 
-    # ---- running stages ------------------------------------------------------------------------
-
     def _run(self, command: RunStage) -> None:
         inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])
         predicted = self.policy.service_seconds.get(command.stage, 1.0) * len(command.tasks)
-        assert self._worker is not None, "a node without stages is never told to run one"
-        if predicted < INLINE_SECONDS and self._worker.inline:
-            self._loop.call_soon(self._run_inline, command, inputs)
-        else:
-            self._worker.put(command, inputs)
+        assert self._stages is not None, "a node without stages is never told to run one"
+        self._stages.run(command, inputs, predicted_seconds=predicted)
 
-    def _run_inline(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
-        if not self._stopped:
-            assert self._worker is not None
-            self._ran(command, *self._worker.run(command, inputs))
-
-    def _ran(self, command: RunStage, output: StageOutput | None, error: str) -> None:
-        """A batch is done: keep what goes on, tell the policy."""
+    def _ran(self, event: StageCompleted | StageFailed, cpu_seconds: float) -> None:
+        """A batch is done."""
         if self._stopped:
             return
-        if output is None:
-            log.warning("node %d: stage %d failed on %d samples: %s", self.rank, command.stage, len(command.tasks), error)
-            self.emit(StageFailed(command.run, error))
-            return
-        self.counts.stage_cpu_seconds += output.cpu_seconds
-        self.counts.busy_seconds += output.wall_seconds
-        activation = output.activation
-        tokens = []
-        for index, (task, exited) in enumerate(zip(command.tasks, output.exited, strict=True)):
-            token = task.token
-            if exited or activation is None:
-                self._payloads.drop(token)
-            elif token:
-                self._payloads.replace(token, activation, index)
-            else:
-                token = self._payloads.add(activation, index)
-            tokens.append(token)
-        self.emit(StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds, tokens))
+        if isinstance(event, StageCompleted):
+            self.counts.stage_cpu_seconds += cpu_seconds
+            self.counts.busy_seconds += event.seconds
+        self.emit(event)
+
+    # ---- sending -------------------------------------------------------------------------------
 
     def _payload(self, token: int, sample: int) -> tuple[npt.NDArray[Any], int]:
         return self._payloads.row(token) if token else (self.inputs[sample], 0)
-
-    # ---- sending -------------------------------------------------------------------------------
 
     def _forward(self, command: Forward) -> None:
         peer, epoch, tasks = command.peer, command.epoch, command.tasks

@@ -1,0 +1,91 @@
+"""A node's executor at work: short batches on the event loop, longer ones on a worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.policy.messages import RunStage, StageCompleted, StageFailed
+from zpipe.runtime.payloads import Payloads
+from zpipe.runtime.worker import Worker
+
+log = logging.getLogger("zpipe.node")
+
+#: A batch predicted to be shorter runs on the event loop: handing it to a thread and back costs 50-100 microseconds of CPU.
+INLINE_SECONDS = 0.001
+
+#: Takes how a batch ended, and the CPU seconds it took.
+Done: TypeAlias = Callable[[StageCompleted | StageFailed, float], None]
+
+
+class Stages:
+    """Runs the batches of one node and keeps their activations.
+
+    Args:
+        executor: closed with this.
+        payloads: gets the activations of rows that go on, and loses those of rows that leave.
+        rank: of the node, for the log.
+        done: called on the loop, once per batch until `close`.
+    """
+
+    def __init__(self, executor: StageExecutor, payloads: Payloads, *, rank: int, done: Done) -> None:
+        self._executor = executor
+        self._payloads = payloads
+        self._rank = rank
+        self._done = done
+        self._worker: Worker | None = None
+        self._closed = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the first `run`."""
+        self._loop = loop
+        self._worker = Worker(self._executor, loop, self._ran)
+
+    def run(self, command: RunStage, inputs: npt.NDArray[Any], *, predicted_seconds: float) -> None:
+        """Starts a batch, whose inputs are `[tasks, *shape]`; it is done in a later turn of the loop."""
+        assert self._worker is not None, "start() first"
+        if predicted_seconds < INLINE_SECONDS and self._worker.inline:
+            self._loop.call_soon(self._run_inline, self._worker, command, inputs)
+        else:
+            self._worker.put(command, inputs)
+
+    def close(self) -> None:
+        """Waits for the batch under way, if any; nothing is told any more."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.close()
+        self._executor.close()
+
+    def _run_inline(self, worker: Worker, command: RunStage, inputs: npt.NDArray[Any]) -> None:
+        if not self._closed:
+            self._ran(command, *worker.run(command, inputs))
+
+    def _ran(self, command: RunStage, output: StageOutput | None, error: str) -> None:
+        """A batch is done: keep what goes on, tell the policy."""
+        if self._closed:
+            return
+        if output is None:
+            log.warning("node %d: stage %d failed on %d samples: %s", self._rank, command.stage, len(command.tasks), error)
+            self._done(StageFailed(command.run, error), 0.0)
+            return
+        tokens = [
+            self._keep(task.token, output.activation, index, exited=exited)
+            for index, (task, exited) in enumerate(zip(command.tasks, output.exited, strict=True))
+        ]
+        event = StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds, tokens)
+        self._done(event, output.cpu_seconds)
+
+    def _keep(self, token: int, activation: npt.NDArray[Any] | None, index: int, *, exited: bool) -> int:
+        """Under which token the row's activation now waits; one that leaves needs none."""
+        if exited or activation is None:
+            self._payloads.drop(token)
+        elif token:
+            self._payloads.replace(token, activation, index)
+        else:
+            token = self._payloads.add(activation, index)
+        return token

@@ -5,7 +5,8 @@
 `admission.py`   admission over time, and the sweep of its constants
 `live.py`        emulated boards over real links, and real computing
 `claims.py`      what was to be shown, computed from the tables
-`plots.py`, `page.py`, `write.py`   the figures, the page, the files
+`page.py`        the page: `plots.py` its figures, `tables.py` its tables, `markup.py` pieces of HTML, `page.css`
+`terminal.py`    the claims in the terminal
 `work.py`        many simulations on all cores
 
 Source: the shape of MDI-Exit's evaluation (arXiv:2408.05247): its topologies and our line4, its two families of curves, its
@@ -14,6 +15,7 @@ baselines No-EE (`no-exit`), DDI and Local.
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import time
 from functools import partial
@@ -26,10 +28,10 @@ from zpipe.bench.suites.live import live_parts
 from zpipe.bench.suites.settings import FULL, QUICK, Scale, Setting
 from zpipe.bench.suites.work import Progress
 from zpipe.bundle import load_bundle
-from zpipe.errors import ConfigError
+from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.report import machine
 
-__all__ = ["SCHEMA", "SUITES", "run_suite"]
+__all__ = ["SCHEMA", "SUITES", "check_suite", "run_suite"]
 
 SCHEMA = "zpipe.suite/1"
 #: {name: (full, quick)}
@@ -40,12 +42,24 @@ async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, 
     """Runs an evaluation; JSON values only.
 
     Raises:
-        ConfigError: no suite has that name, or nothing it needs is there.
+        ConfigError, BackendUnavailable: as `check_suite`; or no bundle that it needs is there.
+    """
+    check_suite(name)
+    return await run_scale(name, SUITES[name][quick], progress=progress, quick=quick)
+
+
+def check_suite(name: str) -> None:
+    """Before anything runs.
+
+    Raises:
+        ConfigError: no suite has that name.
         BackendUnavailable: the extra `suite` is not installed.
     """
     if name not in SUITES:
         raise ConfigError(f"--suite: found {name!r}, expected one of {', '.join(SUITES)}")
-    return await run_scale(name, SUITES[name][quick], progress=progress, quick=quick)
+    absent = [package for package in ("matplotlib", "scipy") if importlib.util.find_spec(package) is None]
+    if absent:
+        raise BackendUnavailable(f"--suite: found no {' and no '.join(absent)}, expected both; run: pip install 'zpipe[suite]'")
 
 
 async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool, live: bool = True) -> dict[str, Any]:
@@ -56,6 +70,7 @@ async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool,
         raise ConfigError(f"suite {name}: found none of its bundles, expected one: {'; '.join(missing)}")
     told = partial(_told, progress)
     found: dict[str, Any] = {
+        "settings": [_described(setting) for setting in where],
         "rate_at_accuracy": await curves.rate_at_accuracy(where, scale, progress=told("data rate at a given accuracy", 0.0, 0.4)),
         "accuracy_at_rate": await curves.accuracy_at_rate(where, scale, progress=told("accuracy at a given data rate", 0.4, 0.8)),
         "cuts": curves.cuts(where),
@@ -73,8 +88,8 @@ async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool,
         "machine": machine(),
         "seconds": round(time.monotonic() - started),
         "seeds": list(scale.seeds),
-        "settings": [_described(setting) for setting in where],
         "missing": missing,
+        "broken": _broken(found),
         "claims": claims(found, where),
         **_rounded(found),
     }
@@ -83,6 +98,17 @@ async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool,
 def _told(progress: Progress, name: str, start: float, end: float) -> Progress:
     """Progress of a part, as a stretch of the whole."""
     return lambda line, done: progress(f"{name}", start + (end - start) * done)
+
+
+def _broken(found: dict[str, Any]) -> list[str]:
+    """Runs in which samples were lost, answered twice or left hanging, a line each."""
+    labels = ("setting", "topology", "policy", "point", "offered_hz", "admission", "constant", "value", "boards")
+    rows = [*found["rate_at_accuracy"], *found["accuracy_at_rate"], *found["over_time"], *found["sweep"], *found["live"]["rows"]]
+    return [
+        f"{', '.join(str(row[label]) for label in labels if label in row)}: {row['broken']} samples lost, answered twice or hanging"
+        for row in rows
+        if row["broken"]
+    ]
 
 
 def _default_rate(found: dict[str, Any], where: Setting) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zpipe.bench.suites import settings
-from zpipe.bench.suites.settings import MDI, MDI_INPUTS, Scale, Setting
+from zpipe.bench.suites.settings import Scale, Setting
 from zpipe.bench.suites.work import Case, Progress, run_cases
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.codecs import row_bytes
@@ -95,8 +95,10 @@ def _given_rate_cases(where: Setting, name: str, scale: Scale) -> Iterator[Case]
     bundle = load_bundle(where.bundle, verify=False)
     topology = settings.topology_in(where, name)
     found = settings.variants(topology, stage_count=len(bundle.stages))
-    cheapest = bundle.operating_points[0]
-    highest = max(bound_of(found[policy], bundle, cheapest).rate_hz for policy in (MDI, MDI_INPUTS, "ddi") if policy in found)
+    # Where nothing adapts, the point is fixed; elsewhere thresholds may go down to the cheapest one.
+    fixed = {"no-exit": None, "mdi-static": bundle.default_point}
+    bounds = {policy: bound_of(variant, bundle, fixed.get(policy, bundle.operating_points[0])) for policy, variant in found.items()}
+    highest = max(bound.rate_hz for bound in bounds.values())
     for policy, variant in found.items():
         for share in scale.rates:
             options = SimOptions(
@@ -110,14 +112,14 @@ def _given_rate_cases(where: Setting, name: str, scale: Scale) -> Iterator[Case]
                 device=settings.DEVICE,
             )
             labels = {"setting": where.name, "topology": name, "policy": policy, "offered_hz": options.rate_hz}
-            yield Case(labels, options)
+            yield Case(labels | {"bound_hz": bounds[policy].rate_hz}, options)
 
 
 # ---- what is cheaper to send -----------------------------------------------------------------------
 
 
 def cuts(where: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Per bundle and cut: bytes a sample costs there on the average, beside those of its raw input."""
+    """Per bundle and cut: bytes a sample costs there on the average under the suite's codec, beside those of its raw input."""
     rows = []
     for setting in {each.bundle: each for each in where}.values():
         bundle = load_bundle(setting.bundle, verify=False)
@@ -130,6 +132,7 @@ def cuts(where: Sequence[Setting]) -> list[dict[str, Any]]:
                 {
                     "bundle": bundle.name,
                     "cut": stage,
+                    "codec": settings.CODEC,
                     "bytes": sizes[stage],
                     "reach": reached[stage],
                     "mean_bytes": mean,

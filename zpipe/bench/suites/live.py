@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +11,12 @@ from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bench.run import BenchOptions, run_bench
 from zpipe.bench.suites import settings
 from zpipe.bench.suites.settings import Scale
+from zpipe.bench.suites.work import Progress, broken
 from zpipe.configure import compared
 from zpipe.emulation import EMULATED
 from zpipe.errors import ConfigError
 from zpipe.sim import simulate
 from zpipe.topology import NO_EXIT, Topology, load_topology, override
-
-Progress = Callable[[str, float], None]
 
 BUNDLE = "digits-mobilenetv2"
 #: The lab has a cable for each link and no shared channel, so here each link has this for itself.
@@ -99,5 +98,5 @@ def _row(topology: Topology, report: dict[str, Any], boards: str) -> dict[str, A
         "latency_ms": report["latency_ms"]["mean"],
         "latency_p95_ms": report["latency_ms"]["p95"],
         "bytes_per_sample": report["bytes_per_sample"],
-        "broken": counts["lost"] + counts["duplicate"] + counts["hung"],
+        "broken": broken(report),
     }

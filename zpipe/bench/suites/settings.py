@@ -24,10 +24,11 @@ CARRIED = 0.99
 #: An accuracy target is the whole network's accuracy less this.
 ACCURACY_SLACK = 0.005
 
-#: MDI-Exit as the topology's file says, with raw inputs let out where it does not, and what each is compared with.
-MDI, MDI_INPUTS = "mdi", "mdi+inputs"
+#: Alg. 1-2 alone; with raw inputs let out, too; with the node choosing whether, where the topology's file says so.
+MDI, MDI_INPUTS, MDI_AUTO = "mdi", "mdi+inputs", "mdi+auto"
+#: What they are compared with.
 BASELINES = ("no-exit", "local", "ddi", "mdi-static")
-POLICIES = (MDI, MDI_INPUTS, *BASELINES)
+POLICIES = (MDI, MDI_INPUTS, MDI_AUTO, *BASELINES)
 
 #: A mesh of equal boards, one of them four times slower: not a file, as it is of use here only.
 SLOW_NODE = "mesh3-slow"
@@ -153,10 +154,12 @@ def variants(topology: Topology, *, stage_count: int) -> dict[str, Topology]:
     Raw inputs can only go out where some node hosts stage 0 beside the source; `mdi-static` differs from `local` only where the
     source does not host everything.
     """
-    found = {MDI: topology}
-    inputs = replace(topology, policy=replace(topology.policy, offload_input="yes"))
+    alone, inputs = (replace(topology, policy=replace(topology.policy, offload_input=word)) for word in ("no", "yes"))
+    found = {MDI: alone}
     if any(0 in inputs.lanes(a, b) for link in inputs.links for a, b in (link.between, link.between[::-1])):
         found[MDI_INPUTS] = inputs
+        if topology.policy.offload_input == "auto":
+            found[MDI_AUTO] = topology
     for name in BASELINES:
         if name != "mdi-static" or len(topology.node(topology.source.rank).stages) < stage_count:
             found[name] = baseline(topology, name, stage_count=stage_count)

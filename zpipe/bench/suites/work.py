@@ -44,6 +44,12 @@ class Case:
     options: SimOptions
 
 
+def broken(report: dict[str, Any]) -> int:
+    """Samples of a run that were lost, answered twice or left hanging; the promise is 0."""
+    counts = report["counts"]
+    return int(counts["lost"] + counts["duplicate"] + counts["hung"])
+
+
 def key_of(options: SimOptions) -> str:
     """The same for two runs that cannot differ: whatever the topology is called."""
     plain = asdict(replace(options, topology=""))
@@ -59,7 +65,8 @@ async def run_cases(cases: Sequence[Case], seeds: Sequence[int], *, progress: Pr
     for case in cases:
         found = [reports[key_of(case.options), seed] for seed in seeds]
         exits = [sum(report["exits"][stage] for report in found) / len(found) for stage in range(len(found[0]["exits"]))]
-        rows.append({**case.labels, **{name: _means(found, name) for name in _FIGURES}, "exits": exits})
+        means = {name: _means(found, name) for name in _FIGURES}
+        rows.append({**case.labels, **means, "exits": exits, "broken": sum(report["broken"] for report in found)})
     return rows
 
 
@@ -95,7 +102,5 @@ def _cores() -> int:
 def _figures(options: SimOptions) -> dict[str, Any]:
     """In a process of the pool: one run's figures, small enough to send back."""
     report, _ = run_sim(options)
-    broken = {key: report["counts"][key] for key in ("lost", "duplicate", "hung") if report["counts"][key]}
-    if broken:
-        raise AssertionError(f"{report['topology']}, seed {report['seed']}: {broken}: the simulated nodes broke the promise")
-    return {name: float(take(report)) for name, take in _FIGURES.items()} | {"exits": [row["share"] for row in report["exits"]]}
+    figures: dict[str, Any] = {name: float(take(report)) for name, take in _FIGURES.items()}
+    return figures | {"exits": [row["share"] for row in report["exits"]], "broken": broken(report)}

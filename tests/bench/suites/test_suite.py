@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from zpipe.bench.suites import curves, run_scale, run_suite, settings
+from zpipe.bench.suites import curves, live, run_scale, run_suite, settings
 from zpipe.bench.suites.admission import per_second
+from zpipe.bench.suites.page import render_page
 from zpipe.bench.suites.settings import QUICK
 from zpipe.bench.suites.work import key_of
 from zpipe.bundle import load_bundle
 from zpipe.errors import ConfigError
 from zpipe.sim import SimOptions
+from zpipe.topology import Topology
 
 TINY = replace(
     QUICK, seeds=(0, 1), settings=("32px-20",), topologies=("mesh3",), points=1, rates=(0.5,), seconds=1.0, series_seconds=4.0
@@ -38,6 +40,9 @@ def test_variants_leave_out_what_would_be_the_same() -> None:
     }
     assert set(found["line4"]) == {"mdi", "no-exit", "local", "ddi", "mdi-static"}, "no other node hosts stage 0"
     assert set(found["mesh3"]) == {"mdi", "mdi+inputs", "no-exit", "local", "ddi"}, "mdi-static would be local"
+    mesh5 = settings.variants(settings.topology_in(settings.setting("32px-20"), "mesh5"), stage_count=5)
+    inputs = {policy: mesh5[policy].policy.offload_input for policy in ("mdi", "mdi+inputs", "mdi+auto")}
+    assert inputs == {"mdi": "no", "mdi+inputs": "yes", "mdi+auto": "auto"}
 
 
 def test_runs_that_cannot_differ_are_one() -> None:
@@ -70,6 +75,16 @@ def test_slow_node_mesh_has_one_board_four_times_slower() -> None:
     assert {link.medium for link in topology.links} == {"air"}
 
 
+def test_without_a_lab_live_parts_run_on_loopback_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(topology: Topology) -> None:
+        raise ConfigError("lab: found no root, expected it")
+
+    monkeypatch.setattr(live, "EdgeLab", refused)
+    where = live.place()
+    assert not where.lab
+    assert where.why == "on loopback, links without limits: lab: found no root, expected it"
+
+
 @pytest.mark.slow
 def test_tiny_suite_has_every_table() -> None:
     found = asyncio.run(run_scale("mdi-exit", TINY, progress=nothing, quick=True, live=False))
@@ -84,3 +99,8 @@ def test_tiny_suite_has_every_table() -> None:
     assert [row["admission"] for row in found["over_time"]] == ["mdi-rate", "aimd", "mdi-threshold"]
     assert {row["constant"] for row in found["sweep"] if row["default"]} == {"T_O", "t_q1", "t_q2", "alpha", "beta", "zeta"}
     assert found["claims"]
+    assert found["broken"] == []
+    for name in ("mdi", "mdi+inputs"):
+        assert f"{name} on mesh3" in " ".join(claim["text"] for claim in found["claims"])
+    page = render_page(found)
+    assert "Live parts: not run." in page

@@ -305,6 +305,12 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("bench", "--compare", "local", "--attach"), "--attach: found it beside --compare, which starts every node several times"),
         (("bench", "--attach", "--max-batch", "2"), "--max-batch, --bundle, --executor and --device concern every node"),
         (("bench", "--attach", "--device", "raspberry-pi-3"), "--max-batch, --bundle, --executor and --device concern every node"),
+        (("bench", "--suite", "mdi"), "--suite: found 'mdi', expected one of mdi-exit"),
+        (("bench", "--suite", "mdi-exit", "--count", "3"), "--count: found it beside --suite, expected none"),
+        (("bench", "--suite", "mdi-exit", "--cpu-share", "2=0.2"), "--cpu-share: found it beside --suite, expected none"),
+        (("bench", "--quick"), "--quick: found it without --suite"),
+        (("bench", "--html", "a.html"), "--html: found it without --suite"),
+        (("bench", "--suite", "mdi-exit", "--html", "a.json"), "--html: found a.json, the file of the JSON, expected another one"),
         (("train", "--codecs-only", "--epochs", "3"), "--epochs: found 3 with --codecs-only, expected none"),
         (("train", "--recipe", "digits"), "--recipe: found 'digits', expected one of digits-mobilenetv2, "),
     ],
@@ -328,6 +334,12 @@ def test_training_without_torch(refused: Refused, monkeypatch: pytest.MonkeyPatc
     line = refused("train")
     assert "found no torch, " in line
     assert line.endswith("run: pip install 'zpipe[train]'")
+
+
+def test_suite_without_its_extra(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = refused("bench", "--suite", "mdi-exit")
+    assert line == "--suite: found no matplotlib and no scipy, expected both; run: pip install 'zpipe[suite]'"
 
 
 def test_mistake_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import FOLDER, TOPOLOGY, load_options, parse_compare, parse_load
-from zpipe.cli.output import check_writable, show_comparison, show_report
+from zpipe.cli.options import FILE, FOLDER, TOPOLOGY, load_options, parse_compare, parse_load
+from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
 
@@ -25,10 +26,36 @@ from zpipe.errors import ConfigError
 @click.option("--device", help="Device profile of nodes whose topology names none, for `--executor emulated`.")
 @load_options
 @click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")
-def bench(json_file: Path | None, samples_file: Path | None, compare: str | None, **options: Any) -> None:
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="A whole evaluation instead of one run: `mdi-exit`. Writes NAME.html, and the figures as NAME.json.",
+)
+@click.option("--quick", is_flag=True, help="With --suite: fewer settings, topologies and seeds.")
+@click.option(
+    "--html", "html_file", type=FILE, help="With --suite: write its page here; the JSON goes beside it unless --json is given."
+)
+@click.pass_context
+def bench(
+    context: click.Context,
+    /,
+    *,
+    json_file: Path | None,
+    samples_file: Path | None,
+    compare: str | None,
+    suite: str | None,
+    quick: bool,
+    html_file: Path | None,
+    **options: Any,
+) -> None:
     """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
     from zpipe.bench.run import BenchOptions, compare_bench, run_bench
 
+    if suite is not None:
+        _bench_suite(context, suite, quick=quick, html_file=html_file, json_file=json_file)
+        return
+    if quick or html_file is not None:
+        raise ConfigError(f"{'--quick' if quick else '--html'}: found it without --suite, expected --suite NAME beside it")
     options["cpu_shares"] = dict(map(_cpu_share, options["cpu_shares"]))
     plan = BenchOptions(**parse_load(options))
     baselines = parse_compare(compare, samples_file)
@@ -41,6 +68,27 @@ def bench(json_file: Path | None, samples_file: Path | None, compare: str | None
     with progress_shown() as progress:
         report, samples = run_interruptible(run_bench(plan, progress=progress))
     show_report(report, samples, json_file=json_file, samples_file=samples_file)
+
+
+def _bench_suite(context: click.Context, name: str, *, quick: bool, html_file: Path | None, json_file: Path | None) -> None:
+    """Runs an evaluation, writes its page and figures, prints what of its claims holds."""
+    from zpipe.bench.suites import check_suite, run_suite
+
+    of_suites = {"suite", "quick", "html_file", "json_file"}
+    for option in context.command.params:
+        if option.name not in of_suites and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"{option.opts[0]}: found it beside --suite, expected none: a suite sets its own topologies and loads"
+            )
+    check_suite(name)
+    html_file = html_file or Path(f"{name}.html")
+    json_file = json_file or html_file.with_suffix(".json")
+    if html_file == json_file:
+        raise ConfigError(f"--html: found {html_file}, the file of the JSON, expected another one; call it {html_file.stem}.html")
+    check_writable(html_file, json_file)
+    with progress_shown() as progress:
+        found = run_interruptible(run_suite(name, quick=quick, progress=progress))
+    show_suite(found, html_file=html_file, json_file=json_file)
 
 
 def _cpu_share(text: str) -> tuple[int, float]:

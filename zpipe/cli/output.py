@@ -61,6 +61,22 @@ def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) ->
     _keep_promise(reports)
 
 
+def show_suite(found: dict[str, Any], *, html_file: Path, json_file: Path) -> None:
+    """Writes an evaluation's page and figures, prints its claims, and ends with 1 when a run broke the promise."""
+    from rich.console import Console
+
+    from zpipe.bench.suites.page import render_page
+    from zpipe.bench.suites.terminal import render_claims
+
+    json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    html_file.write_text(render_page(found), encoding="utf-8")
+    console = Console()
+    console.print(render_claims(found))
+    console.print(f"{html_file} and {json_file} written", highlight=False)
+    if found["broken"]:
+        raise SystemExit(1)
+
+
 def _keep_promise(reports: list[dict[str, Any]]) -> None:
     for report in reports:
         counts = report["counts"]

@@ -180,7 +180,7 @@ def summary(found: Found, asked: Tables) -> str:
             "latency, mean (ms)",
             "latency, p95 (ms)",
             "kB per sample",
-            "inputs sent raw (%)",
+            "raw inputs sent, each hop (% of samples)",
             "work per sample (% of whole)",
         )
         parts.append(folded(setting["title"], table(header, rows)))

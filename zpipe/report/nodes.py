@@ -48,8 +48,8 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
     for stats in after:
         for link in stats["links"]:
             old = first.get((stats["rank"], link["to"]), {})
-            # raw_bytes: what `bytes` would be without the link's codec; the simulator does not tell.
-            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes", "raw_bytes") if key in link}
+            # raw_bytes: what `bytes` would be without the link's codec.
+            grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes", "raw_bytes")}
             rows.append(
                 {
                     "between": [stats["rank"], link["to"]],

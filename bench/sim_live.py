@@ -1,7 +1,7 @@
 """The simulator against live runs: emulated boards with real sockets, the same samples at the same times, and nothing fitted.
 
     python -m bench.hop && python -m bench.sim_live            about 40 minutes; writes bench/results/sim-live.json
-    python -m bench.sim_live --count 2000 --seeds 1 mesh3      a look
+    python -m bench.sim_live --count 2000 --seeds 1 mesh3      a look: replaces the rows of mesh3 alone
 
 Each row compares live with simulated at a share of the capacity (what the simulator sustains when samples are always there):
 throughput, mean latency, p95, and the largest difference of an exit's share in points. Differences are of the means over seeds,
@@ -144,19 +144,16 @@ def main() -> None:
             said = f"{name} at {load} of its capacity ({rate:.1f}/s), seed {seed}: {here[case]['latency']:.1f} ms"
             print(f"{time.monotonic() - started:6.0f} s  {said}", file=sys.stderr, flush=True)
     busy = 100.0 * sum(run["cpu_s"] for run in here.values()) / (time.monotonic() - started) / len(os.sched_getaffinity(0))
-    results: dict[str, Any] = {
-        "schema": "zpipe.sim-live/1",
+    described = ["git", "describe", "--always", "--dirty"]
+    made = {
         "machine": machine(),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
         "command": "python -m bench.sim_live " + " ".join(sys.argv[1:]),
         "device": DEVICE,
-        "samples": arguments.count,
-        "parallel": arguments.parallel,
+        "count": arguments.count,
         "busy_percent": busy,
-        "rows": [],
     }
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     print("        load  rate/s  live  simulated  difference % ± 95 %: results/s, mean ms, p95 ms, exit share (points)")
     for (name, load), rate in rates.items():
         pairs = []
@@ -165,9 +162,11 @@ def main() -> None:
             pairs.append((here[name, load, rate, seed], there))
         found = compare(pairs)
         print(row(name, load, rate, found), flush=True)
-        results["rows"].append({"topology": name, "load": load, "rate_hz": rate, **found})
+        rows = [other for other in rows if (other["topology"], other["load"]) != (name, load)]
+        rows.append({"topology": name, "load": load, "rate_hz": rate, **found, "made": made})
     print(f"cores busy {busy:.0f} % on average while the live runs ran, {arguments.parallel} at a time")
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    rows.sort(key=lambda entry: (entry["topology"], entry["load"]))
+    RESULTS.write_text(json.dumps({"schema": "zpipe.sim-live/1", "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def test_node_on_the_rank_of_the_source(refused: Refused) -> None:
 
 @pytest.mark.parametrize("rate", ["fast", "-1", "0", "nan", "inf"])
 def test_bad_rate(refused: Refused, rate: str) -> None:
-    assert refused("bench", "--rate", rate).startswith(f"--rate: found '{rate}', expected a number of samples per second above 0")
+    assert refused("bench", "--rate", rate).startswith(f"--rate: found '{rate}', expected samples per second, 0.001 or more")
 
 
 def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:

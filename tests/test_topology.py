@@ -399,3 +399,12 @@ def test_admission_names_and_options_are_those_of_the_policy() -> None:
 def test_the_other_names_are_those_of_the_policy() -> None:
     assert set(OFFLOAD_STRATEGIES) <= set(OFFLOADS)
     assert set(WHEN_FULL) == set(WAITING_SAMPLES)
+
+
+@pytest.mark.parametrize("policy", ["ddi", {"offload": "ddi"}])
+def test_ddi_lets_raw_inputs_out_without_being_told(policy: Any) -> None:
+    """It sends nothing else: without them it would be `local` under another name."""
+    topology = build(line([0, 1], [0, 1], policy=policy))
+    assert topology.policy.offload_input == "yes"
+    assert 0 in topology.lanes(0, 1)
+    assert 0 in override(build(line([0, 1], [0, 1], policy="local")), offload="ddi").lanes(0, 1)

@@ -146,6 +146,10 @@ NUMBER = "a whole number from 0 on"
         (with_source(admission={"decrease": 1}), "source.admission.decrease: found 1, expected a number above 0 and below 1"),
         (with_source(admission={"name": "mdi-rate", "t_q1": 1.5}), "source.admission.t_q1: found 1.5, expected a whole number"),
         (with_source(admission={"window": 9, "max_window": 4}), "source.admission.window: found 9.0, expected at most max_window"),
+        (
+            line([0], [1], policy={"offload": "ddi", "offload_input": False}),
+            "found False, expected true with offload ddi",
+        ),
         (line([0], [1], policy={"offload_input": 1}), "policy.offload_input: found 1, expected true, false or auto"),
         (line([0], [1], policy="nearest"), "policy: found 'nearest', expected one of local, cheapest, ddi, mdi"),
         (

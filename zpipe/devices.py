@@ -17,6 +17,9 @@ import yaml
 from zpipe.errors import ConfigError
 from zpipe.model import StageSpec
 
+#: What may follow the slash: no board is further from another.
+SLOWER = (0.001, 1000.0)
+
 _FILE = Path(__file__).with_name("devices.yaml")
 
 
@@ -72,8 +75,9 @@ def _divisor(name: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0.0 < value < math.inf:
-        raise ConfigError(f"device: found {name!r}, expected a number above 0 after the slash, such as {name.partition('/')[0]}/4")
+    if not SLOWER[0] <= value <= SLOWER[1]:
+        base, expected = name.partition("/")[0], f"a number from {SLOWER[0]:g} to {SLOWER[1]:g} after the slash"
+        raise ConfigError(f"device: found {name!r}, expected {expected}, such as {base}/4")
     return value
 
 

@@ -80,6 +80,7 @@ DEPENDENCIES = (
     Dependency("rich", "rich", "13"),
     Dependency("xxhash", "xxhash", "3.4"),
     Dependency("psutil", "psutil", "5.9"),
+    Dependency("zstandard", "zstandard", "0.22"),
 )
 #: Without these a plain install still works, only slower.
 DISPENSABLE = ("uvloop",)

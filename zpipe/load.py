@@ -72,6 +72,10 @@ def constant(rate_hz: float) -> Iterator[float]:
     return (number / rate_hz for number in count())
 
 
+#: The last arrival a file may name, as for --duration.
+MOST_SECONDS = 1e6
+
+
 def read_trace(path: Path) -> array[float]:
     """Arrival times from a file: one a line, in seconds, not falling; blank lines and lines that begin with # are passed over.
 
@@ -98,8 +102,8 @@ def _trace_time(text: str, *, last: float, where: str) -> float:
         time = float(text)
     except ValueError:
         time = math.nan
-    if not last <= time < math.inf:
-        least = f"a number of seconds from {last:g} on (arrival times do not fall)"
+    if not last <= time <= MOST_SECONDS:
+        least = f"a number of seconds from {last:g} (arrival times do not fall) to {MOST_SECONDS:g}"
         raise ConfigError(f"{where}: found {text[:40]!r}, expected {least}; correct the file")
     return time
 

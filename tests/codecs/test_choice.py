@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.runtime.mesh import bundle
@@ -59,6 +60,7 @@ def test_a_codec_that_gained_by_chance_is_not_preferred_for_it() -> None:
     assert choose_codec(lucky, bandwidth_bps=math.inf, seconds_per_task=0.001, current="none") == "none"
 
 
+@example(4.0, "int8+zstd", [1.25])
 @given(st.floats(0.01, 1000.0), st.sampled_from(NAMES), st.lists(st.floats(0.8, 1.25), min_size=1, max_size=20))
 def test_a_bandwidth_measured_with_an_error_of_a_quarter_never_makes_it_go_back_and_forth(
     mbit_s: float, start: str, errors: list[float]
@@ -66,10 +68,9 @@ def test_a_bandwidth_measured_with_an_error_of_a_quarter_never_makes_it_go_back_
     names = [chosen(mbit_s, start)]
     for error in errors:
         names.append(chosen(mbit_s * error, names[-1]))
-    lost = {candidate.name: index for index, candidate in enumerate(CANDIDATES)}
-    steps = [lost[name] for name in names]
-    # It may settle once, towards fewer bytes; it never returns within the error.
-    assert steps == sorted(steps)
+    # It may settle, from wherever it started, but within the error it never returns to a codec that it left.
+    held = [name for name, _ in itertools.groupby(names)]
+    assert len(held) == len(set(held))
 
 
 @given(st.floats(0.01, 1000.0), st.floats(1e-5, 10.0), st.sampled_from(NAMES))

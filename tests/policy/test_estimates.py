@@ -128,6 +128,16 @@ def test_a_number_that_got_lost_measures_nothing() -> None:
     assert estimate.round_trip_seconds == 0.0
 
 
+def test_a_credit_without_a_holding_time_does_not_halve_the_rate() -> None:
+    """8 kB in each 80 ms: what the second one named arrived unseen."""
+    estimate = LinkEstimate()
+    for number in range(40):
+        estimate.sent(number, 1000, now=0.0)
+    for expected, holding, now in ((8, 0.0, 0.08), (16, 0.0, 0.16), (24, -1.0, 0.24), (32, 0.0, 0.32), (40, 0.0, 0.40)):
+        estimate.credited(expected, holding, now=now)
+    assert estimate.bandwidth_bps == pytest.approx(800_000)
+
+
 def test_a_new_connection_keeps_what_is_known_of_the_road() -> None:
     estimate = LinkEstimate(bandwidth_bps=8e6, latency_seconds=0.005)
     estimate.sent(0, 1e6, now=0.0)

@@ -191,8 +191,8 @@ def meshes(draw: st.DrawFn) -> Topology:
             "links": links,
             "sources": [{"rank": rank, "admission": draw(admissions)} for rank in sources(draw, nodes, whole)],
             "policy": {
-                "offload": draw(st.sampled_from(["local", "cheapest", "ddi", "mdi"])),
-                "offload_input": draw(st.booleans()),
+                "offload": (offload := draw(st.sampled_from(["local", "cheapest", "ddi", "mdi"]))),
+                "offload_input": offload == "ddi" or draw(st.booleans()),
                 "output_threshold": draw(st.integers(0, 20)),
             },
         }

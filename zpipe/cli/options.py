@@ -30,6 +30,8 @@ class Seconds(click.FloatRange):
         return found
 
 
+#: A sample every quarter of an hour; below it a run is a matter of years, and nodes that idle cost the simulator time, too.
+LEAST_HZ = 0.001
 SECONDS = Seconds(0, 1e6, min_open=True)
 
 
@@ -102,6 +104,6 @@ def _rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if not 0.0 < rate < math.inf:
-        raise ConfigError(f"--rate: found {text!r}, expected a number of samples per second above 0, or `max`")
+    if not LEAST_HZ <= rate < math.inf:
+        raise ConfigError(f"--rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more, or `max`")
     return rate

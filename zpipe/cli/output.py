@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
 
 def check_writable(*files: Path | None) -> None:
     """Before the run: it would be a pity to find out after it."""
-    for file in files:
-        if file is not None:
-            _check_writable(file)
+    given = [file for file in files if file is not None]
+    for file in given:
+        _check_writable(file)
+    if len({file.resolve() for file in given}) < len(given):
+        raise ConfigError(f"{given[0]}: found the same file twice, expected one for each; choose another")
 
 
 def _check_writable(file: Path) -> None:
@@ -34,6 +38,20 @@ def _check_writable(file: Path) -> None:
         ) from exc
 
 
+def _write(file: Path, text: str) -> None:
+    with _told(file):
+        file.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """A disk that is full after all is one line, and no mistake of ours."""
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(f"{file}: found that it cannot be written ({exc.strerror}), expected room there; choose another") from exc
+
+
 def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | None, samples_file: Path | None) -> None:
     """Prints a run's report, writes the files asked for, and ends with 1 when the promise was broken."""
     from rich.console import Console
@@ -42,9 +60,10 @@ def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | No
 
     Console().print(render(report))
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _write(json_file, json.dumps(report, indent=1) + "\n")
     if samples_file is not None:
-        samples.samples_jsonl(samples_file)
+        with _told(samples_file):
+            samples.samples_jsonl(samples_file)
     _keep_promise([report])
 
 
@@ -57,7 +76,7 @@ def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) ->
     document = comparison(reports)
     Console().print(render_comparison(document))
     if json_file is not None:
-        json_file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        _write(json_file, json.dumps(document, indent=1) + "\n")
     _keep_promise(reports)
 
 
@@ -68,8 +87,8 @@ def show_suite(found: dict[str, Any], *, html_file: Path, json_file: Path) -> No
     from zpipe.bench.suites.page import render_page
     from zpipe.bench.suites.terminal import render_claims
 
-    json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    html_file.write_text(render_page(found), encoding="utf-8")
+    _write(json_file, json.dumps(found, indent=1) + "\n")
+    _write(html_file, render_page(found))
     console = Console()
     console.print(render_claims(found))
     console.print(f"{html_file} and {json_file} written", highlight=False)

@@ -22,7 +22,7 @@ from zpipe.errors import ConfigError
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of every node whose topology names none.")
 @click.option("--service", type=FILE, help="Measured service times, instead of device profiles.")
 @click.option("--hop", type=FILE, help="A measured profile of what a live node takes beside computing and sending.")
-@click.option("--nodes", type=click.IntRange(1), help="Instead of a topology: so many nodes that each host the whole network.")
+@click.option("--nodes", type=click.IntRange(1, 10_000), help="Instead of a topology: so many nodes, each with the whole network.")
 @click.option("--sources", type=click.IntRange(1), help="With --nodes: how many of them are sources.  [default: 1]")
 @click.option("--shape", type=click.Choice(["grid", "line", "random"]), help="With --nodes: how they are linked.  [default: grid]")
 @click.pass_context

@@ -101,6 +101,8 @@ class LinkEstimate:
             if size > 0.0:
                 self._measure_rate(size, first_sent_at, last.sent_at, arrived_at)
             self._arrived_at = arrived_at
+        else:
+            self._arrived_at = -math.inf  # nobody knows when these arrived, so no rate can be measured from here
         if not self._unseen:
             self._busy_until = min(self._busy_until, now)
 

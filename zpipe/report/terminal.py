@@ -122,7 +122,7 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
     if report["bytes_per_sample"]:
         lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
     if report["raw_inputs_sent"]:
-        lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,} (policy.offload_input)")
+        lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,}")
     if report["simulated"]:
         lines.append(
             f"simulated: {report['events']:,} events, {percent(report['nodes_running_share'])} of the nodes ran a stage; "

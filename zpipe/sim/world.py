@@ -352,6 +352,7 @@ class World:
             "clock_seconds": self.now,
             "held": policy.held_count,
             **asdict(self.traffic[rank]),
+            "busy_seconds": self.traffic[rank].busy_seconds - max(0.0, self._free_at[rank] - self.now),  # a batch under way
             **asdict(policy.counts),
         }
         stats["links"] = [

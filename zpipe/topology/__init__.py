@@ -34,7 +34,7 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
         report_interval: 100 ms
         output_threshold: 50      T_O of MDI-Exit's Alg. 1
-        offload_input: false      whether raw inputs may go out; auto: where they are fewer bytes than what goes on after stage 0
+        offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: where they are fewer bytes
 """
 
 from __future__ import annotations
@@ -153,13 +153,18 @@ def override(
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
         (plain["links"], {"bandwidth": bandwidth, "latency": latency, "codec": codec}),
         ([plain], {"bundle": bundle}),
-        ([plain["policy"]], {"offload": offload, "offload_input": offload_input, "exit": exit_point}),
+        ([plain["policy"]], {"offload": offload, "offload_input": _inputs(offload, offload_input), "exit": exit_point}),
     ):
         for entry in entries:
             entry.update({key: value for key, value in values.items() if value is not None})
     for node in plain["nodes"]:
         node["device"] = node["device"] or device or ""
     return from_dict(plain)
+
+
+def _inputs(offload: str | None, offload_input: str | None) -> str | None:
+    """`ddi` sends raw inputs whatever the file says of another strategy."""
+    return offload_input or ("yes" if offload == "ddi" else None)
 
 
 def _find(name_or_path: str | Path) -> Path:

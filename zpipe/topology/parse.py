@@ -292,24 +292,28 @@ def _policy(at: At, value: object) -> PolicySpec:
     if value is None:
         return default
     if isinstance(value, str):
-        if value not in OFFLOADS:
-            raise at.wrong(value, one_of(OFFLOADS, value))
-        return PolicySpec(offload=value)
+        value = {"offload": value} if value in OFFLOADS else value
+    if isinstance(value, str):
+        raise at.wrong(value, one_of(OFFLOADS, value))
     read = Fields(at, value, known=("offload", "exit", "report_interval", "output_threshold", "offload_input"))
+    offload = read.text("offload", default.offload, names=OFFLOADS)
     return PolicySpec(
-        offload=read.text("offload", default.offload, names=OFFLOADS),
+        offload=offload,
         exit_point=read.text("exit", default.exit_point),
         report_interval_seconds=read.quantity(
             "report_interval", TIME_UNITS, default.report_interval_seconds, bounds=REPORT_SECONDS
         ),
         output_threshold=read.integer("output_threshold", default.output_threshold),
-        offload_input=_offload_input(at / "offload_input", read.raw("offload_input")),
+        offload_input=_offload_input(at / "offload_input", read.raw("offload_input"), offload),
     )
 
 
-def _offload_input(at: At, value: object) -> OffloadInput:
+def _offload_input(at: At, value: object, offload: str) -> OffloadInput:
+    """Data-distributed inference is nothing but raw inputs going out."""
     if value is None:
-        return PolicySpec().offload_input
+        return "yes" if offload == "ddi" else PolicySpec().offload_input
     if not isinstance(value, bool | str) or value not in OFFLOAD_INPUT:
         raise at.wrong(value, "true, false or auto")
+    if offload == "ddi" and OFFLOAD_INPUT[value] != "yes":
+        raise at.wrong(value, "true with offload ddi, which sends nothing else; leave it out")
     return OFFLOAD_INPUT[value]

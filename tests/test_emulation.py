@@ -110,7 +110,7 @@ def test_emulated_nodes_beside_others_are_refused() -> None:
     [
         ("", "nodes[1].device: found '', expected one of reference, "),
         ("raspberry-pie-4", "(did you mean raspberry-pi-4?)"),
-        ("raspberry-pi-3/0", "nodes[1].device: found 'raspberry-pi-3/0', expected a number above 0 after the slash"),
+        ("raspberry-pi-3/0", "nodes[1].device: found 'raspberry-pi-3/0', expected a number from 0.001 to 1000 after the slash"),
         (
             "raspberry-pi-3",
             "nodes[1].device: found 'raspberry-pi-3', which does stage 1 in 0.56 ms, expected at least 5 ms a stage",

@@ -118,7 +118,7 @@ class NodePolicy:
     # ---- the face ------------------------------------------------------------------------------
 
     def handle(self, event: Event, *, now: float) -> list[Command]:
-        """Takes in one event; returns what to do, in this order, a RunStage last."""
+        """Takes in one event; returns what to do, in this order, but for a RunStage: it comes last and may be done at any time."""
         return self.handle_all((event,), now=now)
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:

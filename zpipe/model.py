@@ -182,6 +182,7 @@ class Credit:
         limit: the first number that may not be sent.
         carried: {stage: tasks of earlier epochs that still occupy a slot of this link}.
         holding_seconds: how long the receiver held number `expected - 1` when it wrote this; < 0 when it says nothing.
+        missed: numbers below `expected` that never arrived, the latest of this epoch.
     """
 
     epoch: int
@@ -190,6 +191,7 @@ class Credit:
     limit: int
     carried: dict[int, int] = field(default_factory=dict)
     holding_seconds: float = -1.0
+    missed: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -200,12 +202,14 @@ class Report:
         input_length, output_length: tasks in I, what runs included, and in O.
         service_seconds: {stage: smoothed seconds per sample}.
         backlog_seconds: {stage: seconds of work for it there, whether queued, under way or waiting to be sent or taken back}.
+        accepting: whether it takes tasks; not while it drains, or without an executor that works.
     """
 
     input_length: int
     output_length: int
     service_seconds: dict[int, float]
     backlog_seconds: dict[int, float]
+    accepting: bool = True
 
 
 @dataclass(slots=True)

@@ -52,7 +52,7 @@ def test_results_are_as_long_as_on_the_wire(rows: int) -> None:
     [
         Credit(SESSION, 0, (), 16, {}, -1.0),
         Credit(SESSION, 70_000, (69_990, 69_995), 70_014, {}, 0.25),
-        Credit(SESSION, 500, tuple(range(300, 500)), 510, {1: 3, 2: 1}, 0.25),
+        Credit(SESSION, 500, tuple(range(300, 500)), 510, {1: 3, 2: 1}, 0.25, (20, 290)),
     ],
 )
 def test_credits_are_as_long_as_on_the_wire(credit: Credit) -> None:

@@ -29,6 +29,7 @@ LIMITS = WireLimits(
     stage_inputs={0: TensorSpec("uint8", (3, 2, 2)), 1: TensorSpec("float32", (2, 3)), 2: TensorSpec("float16", (5,))},
     codec_inputs={("int8", 1): TensorSpec("uint8", (14,))},
     packed_bytes={("int8+zstd", 1): 14},
+    classes=10,
     max_rows=8,
 )
 
@@ -74,9 +75,9 @@ SAMPLES: dict[str, Message] = {
     "Refused": Refused(2, "policy.window", "8", "16"),
     "TaskBatch": task_batch(),
     "TaskBatch, packed": packed_batch(),
-    "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004)),
+    "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004, (80, 98))),
     "Blocked": Blocked(1, 4, 108),
-    "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02})),
+    "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02}, accepting=False)),
     "Lost": Lost(2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost"), LostRow(SampleKey(0, 123456789, 9), 2, "é")]),
     "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1)]),
     "Ping": Ping(-1, 77, echo=False),

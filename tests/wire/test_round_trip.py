@@ -55,7 +55,8 @@ def credit_values(draw: st.DrawFn) -> Credit:
     expected = draw(counts)
     held = draw(st.lists(st.integers(0, expected - 1), max_size=64)) if expected else []
     carried = draw(st.dictionaries(stages, counts))
-    return Credit(draw(counts), expected, tuple(held), draw(counts), carried, draw(st.just(-1.0) | seconds))
+    missed = tuple(draw(st.lists(st.integers(0, expected - 1), max_size=8))) if expected else ()
+    return Credit(draw(counts), expected, tuple(held), draw(counts), carried, draw(st.just(-1.0) | seconds), missed)
 
 
 control_messages: st.SearchStrategy[Message] = st.one_of(
@@ -66,14 +67,14 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         ReportUpdate,
         ranks,
-        st.builds(Report, counts, counts, st.dictionaries(stages, seconds), st.dictionaries(stages, seconds)),
+        st.builds(Report, counts, counts, st.dictionaries(stages, seconds), st.dictionaries(stages, seconds), st.booleans()),
     ),
     st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, texts), min_size=1, max_size=20)),
     st.builds(
         Results,
         ranks,
         st.lists(
-            st.builds(ResultRow, keys, attempts, stages, counts, st.floats(0, 1), seconds, seconds, counts),
+            st.builds(ResultRow, keys, attempts, stages, st.integers(0, 9), st.floats(0, 1), seconds, seconds, counts),
             min_size=1,
             max_size=20,
         ),

@@ -42,6 +42,7 @@ def wire_limits(topology: Topology, bundle: Bundle, codecs: Codecs) -> WireLimit
         stage_inputs={spec.index: spec.input for spec in bundle.stages},
         codec_inputs={key: TensorSpec("uint8", (codec.row_bytes,)) for key, codec in coded.items() if not codec.packed},
         packed_bytes={key: codec.row_bytes for key, codec in coded.items() if codec.packed},
+        classes=len(bundle.classes),
         max_rows=max(node.max_batch for node in topology.nodes),
     )
 

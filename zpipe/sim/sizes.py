@@ -57,7 +57,8 @@ def credit(sender: int, credit: Credit) -> int:
     held = sum(_integer(credit.expected - number) for number in credit.held)
     numbers = CLOCK_BYTES + _integer(credit.expected) + _array(len(credit.held)) + held + _integer(credit.limit)
     carried = _array(2 * len(credit.carried)) + 2 * len(credit.carried)
-    return START_BYTES + _integer(sender) + numbers + carried + FLOAT_BYTES + DIGEST_BYTES
+    missed = _array(len(credit.missed)) + sum(_integer(credit.expected - number) for number in credit.missed)
+    return START_BYTES + _integer(sender) + numbers + carried + FLOAT_BYTES + missed + DIGEST_BYTES
 
 
 def report(sender: int, report: Report) -> int:
@@ -65,7 +66,8 @@ def report(sender: int, report: Report) -> int:
     maps = sum(
         _array(2 * len(seconds)) + (1 + FLOAT_BYTES) * len(seconds) for seconds in (report.service_seconds, report.backlog_seconds)
     )
-    return START_BYTES + _integer(sender) + _integer(report.input_length) + _integer(report.output_length) + maps + DIGEST_BYTES
+    lengths = _integer(report.input_length) + _integer(report.output_length)
+    return START_BYTES + _integer(sender) + lengths + maps + 1 + DIGEST_BYTES  # 1: accepting
 
 
 def blocked(sender: int, next_number: int) -> int:

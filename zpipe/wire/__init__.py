@@ -21,9 +21,11 @@ array. The header holds no maps and no extension types; the two documents are JS
      1 Hello          control  role, session, epoch, wire_version, bundle_digest, topology_digest, topology (document)
      2 Refused        control  key, here, there
      3 Task           data     epoch, codec, stage, [task row]                                             + buffer
-     4 Credit         control  epoch, expected, [expected - held number], limit, [stage, slots, ...], holding_seconds
+     4 Credit         control  epoch, expected, [expected - held number], limit, [stage, slots, ...], holding_seconds,
+                               [expected - missed number]
      5 Blocked        data     epoch, next_number
-     6 Report         control  input_length, output_length, [stage, service_seconds, ...], [stage, backlog_seconds, ...]
+     6 Report         control  input_length, output_length, [stage, service_seconds, ...], [stage, backlog_seconds, ...],
+                               accepting (bool)
      7 Lost           control  [lost row]
      8 Result         control  [result row]
      9 Ping           control  token, echo (bool)
@@ -43,6 +45,7 @@ array. The header holds no maps and no extension types; the two documents are JS
 - thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
 - holding_seconds is -1.0 when the receiver does not say.
+- label is one of the bundle's classes.
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the
   buffer is `rows` times that, or, of a *packed* codec, 1 byte to that many. What the bytes mean is the codec's
   (`zpipe.codecs`); the receiver undoes it before it looks at a row, and drops the message where it cannot.

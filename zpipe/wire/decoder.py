@@ -246,24 +246,29 @@ def _refused(fields: Fields, limits: WireLimits) -> Refused:
 
 
 def _credit(fields: Fields, limits: WireLimits) -> CreditUpdate:
-    _, _, sender, epoch, expected, distances, limit, carried, holding = fields
+    _, _, sender, epoch, expected, distances, limit, carried, holding, missing = fields
     for name, value in (("epoch", epoch), ("expected", expected), ("limit", limit)):
         _check_count("CREDIT", name, value)
-    if distances and (set(map(type, distances)) != _INT or min(distances) < 1 or max(distances) > expected):
-        raise WireError(f"CREDIT: held {_short(distances)}, expected distances of 1 to {expected}")
+    held, missed = (_below(expected, name, listed) for name, listed in (("held", distances), ("missed", missing)))
     if not (holding == NO_HOLDING or 0.0 <= holding < math.inf):
         raise WireError(f"CREDIT: holding seconds {holding}, expected >= 0 or {NO_HOLDING}")
-    held = tuple(expected - distance for distance in distances)
     carried_slots = _by_stage("CREDIT", carried, int, limits)
-    return CreditUpdate(sender, Credit(epoch, expected, held, limit, carried_slots, holding))
+    return CreditUpdate(sender, Credit(epoch, expected, held, limit, carried_slots, holding, missed))
+
+
+def _below(expected: int, name: str, distances: Fields) -> tuple[int, ...]:
+    """Numbers told by their distance from `expected`."""
+    if distances and (set(map(type, distances)) != _INT or min(distances) < 1 or max(distances) > expected):
+        raise WireError(f"CREDIT: {name} {_short(distances)}, expected distances of 1 to {expected}")
+    return tuple(expected - distance for distance in distances)
 
 
 def _report(fields: Fields, limits: WireLimits) -> ReportUpdate:
-    _, _, sender, input_length, output_length, service, backlog = fields
+    _, _, sender, input_length, output_length, service, backlog, accepting = fields
     _check_count("REPORT", "input length", input_length)
     _check_count("REPORT", "output length", output_length)
     service_seconds, backlog_seconds = (_by_stage("REPORT", service, float, limits), _by_stage("REPORT", backlog, float, limits))
-    return ReportUpdate(sender, Report(input_length, output_length, service_seconds, backlog_seconds))
+    return ReportUpdate(sender, Report(input_length, output_length, service_seconds, backlog_seconds, accepting))
 
 
 def _lost(fields: Fields, limits: WireLimits) -> Lost:
@@ -296,6 +301,7 @@ def _result(row: Any, limits: WireLimits) -> ResultRow:
         or source > MAX_RANK
         or attempt < 1
         or exit_stage not in limits.stage_inputs
+        or label >= limits.classes
         or not -CONFIDENCE_SLACK <= confidence <= 1.0 + CONFIDENCE_SLACK
         or not (queued >= 0.0 and service >= 0.0 and queued + service < math.inf)
     ):

@@ -116,7 +116,8 @@ def _header(message: Message) -> tuple[Any, ...]:
             )
         case ReportUpdate(sender, report):
             service, backlog = (_flat(report.service_seconds), _flat(report.backlog_seconds))
-            return (WIRE_VERSION, Kind.REPORT, sender, report.input_length, report.output_length, service, backlog)
+            lengths = (report.input_length, report.output_length)
+            return (WIRE_VERSION, Kind.REPORT, sender, *lengths, service, backlog, report.accepting)
         case Blocked(sender, epoch, next_number):
             return (WIRE_VERSION, Kind.BLOCKED, sender, epoch, next_number)
         case Lost(sender, lost):
@@ -153,7 +154,8 @@ def _credit(credit: Credit) -> tuple[Any, ...]:
     # Distances below `expected` instead of numbers: one byte each, and never out of range by construction.
     held = [expected - number for number in credit.held]
     carried = [item for pair in credit.carried.items() for item in pair]
-    return (credit.epoch, expected, held, credit.limit, carried, float(holding) if holding >= 0.0 else NO_HOLDING)
+    missed = [expected - number for number in credit.missed]
+    return (credit.epoch, expected, held, credit.limit, carried, float(holding) if holding >= 0.0 else NO_HOLDING, missed)
 
 
 def _flat(seconds: Mapping[int, float]) -> list[float]:

@@ -34,6 +34,7 @@ class WireLimits:
         stage_inputs: {stage: one sample at its entrance}, every stage of the bundle, hosted here or not.
         codec_inputs: {(codec, stage): what one sample of that stage is on the wire}, for codecs other than `none`.
         packed_bytes: {(codec, stage): most bytes per sample}, for codecs whose buffers vary in length.
+        classes: of the bundle; a label is below it.
         max_rows: tasks in one Task message.
         max_entries: rows in Lost and Results, numbers in Credit.
         max_header_bytes: a header frame, Hello with its topology included.
@@ -44,6 +45,7 @@ class WireLimits:
     stage_inputs: Mapping[int, TensorSpec]
     codec_inputs: Mapping[tuple[str, int], TensorSpec] = field(default_factory=dict)
     packed_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    classes: int = 2**31
     max_rows: int = 64
     max_entries: int = 1024
     max_header_bytes: int = 65536

@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from zpipe.transport import Buffer, Channel
+from zpipe.transport import Buffer, Channel, Origin
 from zpipe.transport.zeromq import ZeroMQTransport
 
 SIZES = {"4 KiB": 4096, "64 KiB": 65536, "1 MiB": 2**20}
@@ -72,7 +72,7 @@ class Peer:
         if self.channel is not None:
             self.transport.send_data(self.channel, frames)
 
-    def on_data(self, frames: list[Buffer]) -> None:
+    def on_data(self, frames: list[Buffer], origin: Origin) -> None:
         self.on_message(frames)
 
     def on_control(self, channel: Channel, frames: list[Buffer]) -> None: ...

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from zpipe.transport import Buffer, Channel, MemoryNetwork, Transport
+from zpipe.transport import Buffer, Channel, MemoryNetwork, Origin, Transport
 from zpipe.transport.zeromq import ZeroMQTransport
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.data: list[list[bytes]] = []
+        #: of each message in `data`
+        self.origins: list[Origin] = []
         self.control: list[tuple[Channel, list[bytes]]] = []
         self.connected: list[Channel] = []
         self.disconnected: list[tuple[Channel, str]] = []
@@ -45,8 +47,9 @@ class Recorder:
         self.on_control_hook: Callable[[Channel, list[bytes]], object] | None = None
         self._changed = asyncio.Event()
 
-    def on_data(self, frames: list[Buffer]) -> None:
+    def on_data(self, frames: list[Buffer], origin: Origin) -> None:
         self.last_frames = frames
+        self.origins.append(origin)
         self.data.append([bytes(frame) for frame in frames])
         self._changed.set()
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.transport.harness import MAX_MESSAGE_BYTES, Recorder, World, connect, run
 from zpipe.errors import ConfigError
-from zpipe.transport import Channel
+from zpipe.transport import Channel, Origin
 from zpipe.transport.base import MAX_INCOMING
 
 pytestmark = pytest.mark.parametrize("kind", ["memory", "zeromq"])
@@ -178,6 +178,35 @@ def test_the_end_of_a_peer_is_told_to_both_of_its_sides(kind: str) -> None:
     run(main())
 
 
+def test_every_data_connection_is_an_origin_of_its_own(kind: str) -> None:
+    async def main() -> None:
+        async with World(kind) as world:
+            one, heard, _ = await world.node()
+            two, heard_two, _ = await world.node()
+            _, other, address = await world.node()
+            first, second = await connect(one, heard, address), await connect(two, heard_two, address)
+            for number in range(3):
+                assert one.send_data(first, [b"1"])
+                assert two.send_data(second, [b"2"])
+                await other.until(lambda number=number: len(other.data) == 2 * number + 2)  # type: ignore[misc]
+            spoke = {message[0]: set[Origin]() for message in other.data}
+            for message, origin in zip(other.data, other.origins, strict=True):
+                spoke[message[0]].add(origin)
+            assert [len(origins) for origins in spoke.values()] == [1, 1]
+            assert spoke[b"1"] != spoke[b"2"]
+
+            one.reset(first)
+            await heard.until(lambda: len(heard.connected) == 2)
+            assert one.send_data(first, [b"1"])
+            await other.until(lambda: len(other.data) == 7)
+            assert other.origins[-1] not in spoke[b"1"] | spoke[b"2"]
+            assert {(origin.name != "", origin.key, origin.bad_in_row, origin.rank) for origin in other.origins} == {
+                (True, "", 0, None)
+            }
+
+    run(main())
+
+
 def test_last_words_arrive_before_the_end(kind: str) -> None:
     async def main() -> None:
         async with World(kind) as world:
@@ -308,7 +337,7 @@ def test_a_message_of_too_many_frames_is_dropped_and_counted(kind: str) -> None:
                 await other.until(lambda got=got: bool(got))  # type: ignore[misc]
             assert other.data == [[b"x"] * 4]
             assert [message for _, message in other.control] == [[b"x"] * 4]
-            assert server.dropped == 4
+            assert server.counts.dropped == 4
 
     run(main())
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from zpipe.transport.base import Buffer, Channel
+from zpipe.transport.base import Buffer, Channel, Origin
 from zpipe.transport.zeromq import ZeroMQTransport
 
 #: Far more than loopback needs; what takes longer does not work.
@@ -18,7 +18,7 @@ class _Echo:
 
     transport: ZeroMQTransport
 
-    def on_data(self, frames: Sequence[Buffer]) -> None:
+    def on_data(self, frames: Sequence[Buffer], origin: Origin) -> None:
         pass
 
     def on_control(self, channel: Channel, frames: Sequence[Buffer]) -> None:

@@ -56,7 +56,7 @@ from zpipe.runtime.peers import Peers
 from zpipe.runtime.stages import Stages
 from zpipe.topology import Topology
 from zpipe.trace import Recorder
-from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
+from zpipe.transport.base import Buffer, Channel, Origin, Transport, TransportHandler
 from zpipe.transport.zeromq import ZeroMQTransport
 from zpipe.wire import (
     NO_RANK,
@@ -434,7 +434,7 @@ class Driver:
 
     # ---- receiving (TransportHandler) ----------------------------------------------------------
 
-    def on_data(self, frames: Sequence[Buffer]) -> None:
+    def on_data(self, frames: Sequence[Buffer], origin: Origin) -> None:
         """One message of the data plane."""
         message = self._decode(frames)
         if isinstance(message, TaskBatch):

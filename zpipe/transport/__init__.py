@@ -3,7 +3,16 @@
 Nothing here knows what the frames mean. `zeromq` is imported by whoever wants it, so that the other two load without it.
 """
 
-from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
+from zpipe.transport.base import Buffer, Channel, Origin, Transport, TransportCounts, TransportHandler
 from zpipe.transport.memory import MemoryNetwork, MemoryTransport
 
-__all__ = ["Buffer", "Channel", "MemoryNetwork", "MemoryTransport", "Transport", "TransportHandler"]
+__all__ = [
+    "Buffer",
+    "Channel",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "Origin",
+    "Transport",
+    "TransportCounts",
+    "TransportHandler",
+]

@@ -17,6 +17,7 @@ control plane, so a receiver needs no address of its sender.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 Buffer = bytes | memoryview
@@ -27,23 +28,74 @@ MAX_FRAMES = 4
 #: Incoming channels kept at most. Above it the oldest that was never confirmed makes room.
 MAX_INCOMING = 256
 
+#: Incoming data connections told apart at most; above it the one seen first is forgotten and counts as a new one.
+MAX_ORIGINS = 256
+
+
+@dataclass(slots=True)
+class TransportCounts:
+    """Totals since the start: what this transport kept away from its handler.
+
+    Attributes:
+        dropped: messages of too many frames, or of a stranger while MAX_INCOMING channels are confirmed.
+        evicted: channels closed to make room for newer ones, none of them confirmed.
+        unknown_keys: connections refused because no key, or none of the allow-list, was shown.
+        limited: connections refused because their key, or without keys their address, made too many in too short a time.
+        banned_keys: keys struck from the allow-list since the start.
+        banned_frames: messages dropped because their key was struck from the allow-list after they had connected.
+    """
+
+    dropped: int = 0
+    evicted: int = 0
+    unknown_keys: int = 0
+    limited: int = 0
+    banned_keys: int = 0
+    banned_frames: int = 0
+
+
+class Origin:
+    """One incoming data connection: the same object with every message that came by it, never one of another connection.
+
+    Attributes:
+        name: for people: the peer's address.
+        key: the peer's public key (Z85), proven by its handshake; "" without CURVE.
+        bad_in_row: for the runtime: messages in a row that could not be decoded.
+        rank: for the runtime: who speaks there.
+    """
+
+    __slots__ = ("bad_in_row", "key", "name", "rank")
+
+    def __init__(self, name: str, key: str = "") -> None:
+        self.name = name
+        self.key = key
+        self.bad_in_row = 0
+        self.rank: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Origin {self.name} {self.key or 'without a key'}>"
+
 
 class Channel:
     """One neighbour as the transport sees it. The runtime compares and keeps channels; only a transport makes them.
 
     Attributes:
         name: for people: the address of an outgoing channel, the peer's address of an incoming one.
+        key: the peer's public key (Z85): the one an outgoing channel's peer must prove, the one an incoming channel's peer has
+            proven; "" without CURVE.
         outgoing: made by `Transport.open`.
         data: an outgoing channel that has a data plane.
         connected: sends have somewhere to go now.
         confirmed: the runtime accepted this incoming channel's Hello.
         closed: for good; nothing is sent or delivered on it any more.
+        trouble: why an outgoing channel's last attempt to connect failed, in words; "" while it is connected or none has failed.
     """
 
-    __slots__ = ("closed", "confirmed", "connected", "data", "name", "outgoing")
+    __slots__ = ("closed", "confirmed", "connected", "data", "key", "name", "outgoing", "trouble")
 
-    def __init__(self, name: str, *, outgoing: bool, data: bool = False) -> None:
+    def __init__(self, name: str, *, outgoing: bool, data: bool = False, key: str = "") -> None:
         self.name = name
+        self.key = key
+        self.trouble = ""
         self.outgoing = outgoing
         self.data = data
         self.connected = not outgoing
@@ -58,8 +110,8 @@ class Channel:
 class TransportHandler(Protocol):
     """What the runtime does with what arrives. Called on the event loop; must not raise and must not wait."""
 
-    def on_data(self, frames: list[Buffer]) -> None:
-        """A message on the bound data plane. Who sent it is for the frames to say."""
+    def on_data(self, frames: list[Buffer], origin: Origin) -> None:
+        """A message on the bound data plane. Who sent it is for the frames to say, and for `origin.key` to bear out."""
 
     def on_control(self, channel: Channel, frames: list[Buffer]) -> None:
         """A message on either end of a control plane. An incoming channel shows itself by its first one."""
@@ -78,8 +130,8 @@ class Transport(Protocol):
     """One node's way to the others; see the module for what it promises."""
 
     @property
-    def dropped(self) -> int:
-        """Messages thrown away here: too many frames, or from a stranger while MAX_INCOMING channels are confirmed."""
+    def counts(self) -> TransportCounts:
+        """What was kept away from the handler."""
 
     async def start(self) -> str:
         """Binds both planes and returns `host:port` of the data plane; control is at the next port.
@@ -88,8 +140,13 @@ class Transport(Protocol):
             ConfigError: the address is in use, or is none of this machine's.
         """
 
-    def open(self, address: str, *, data: bool = True) -> Channel:
+    def open(self, address: str, *, data: bool = True, key: str = "") -> Channel:
         """A channel to the node at `address` (`host:port` of its data plane). Only after start().
+
+        Args:
+            address: where it listens.
+            data: whether the channel has a data plane.
+            key: the public key (Z85) that node must prove to have; required where this node has keys.
 
         Raises:
             ConfigError: the address is not of that form.
@@ -103,6 +160,13 @@ class Transport(Protocol):
 
     def close_channel(self, channel: Channel) -> None:
         """Ends a channel for good, without a call of the handler. May be repeated."""
+
+    def ban(self, key: str) -> None:
+        """Strikes a key from the allow-list, for as long as this transport lives.
+
+        Its incoming channels end (on_disconnected follows), nothing of it is delivered any more, and it cannot connect again.
+        Channels we opened to it are the caller's to close. What arrives by its standing connections is dropped and counted.
+        """
 
     def send_data(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         """Hands a message to an outgoing channel's data plane.

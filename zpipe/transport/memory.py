@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from zpipe.errors import ConfigError
-from zpipe.transport.base import MAX_FRAMES, MAX_INCOMING, Buffer, Channel, TransportHandler
+from zpipe.transport.base import MAX_FRAMES, MAX_INCOMING, Buffer, Channel, Origin, TransportCounts, TransportHandler
 
 #: Messages on their way on one plane of one connection, before a send is refused.
 HIGH_WATER = 1000
@@ -23,11 +23,12 @@ QUOTA = 64
 class _Connection:
     """One living connection of an outgoing channel. Once not alive, what is still under way on it vanishes."""
 
-    __slots__ = ("alive", "channel", "client", "drop_data", "incoming", "server", "under_way")
+    __slots__ = ("alive", "channel", "client", "drop_data", "incoming", "origin", "server", "under_way")
 
     def __init__(self, channel: Channel, client: MemoryTransport, server: MemoryTransport) -> None:
         self.channel, self.client, self.server = channel, client, server
         self.incoming: Channel | None = None
+        self.origin = Origin(client.address, client.key)
         self.alive = True
         self.drop_data = 0
         #: {plane: messages sent and not delivered}
@@ -42,9 +43,18 @@ class MemoryNetwork:
         self._cuts: set[frozenset[str]] = set()
         self._next_port = 40000
 
-    def transport(self, handler: TransportHandler, *, bind: str = "127.0.0.1:0", max_message_bytes: int = 2**30) -> MemoryTransport:
-        """A node of this network, not started. A frame above `max_message_bytes` ends the connection it came by."""
-        return MemoryTransport(self, handler, bind, max_message_bytes)
+    def transport(
+        self, handler: TransportHandler, *, bind: str = "127.0.0.1:0", max_message_bytes: int = 2**30, key: str = ""
+    ) -> MemoryTransport:
+        """A node of this network, not started.
+
+        Args:
+            handler: gets all that arrives.
+            bind: its address.
+            max_message_bytes: a frame above it ends the connection it came by.
+            key: what the others see as its proven public key. Nobody is refused but who was banned.
+        """
+        return MemoryTransport(self, handler, bind, max_message_bytes, key)
 
     def drop_data(self, sender: str, receiver: str, count: int) -> None:
         """The next `count` data messages on the present connection vanish; their sends say True."""
@@ -96,8 +106,17 @@ class MemoryNetwork:
         for node in self._nodes.values():
             node.seek()
 
+    def break_from(self, key: str, server: MemoryTransport) -> None:
+        """Breaks the connections that the holders of a key made to a node."""
+        for client in self._nodes.values():
+            if client.key == key:
+                for connection in self._connections(client.address, server.address):
+                    self._break(connection, "banned")
+
     def _reach(self, client: MemoryTransport, address: str) -> MemoryTransport | None:
-        return None if frozenset((client.address, address)) in self._cuts else self._nodes.get(address)
+        server = self._nodes.get(address)
+        cut = frozenset((client.address, address)) in self._cuts
+        return None if cut or server is None or server.refuses(client.key) else server
 
     @staticmethod
     def _break(connection: _Connection, reason: str) -> None:
@@ -110,9 +129,11 @@ class MemoryNetwork:
 class MemoryTransport:
     """One node on a MemoryNetwork (see `Transport`)."""
 
-    def __init__(self, network: MemoryNetwork, handler: TransportHandler, bind: str, max_message_bytes: int) -> None:
+    def __init__(self, network: MemoryNetwork, handler: TransportHandler, bind: str, max_message_bytes: int, key: str) -> None:
         self.address = bind
-        self.dropped = 0
+        self.key = key
+        self.counts = TransportCounts()
+        self._banned: set[str] = set()
         self._network = network
         self._handler = handler
         self._max_message_bytes = max_message_bytes
@@ -131,8 +152,8 @@ class MemoryTransport:
         self.address = self._network._add(self.address, self)
         return self.address
 
-    def open(self, address: str, *, data: bool = True) -> Channel:
-        channel = Channel(address, outgoing=True, data=data)
+    def open(self, address: str, *, data: bool = True, key: str = "") -> Channel:
+        channel = Channel(address, outgoing=True, data=data, key=key)
         self._outgoing[channel] = None
         self.seek()
         return channel
@@ -153,6 +174,13 @@ class MemoryTransport:
         answered = self._incoming.pop(channel, None)
         if answered is not None:
             answered.incoming = None
+
+    def ban(self, key: str) -> None:
+        if not key or key in self._banned:
+            return
+        self._banned.add(key)
+        self.counts.banned_keys += 1
+        self._network.break_from(key, self)
 
     def send_data(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         connection = self._outgoing.get(channel)
@@ -185,6 +213,10 @@ class MemoryTransport:
         """Looks, in a later turn, for the peers of channels without a connection."""
         if None in self._outgoing.values():
             self._post(self._connect)
+
+    def refuses(self, key: str) -> bool:
+        """Whether who has this key may not connect."""
+        return key in self._banned
 
     def on_broken(self, connection: _Connection, reason: str) -> None:
         """An outgoing channel's connection ended."""
@@ -251,12 +283,12 @@ class MemoryTransport:
         if not connection.alive:
             return
         if len(frames) > MAX_FRAMES:
-            self.dropped += 1
+            self.counts.dropped += 1
             return
         deliver(connection, frames)
 
     def _deliver_data(self, connection: _Connection, frames: list[Buffer]) -> None:
-        self._handler.on_data(frames)
+        self._handler.on_data(frames, connection.origin)
 
     def _deliver_back(self, connection: _Connection, frames: list[Buffer]) -> None:
         self._handler.on_control(connection.channel, frames)
@@ -264,15 +296,16 @@ class MemoryTransport:
     def _deliver_control(self, connection: _Connection, frames: list[Buffer]) -> None:
         if connection.incoming is None:
             if len(self._incoming) >= MAX_INCOMING and not self._evict():
-                self.dropped += 1
+                self.counts.dropped += 1
                 return
-            connection.incoming = Channel(connection.client.address, outgoing=False)
+            connection.incoming = Channel(connection.client.address, outgoing=False, key=connection.client.key)
             self._incoming[connection.incoming] = connection
         self._handler.on_control(connection.incoming, frames)
 
     def _evict(self) -> bool:
         for channel in self._incoming:
             if not channel.confirmed:
+                self.counts.evicted += 1
                 self.close_channel(channel)
                 self._handler.on_disconnected(channel, "evicted: too many channels")
                 return True

@@ -11,6 +11,8 @@ import zmq
 
 from zpipe.errors import ConfigError
 from zpipe.transport.base import Buffer
+from zpipe.transport.curve import CurveKeys
+from zpipe.transport.zap import DOMAIN, ENDPOINT
 
 #: From here on a received frame is handed on as a view of ZeroMQ's memory; below, bytes are cheaper (pyzmq's own threshold).
 COPY_BELOW_BYTES = 65536
@@ -43,13 +45,36 @@ class SocketOptions:
     Attributes:
         max_message_bytes: the largest frame this node accepts.
         high_water: messages queued per connection and direction.
+        keys: of this node; None = no CURVE.
     """
 
     max_message_bytes: int
     high_water: int
+    keys: CurveKeys | None = None
 
-    def socket(self, context: Context, kind: int, host: str) -> Socket:
-        """A socket with every option set: the place where a security mechanism belongs."""
+    def bound(self, context: Context, kind: int, host: str) -> Socket:
+        """A socket to bind. ZeroMQ asks at ENDPOINT about each connection to it, and lets nobody in where no one answers there."""
+        socket = self._socket(context, kind, host)
+        socket.zap_domain = DOMAIN
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        if self.keys is not None:
+            socket.curve_server = 1
+            socket.curve_secretkey = self.keys.secret.encode("ascii")
+        return socket
+
+    def connecting(self, context: Context, kind: int, host: str, key: str) -> Socket:
+        """A socket to connect to the node that has this public key; "" where this node has no keys."""
+        socket = self._socket(context, kind, host)
+        socket.immediate = 1
+        socket.reconnect_ivl = -1
+        socket.connect_timeout = HANDSHAKE_MILLISECONDS
+        if self.keys is not None:
+            socket.curve_serverkey = key.encode("ascii")
+            socket.curve_publickey = self.keys.public.encode("ascii")
+            socket.curve_secretkey = self.keys.secret.encode("ascii")
+        return socket
+
+    def _socket(self, context: Context, kind: int, host: str) -> Socket:
         socket = context.socket(kind)
         socket.linger = 0
         socket.ipv6 = ":" in host
@@ -60,10 +85,13 @@ class SocketOptions:
         socket.heartbeat_timeout = SILENCE_MILLISECONDS
         if kind == zmq.ROUTER:
             socket.router_mandatory = 1
-        elif kind in (zmq.PUSH, zmq.DEALER):
-            socket.immediate = 1
-            socket.reconnect_ivl = -1
-            socket.connect_timeout = HANDSHAKE_MILLISECONDS
+        return socket
+
+    def questions(self, context: Context) -> Socket:
+        """Where ZeroMQ asks who may connect; there before the first bind."""
+        socket = context.socket(zmq.REP)
+        socket.linger = 0
+        socket.bind(ENDPOINT)
         return socket
 
     def bind_planes(self, context: Context, bind: str) -> tuple[Socket, Socket, str]:
@@ -75,7 +103,7 @@ class SocketOptions:
         host, _, port = bind.rpartition(":")
         wanted = bind
         for _ in range(PORT_TRIES if port == "0" else 1):
-            pull, router = self.socket(context, zmq.PULL, host), self.socket(context, zmq.ROUTER, host)
+            pull, router = self.bound(context, zmq.PULL, host), self.bound(context, zmq.ROUTER, host)
             wanted = bind
             try:
                 pull.bind(f"tcp://{host}:{'*' if port == '0' else port}")

@@ -9,8 +9,12 @@
 3. **Peers that vanish.** A closed connection shows in the monitor at once, on both ends: the ROUTER's monitor names a file
    descriptor, and a message's metadata says which descriptor it came by. Half-open ones end by ZMTP heartbeat.
 4. **Limits.** MAXMSGSIZE per frame (libzmq drops the connection of a peer that exceeds it), high-water marks, frames per
-   message, number of incoming channels, and a deadline for handshakes. Known limit: libzmq buffers an unfinished
-   multipart message without bound.
+   message, number of incoming channels and origins, new connections per second (`zap`), and a deadline for handshakes. Known
+   limits, none of which libzmq has an option for: it buffers an unfinished multipart message without bound, accepts any number
+   of connections that have not shaken hands yet (a descriptor each, until HANDSHAKE_MILLISECONDS), and can't close a single
+   connection of a bound socket. Against the first and the last only CURVE helps: who has no key gets no further.
+5. **CURVE.** With keys every socket is encrypted, each side proves its key, and who is let in is asked of `zap` before anything
+   of a connection is read. A recorded session is worth nothing: the handshake has fresh keys of both sides.
 
 pyzmq copies buffers below 64 KiB anyway; larger ones are sent in place. A buffer pool that must know when ZeroMQ is done with
 one has its seam in `sockets.send`: `track=True` there gives a MessageTracker.
@@ -28,8 +32,19 @@ from itertools import count
 import zmq
 
 from zpipe.errors import ConfigError
-from zpipe.transport.base import MAX_FRAMES, MAX_INCOMING, Buffer, Channel, TransportHandler
+from zpipe.transport.base import (
+    MAX_FRAMES,
+    MAX_INCOMING,
+    MAX_ORIGINS,
+    Buffer,
+    Channel,
+    Origin,
+    TransportCounts,
+    TransportHandler,
+)
+from zpipe.transport.curve import KEY_CHARACTERS, CurveKeys, check_curve, is_key
 from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, receive, send
+from zpipe.transport.zap import MAX_REQUEST_FRAMES, Doorkeeper, key_of
 
 #: Messages read from one socket per turn of the event loop.
 QUOTA = 64
@@ -59,12 +74,11 @@ class _Reader:
 
     __slots__ = ("closed", "deliver", "fd", "max_frames", "socket")
 
-    def __init__(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None]) -> None:
+    def __init__(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None], max_frames: int) -> None:
         self.socket = socket
         self.fd = int(socket.get(zmq.FD))
         self.deliver = deliver
-        #: a ROUTER puts its routing id before the message
-        self.max_frames = MAX_FRAMES + 1 if socket.type == zmq.ROUTER else MAX_FRAMES
+        self.max_frames = max_frames
         self.closed = False
 
 
@@ -94,26 +108,48 @@ class ZeroMQTransport:
         bind: `host:port` of the data plane, control at the next port; port 0 takes any free pair.
         max_message_bytes: the largest frame this node accepts.
         high_water: messages queued per connection and direction; must exceed the largest credit window.
+        keys: CURVE on every socket, both ways; None = anybody may connect, and everything is sent in the clear.
+
+    Raises:
+        ConfigError: keys are given and this installation's libzmq has no CURVE.
     """
 
     def __init__(
-        self, handler: TransportHandler, *, bind: str = "127.0.0.1:0", max_message_bytes: int, high_water: int = 1000
+        self,
+        handler: TransportHandler,
+        *,
+        bind: str = "127.0.0.1:0",
+        max_message_bytes: int,
+        high_water: int = 1000,
+        keys: CurveKeys | None = None,
     ) -> None:
-        self.dropped = 0
+        if keys is not None:
+            check_curve()
+        self.counts = TransportCounts()
         self._handler = handler
         self._bind = bind
-        self._options = SocketOptions(max_message_bytes, high_water)
+        self._options = SocketOptions(max_message_bytes, high_water, keys)
+        self._doorkeeper = Doorkeeper(None if keys is None else keys.allowed, self.counts)
         self._context: Context = zmq.Context()
         self._bound: list[_Reader] = []
+        self._pull: _Reader | None = None
         self._router: _Reader | None = None
+        self._pull_monitor: _Reader | None = None
         self._router_monitor: _Reader | None = None
+        self._questions: _Reader | None = None
         self._links: dict[Channel, _Link] = {}
-        #: {routing id: its channel}, oldest first, and both ways back
-        self._incoming: dict[bytes, Channel] = {}
-        self._routing_ids: dict[Channel, bytes] = {}
+        #: {connection's User-Id: its channel}, oldest first; {channel: (User-Id, routing id)}; {descriptor: channel}
+        self._incoming: dict[str, Channel] = {}
+        self._routes: dict[Channel, tuple[str, bytes]] = {}
         self._descriptors: dict[int, Channel] = {}
         #: incoming channels whose connection ended, until what they sent before has been read
         self._ending: list[Channel] = []
+        #: {connection's User-Id: its origin}, oldest first; {descriptor: User-Id}; those whose connection ended, as in _ending
+        self._origins: dict[str, Origin] = {}
+        self._origin_descriptors: dict[int, str] = {}
+        self._ended_origins: list[str] = []
+        #: keys struck from the allow-list, some of whose connections may stand: libzmq can't close one of a bound socket's
+        self._banned: set[str] = set()
         #: insertion-ordered set of sockets that may have something to read
         self._dirty: dict[_Reader, None] = {}
         self._notices: deque[Callable[[], None]] = deque()
@@ -125,14 +161,18 @@ class ZeroMQTransport:
 
     async def start(self) -> str:
         self._loop = asyncio.get_running_loop()
+        self._questions = self._watch(self._options.questions(self._context), self._on_question, MAX_REQUEST_FRAMES)
+        self._bound = [self._questions]
         try:
             pull, router, address = self._options.bind_planes(self._context, self._bind)
         except ConfigError:
             await self.aclose()
             raise
+        self._pull_monitor = self._monitor(pull, int(zmq.EVENT_DISCONNECTED), self._on_pull_event)
         self._router_monitor = self._monitor(router, int(zmq.EVENT_DISCONNECTED), self._on_router_event)
-        self._router = self._watch(router, self._on_router)
-        self._bound = [self._watch(pull, self._on_pull), self._router, self._router_monitor]
+        self._pull = self._watch(pull, self._on_pull)
+        self._router = self._watch(router, self._on_router, MAX_FRAMES + 1)  # it puts its routing id before the message
+        self._bound += [self._pull, self._router, self._pull_monitor, self._router_monitor]
         return address
 
     async def aclose(self) -> None:
@@ -141,22 +181,26 @@ class ZeroMQTransport:
         self._closed = True
         self._notices.clear()
         self._ending.clear()
+        self._ended_origins.clear()
         for channel in list(self._links):
             self.close_channel(channel)
-        for channel in self._routing_ids:
+        for channel in self._routes:
             channel.closed, channel.connected = True, False
-        if self._router is not None:
-            self._router.socket.disable_monitor()
+        for monitored in (self._pull, self._router):
+            if monitored is not None:
+                monitored.socket.disable_monitor()
         for reader in self._bound:
             self._forget(reader)
         # A wait of about a millisecond for ZeroMQ's thread: every socket is closed with linger 0, and only then are the
         # ports free again.
         self._context.term()
 
-    def open(self, address: str, *, data: bool = True) -> Channel:
+    def open(self, address: str, *, data: bool = True, key: str = "") -> Channel:
         if not address.rpartition(":")[2].isdecimal():
             raise ConfigError(f"address {address!r}: expected host:port")
-        channel = Channel(address, outgoing=True, data=data)
+        if self._options.keys is not None and not is_key(key):
+            raise ConfigError(f"address {address}: found {key!r} as its public key, expected {KEY_CHARACTERS} characters of Z85")
+        channel = Channel(address, outgoing=True, data=data, key=key)
         self._links[channel] = _Link()
         self._connect(channel)
         return channel
@@ -173,10 +217,18 @@ class ZeroMQTransport:
         link = self._links.pop(channel, None)
         if link is not None:
             self._disconnect(link)
-        routing_id = self._routing_ids.pop(channel, None)
-        if routing_id is not None:
-            del self._incoming[routing_id]
+        route = self._routes.pop(channel, None)
+        if route is not None:
+            del self._incoming[route[0]]
             self._descriptors = {fd: other for fd, other in self._descriptors.items() if other is not channel}
+
+    def ban(self, key: str) -> None:
+        if not self._doorkeeper.ban(key):
+            return
+        self._banned.add(key)
+        self._origins = {user_id: origin for user_id, origin in self._origins.items() if origin.key != key}
+        for channel in [channel for channel in self._incoming.values() if channel.key == key]:
+            self._gone(channel, "banned")
 
     # ---- sending -----------------------------------------------------------------------------
 
@@ -185,9 +237,9 @@ class ZeroMQTransport:
         return link is not None and channel.connected and link.push is not None and send(link.push, frames)
 
     def send_control(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        routing_id = self._routing_ids.get(channel)
-        if routing_id is not None:
-            return self._answer(channel, routing_id, frames)
+        route = self._routes.get(channel)
+        if route is not None:
+            return self._answer(channel, route[1], frames)
         link = self._links.get(channel)
         if link is None or link.dealer is None or not channel.connected:
             return False
@@ -207,8 +259,8 @@ class ZeroMQTransport:
 
     # ---- receiving ---------------------------------------------------------------------------
 
-    def _watch(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None]) -> _Reader:
-        reader = _Reader(socket, deliver)
+    def _watch(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None], max_frames: int = MAX_FRAMES) -> _Reader:
+        reader = _Reader(socket, deliver, max_frames)
         self._loop.add_reader(reader.fd, self._on_readable, reader)
         self._mark(reader)
         return reader
@@ -249,6 +301,8 @@ class ZeroMQTransport:
             if self._ending:
                 delivered = True
                 self._end_incoming()
+            if self._ended_origins and self._pull not in self._dirty:
+                self._forget_origins()
             if delivered and not self._closed:
                 self._handler.on_drained()
         finally:
@@ -266,35 +320,78 @@ class ZeroMQTransport:
             if frames:
                 reader.deliver(frames)
             else:
-                self.dropped += 1
+                self.counts.dropped += 1
         return True
 
     def _on_pull(self, frames: list[zmq.Frame]) -> None:
-        self._handler.on_data([buffer(frame) for frame in frames])
+        user_id = connection_property(frames[0], "User-Id")
+        origin = self._origins.get(user_id) or self._new_origin(user_id, frames[0])
+        if origin is not None:
+            self._handler.on_data([buffer(frame) for frame in frames], origin)
 
     def _on_dealer(self, channel: Channel, frames: list[zmq.Frame]) -> None:
         self._handler.on_control(channel, [buffer(frame) for frame in frames])
 
     def _on_router(self, frames: list[zmq.Frame]) -> None:
-        routing_id = frames[0].bytes
-        channel = self._incoming.get(routing_id) or self._new_incoming(routing_id, frames[0])
+        user_id = connection_property(frames[0], "User-Id")
+        channel = self._incoming.get(user_id) or self._new_incoming(user_id, frames[0])
         if channel is not None:
             self._handler.on_control(channel, [buffer(frame) for frame in frames[1:]])
 
+    def _on_question(self, frames: list[zmq.Frame]) -> None:
+        assert self._questions is not None
+        self._questions.socket.send_multipart(self._doorkeeper.answer([frame.bytes for frame in frames]))
+
+    # ---- who sends us data -------------------------------------------------------------------
+
+    def _new_origin(self, user_id: str, frame: zmq.Frame) -> Origin | None:
+        key = key_of(user_id)
+        if key in self._banned:
+            self.counts.banned_frames += 1
+            return None
+        assert self._pull_monitor is not None
+        self._drain_one(self._pull_monitor)  # as in _new_incoming
+        if len(self._origins) >= MAX_ORIGINS:
+            del self._origins[next(iter(self._origins))]
+        origin = self._origins[user_id] = Origin(connection_property(frame, "Peer-Address"), key)
+        descriptor = int(connection_property(frame, "__fd") or -1)
+        if descriptor in self._origin_descriptors:
+            self._ended_origins.append(self._origin_descriptors[descriptor])
+        self._origin_descriptors[descriptor] = user_id
+        return origin
+
+    def _on_pull_event(self, frames: list[zmq.Frame]) -> None:
+        user_id = self._origin_descriptors.pop(event_of(frames)[1], None)
+        if user_id is not None and self._pull is not None:
+            self._ended_origins.append(user_id)
+            self._dirty[self._pull] = None  # what came by it before is read first
+
+    def _forget_origins(self) -> None:
+        for user_id in self._ended_origins:
+            self._origins.pop(user_id, None)
+        self._ended_origins.clear()
+
     # ---- incoming channels -------------------------------------------------------------------
 
-    def _new_incoming(self, routing_id: bytes, frame: zmq.Frame) -> Channel | None:
+    def _new_incoming(self, user_id: str, frame: zmq.Frame) -> Channel | None:
+        key = key_of(user_id)
+        if key in self._banned:
+            self.counts.banned_frames += 1
+            return None
         # First what the monitor knows: descriptors are used again, and the end of the last connection on this one was
         # reported before this message could be read.
         assert self._router_monitor is not None
         self._drain_one(self._router_monitor)
         if len(self._incoming) >= MAX_INCOMING and not self._evict():
-            self.dropped += 1
+            self.counts.dropped += 1
             return None
-        channel = Channel(connection_property(frame, "Peer-Address"), outgoing=False)
-        self._incoming[routing_id] = channel
-        self._routing_ids[channel] = routing_id
-        self._descriptors[int(connection_property(frame, "__fd") or -1)] = channel
+        channel = Channel(connection_property(frame, "Peer-Address"), outgoing=False, key=key)
+        self._incoming[user_id] = channel
+        self._routes[channel] = (user_id, frame.bytes)
+        descriptor = int(connection_property(frame, "__fd") or -1)
+        if descriptor in self._descriptors:
+            self._ending.append(self._descriptors[descriptor])
+        self._descriptors[descriptor] = channel
         return channel
 
     def _evict(self) -> bool:
@@ -302,6 +399,7 @@ class ZeroMQTransport:
         oldest = next((channel for channel in self._incoming.values() if not channel.confirmed), None)
         if oldest is None:
             return False
+        self.counts.evicted += 1
         self._gone(oldest, "evicted: too many channels")
         return True
 
@@ -325,7 +423,7 @@ class ZeroMQTransport:
             if self._closed or not self._drain_one(self._router):
                 break
         for channel in ending:
-            if channel in self._routing_ids:
+            if channel in self._routes:
                 self.close_channel(channel)
                 self._handler.on_disconnected(channel, "peer closed the connection")
 
@@ -343,7 +441,7 @@ class ZeroMQTransport:
             link.push = self._join(channel, link, zmq.PUSH, host, int(port))
 
     def _join(self, channel: Channel, link: _Link, kind: int, host: str, port: int) -> Socket:
-        socket = self._options.socket(self._context, kind, host)
+        socket = self._options.connecting(self._context, kind, host, channel.key)
         link.sockets.append(socket)
         link.readers.append(self._monitor(socket, _CHANNEL_EVENTS, partial(self._on_channel_event, channel)))
         link.awaited += 1
@@ -383,13 +481,16 @@ class ZeroMQTransport:
             readable(socket)
         link.connected_at = self._loop.time()
         channel.connected = True
+        channel.trouble = ""
         self._handler.on_connected(channel)
 
     def _lost(self, channel: Channel, reason: str) -> None:
         """A connection or an attempt ended: close everything, try again later."""
         link = self._links[channel]
         self._disconnect(link)
-        if channel.connected:
+        if not channel.connected:
+            channel.trouble = reason
+        else:
             channel.connected = False
             self._notices.append(partial(self._tell_disconnected, channel, reason))
             self._schedule()

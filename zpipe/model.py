@@ -21,6 +21,10 @@ NO_CODEC = "none"
 CODECS = (NO_CODEC, "fp16", "int8", "int8+zstd", "bottleneck")
 AUTO_CODEC = "auto"
 
+#: A public or secret key as text: 32 bytes in Z85 (RFC 32 of ZeroMQ).
+KEY_CHARACTERS = 40
+_Z85 = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
+
 GateRule = Literal["max-probability", "entropy", "margin"]
 OutcomeKind = Literal["result", "rejected", "expired", "failed"]
 
@@ -290,3 +294,11 @@ class Outcome:
     attempts: int
     result: Result | None = None
     cause: str = ""
+
+
+# ---- security ----------------------------------------------------------------------------------
+
+
+def is_key(text: str) -> bool:
+    """Whether the text has the form of a key."""
+    return len(text) == KEY_CHARACTERS and _Z85.issuperset(text)

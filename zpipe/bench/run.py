@@ -42,6 +42,7 @@ class BenchOptions:
     Attributes:
         topology: file or name.
         attach: the other ranks run already.
+        insecure: this process may listen at an address open to a network without keys.
         lab: start them in the edge lab: links as the topology says, slow boards.
         cpu_shares: {rank: share of one core} in the lab.
         count, duration: samples or seconds to offer, whichever ends first; the evaluation set once if neither is given.
@@ -57,6 +58,7 @@ class BenchOptions:
 
     topology: str | Topology
     attach: bool = False
+    insecure: bool = False
     lab: bool = False
     cpu_shares: Mapping[int, float] = field(default_factory=dict)
     count: int | None = None
@@ -170,6 +172,7 @@ def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None) ->
     make = Pipeline.connect if options.attach else partial(Pipeline.local, sites=lab.sites if lab else None)
     return make(
         topology,
+        insecure=options.insecure,
         exit_point=options.exit_point,
         admission=options.admission,
         when_full=options.when_full,
@@ -184,9 +187,7 @@ async def _attached(pipeline: Pipeline, progress: Progress) -> None:
     ready = asyncio.ensure_future(pipeline.ready())
     try:
         while not ready.done():
-            missing = pipeline.driver.peers.missing()
-            where = ", ".join(f"{rank} ({pipeline.topology.node(rank).address})" for rank in missing)
-            progress(f"waiting for rank {where}", 0.0)
+            progress(f"waiting for rank {pipeline.driver.peers.missing_text()}", 0.0)
             await asyncio.wait((ready,), timeout=ATTACH_NOTE_SECONDS)
         ready.result()
     finally:

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import FILE, FOLDER, TOPOLOGY, load_options, parse_compare, parse_load
+from zpipe.cli.options import FILE, FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load
 from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
@@ -18,6 +18,7 @@ from zpipe.errors import ConfigError
 @cli.command()
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
+@INSECURE
 @click.option("--lab", is_flag=True, help="In the edge lab: a namespace for each board, links as the topology says (Linux, root).")
 @click.option(
     "--cpu-share", "cpu_shares", multiple=True, metavar="RANK=SHARE", help="With --lab: this board has that share of a core."

@@ -16,6 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 TOPOLOGY = click.option(
     "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
 )
+INSECURE = click.option("--insecure", is_flag=True, help="Listen without keys where a network can reach it: anybody may connect.")
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 

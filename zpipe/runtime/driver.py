@@ -54,6 +54,7 @@ from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.stages import Stages
+from zpipe.security import node_keys
 from zpipe.topology import Topology
 from zpipe.trace import Recorder
 from zpipe.transport.base import Buffer, Channel, Origin, Transport, TransportHandler
@@ -91,6 +92,7 @@ class DriverCounts:
 
     bad_frames: int = 0
     stray_frames: int = 0
+    forged_frames: int = 0  #: said to be of a rank whose key their connection does not have
     sent_bytes: int = 0
     received_bytes: int = 0
     frames_sent: int = 0
@@ -112,10 +114,15 @@ class Carried:
 
 
 def zeromq(topology: Topology, bundle: Bundle, rank: int) -> Callable[[TransportHandler], Transport]:
-    """The transport of a live node, as Driver takes it."""
+    """The transport of a live node, as Driver takes it.
+
+    Raises:
+        ConfigError: the node's keys cannot be used, or it has none and its address is open to a network.
+    """
+    keys = node_keys(topology, rank)
     limits = wire_limits(topology, bundle, codecs_of(topology, bundle))
     bind = topology.node(rank).bind_address
-    return lambda handler: ZeroMQTransport(handler, bind=bind, max_message_bytes=limits.max_message_bytes)
+    return lambda handler: ZeroMQTransport(handler, bind=bind, max_message_bytes=limits.max_message_bytes, keys=keys)
 
 
 class Driver:
@@ -411,6 +418,7 @@ class Driver:
             "payloads": len(self._payloads),
             "held": policy.held_count,
             **asdict(self.counts),
+            "transport": asdict(self.transport.counts),
             **asdict(policy.counts),
         }
         stats["links"] = [
@@ -437,6 +445,8 @@ class Driver:
     def on_data(self, frames: Sequence[Buffer], origin: Origin) -> None:
         """One message of the data plane."""
         message = self._decode(frames)
+        if message is not None and self._forged(message.sender, origin.key):
+            return
         if isinstance(message, TaskBatch):
             self.counts.frames_received += 1
             came = self.peers.incoming.get(message.sender)
@@ -461,7 +471,7 @@ class Driver:
     def on_control(self, channel: Channel, frames: Sequence[Buffer]) -> None:
         """One message of the control plane. Before its Hello a channel may say nothing else."""
         message = self._decode(frames)
-        if message is None:
+        if message is None or self._forged(message.sender, channel.key):
             return
         self.counts.control_received += 1
         if isinstance(message, Hello):
@@ -480,6 +490,13 @@ class Driver:
                 self.counts.stray_frames += 1
             else:
                 self._from_peer(channel, rank, message)
+
+    def _forged(self, sender: int, key: str) -> bool:
+        """Whether a message is said to be of a rank whose key its connection does not have. Observers have no rank."""
+        if not key or sender == NO_RANK or self.topology.key_of(sender) == key:
+            return False
+        self.counts.forged_frames += 1
+        return True
 
     def _from_observer(self, channel: Channel, message: Message) -> None:
         if isinstance(message, StatsRequest):

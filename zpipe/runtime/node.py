@@ -16,6 +16,7 @@ from zpipe.emulation import replay_codec
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.executors.base import StageExecutor, executor_options, make_executor
 from zpipe.runtime.driver import Driver, zeromq
+from zpipe.security import node_keys
 from zpipe.topology import Topology
 
 log = logging.getLogger("zpipe.node")
@@ -55,7 +56,8 @@ class Node:
         trace: a file to record the policy's rounds in (`zpipe replay`).
 
     Raises:
-        ConfigError: the rank is a source's, or topology and bundle do not fit.
+        ConfigError: the rank is a source's, topology and bundle do not fit, its keys cannot be used, or it has none and its
+            address is open to a network.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Node:
                 "whoever submits: `zpipe bench --attach`, or Pipeline.connect in your program"
             )
         self.topology, self.bundle = (topology, bundle) if bundle else prepare(topology)
+        node_keys(self.topology, rank)  # refused before stages are loaded
         self.rank = rank
         self._waiting = waiting or (lambda line: None)
         self.refusal: asyncio.Future[None] | None = None
@@ -123,11 +126,9 @@ class Node:
     async def _note_missing(self) -> None:
         while True:
             await asyncio.sleep(WAITING_NOTE_SECONDS)
-            peers = self.driver.peers
-            missing = peers.missing()
+            missing = self.driver.peers.missing_text()
             if missing:
-                where = ", ".join(f"{rank} ({peers.topology.node(rank).address})" for rank in missing)
-                self._waiting(f"node {self.rank} waits for rank {where}")
+                self._waiting(f"node {self.rank} waits for rank {missing}")
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set.

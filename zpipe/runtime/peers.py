@@ -99,14 +99,25 @@ class Peers:
         """Opens every channel this node has to open."""
         for rank in self.topology.neighbours(self.rank):
             if self.opens(rank):
-                channel = self.transport.open(self.topology.node(rank).address, data=bool(self.topology.lanes(self.rank, rank)))
+                channel = self._open(rank, data=bool(self.topology.lanes(self.rank, rank)))
                 self.outgoing[rank] = self._by_channel[channel] = Outgoing(rank, channel)
         if not self.missing():
             self.complete.set()
 
+    def _open(self, rank: int, *, data: bool) -> Channel:
+        return self.transport.open(self.topology.node(rank).address, data=data, key=self.topology.key_of(rank))
+
     def missing(self) -> list[int]:
         """Neighbours with whom some connection is not there, rising."""
         return [rank for rank in self.topology.neighbours(self.rank) if not self._stands(rank)]
+
+    def missing_text(self) -> str:
+        """The same for people: where each is awaited, and why the last attempt to reach it failed."""
+        return ", ".join(f"{rank} ({self.topology.node(rank).address}{self._trouble(rank)})" for rank in self.missing())
+
+    def _trouble(self, rank: int) -> str:
+        peer = self.outgoing.get(rank)
+        return f": {peer.channel.trouble}" if peer is not None and peer.channel.trouble else ""
 
     def _stands(self, rank: int) -> bool:
         """Every connection that belongs between us and that neighbour is there."""
@@ -137,7 +148,7 @@ class Peers:
     async def observe(self, rank: int) -> Channel:
         """A control channel to any node, as an observer: for Stats and Ping. Opened once, kept; waits for its Hello."""
         if rank not in self._watched:
-            channel = self.transport.open(self.topology.node(rank).address, data=False)
+            channel = self._open(rank, data=False)
             self._watched[rank] = (channel, asyncio.get_running_loop().create_future())
         channel, ready = self._watched[rank]
         await asyncio.shield(ready)

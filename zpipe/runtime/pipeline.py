@@ -24,6 +24,7 @@ from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.launch import Launcher, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
+from zpipe.security import node_keys
 from zpipe.topology import Topology, load_topology
 from zpipe.trace import trace_file
 
@@ -61,8 +62,11 @@ class Pipeline:
         seed: int | None = None,
         trace: str | Path | None = None,
         sites: Mapping[int, Site] | None = None,
+        insecure: bool = False,
     ) -> None:
         given = topology if isinstance(topology, Topology) else load_topology(topology)
+        if insecure or (sites and not given.security.keys):  # boards made of this machine are nobody else's to reach
+            given = given.without_keys()
         loaded, self.bundle = prepare(given)
         spec = loaded.source if rank is None else loaded.source_at(rank)
         if spec is None:
@@ -77,6 +81,7 @@ class Pipeline:
             loaded = by_hand(loaded)
         self.topology = loaded
         self.rank = spec.rank
+        node_keys(loaded, self.rank)  # refused before anything starts
         self._spec = spec
         self.deadline_seconds = spec.deadline_seconds if deadline is None else float(deadline)
         if not self.deadline_seconds > 0.0:
@@ -126,7 +131,7 @@ class Pipeline:
         Args:
             topology: as for `local`; the same file as on the boards.
             rank: of the source this program is; the lowest one if not given.
-            options: as for `local`.
+            options: as for `local`. `insecure=True`: this program may listen at an address open to a network without keys.
 
         Raises:
             ConfigError: as for `local`.

@@ -35,6 +35,9 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         report_interval: 100 ms
         output_threshold: 50      T_O of MDI-Exit's Alg. 1
         offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: where they are fewer bytes
+    security:                     who may connect; where it is absent nodes bind loopback addresses only
+        keys: keys                the folder of keys that `zpipe keygen` made, beside the topology file
+    security: none                everybody who can reach the nodes; the same as --insecure
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from typing import Any
 from zpipe.errors import TopologyError
 from zpipe.topology.baselines import BASELINES, baseline
 from zpipe.topology.check import check
+from zpipe.topology.keys import SecuritySpec
 from zpipe.topology.parse import parse
 from zpipe.topology.reader import At, read_yaml
 from zpipe.topology.spec import (
@@ -73,6 +77,7 @@ __all__ = [
     "NodeSpec",
     "OffloadInput",
     "PolicySpec",
+    "SecuritySpec",
     "SourceSpec",
     "Topology",
     "baseline",
@@ -89,10 +94,14 @@ _PLACES = (Path("topologies"), _PACKAGE / "data" / "topologies", _PACKAGE.parent
 _SUFFIX = ".yaml"
 
 
-def load_topology(name_or_path: str | Path) -> Topology:
+def load_topology(name_or_path: str | Path, *, read_keys: bool = True) -> Topology:
     """Read and check a topology file: `load_topology("line4")`, `load_topology("boards/hall.yaml")`.
 
     What depends on the bundle is left to `check(topology, stage_count)`.
+
+    Args:
+        name_or_path: a file, or the name of one of ours.
+        read_keys: whether the public keys it names must be there; False for who makes them.
 
     Raises:
         TopologyError: there is no such file, or something in it is wrong; one line that names file, key, found and expected.
@@ -102,7 +111,7 @@ def load_topology(name_or_path: str | Path) -> Topology:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise At(str(path)).error(f"a file that cannot be read ({exc})", "a topology in YAML, UTF-8") from exc
-    return parse(read_yaml(text, str(path)), file=str(path), path=path, name=path.stem)
+    return parse(read_yaml(text, str(path)), file=str(path), path=path, name=path.stem, read_keys=read_keys)
 
 
 def from_dict(plain: Mapping[str, Any]) -> Topology:

@@ -10,6 +10,7 @@ from typing import cast
 
 from zpipe.model import AUTO_CODEC, CODECS
 from zpipe.topology.check import check_links
+from zpipe.topology.keys import parse_security
 from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, number, one_of, quantity
 from zpipe.topology.spec import (
     AdmissionSpec,
@@ -72,7 +73,7 @@ ADMISSION_OPTIONS: Mapping[str, Mapping[str, Option]] = {
 }
 
 
-def parse(value: object, *, file: str, path: Path | None, name: str = "topology") -> Topology:
+def parse(value: object, *, file: str, path: Path | None, name: str = "topology", read_keys: bool = True) -> Topology:
     """The topology that these plain values describe.
 
     Args:
@@ -80,12 +81,13 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         file: its name in error messages.
         path: where it was read from.
         name: the topology's name where the file gives none.
+        read_keys: whether the public keys it names must be there.
 
     Raises:
         TopologyError: something is wrong; one line that names file, key, found and expected.
     """
     at = At(file)
-    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy"))
+    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy", "security"))
     nodes = _nodes(at / "nodes", top.raw("nodes"))
     topology = Topology(
         name=top.text("name", name),
@@ -94,6 +96,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         links=_links(at / "links", top.raw("links"), len(nodes)),
         sources=_sources(top, len(nodes)),
         policy=_policy(at / "policy", top.raw("policy")),
+        security=parse_security(at / "security", top.raw("security"), path=path, nodes=len(nodes), read_keys=read_keys),
         path=path,
     )
     check_links(topology, at)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zpipe.errors import TopologyError
+from zpipe.topology.keys import SecuritySpec
 
 WhenFull = Literal["block", "latest", "deadline"]
 OffloadInput = Literal["no", "yes", "auto"]
@@ -168,6 +169,7 @@ class Topology:
         links: by their ranks.
         sources: at least one, by rank.
         policy: what all nodes decide by.
+        security: who may connect.
         path: the file it was read from, None where there was none.
     """
 
@@ -177,6 +179,7 @@ class Topology:
     links: tuple[LinkSpec, ...] = ()
     sources: tuple[SourceSpec, ...] = (SourceSpec(0),)
     policy: PolicySpec = PolicySpec()
+    security: SecuritySpec = field(default_factory=SecuritySpec)
     path: Path | None = field(default=None, compare=False)
     #: {rank: {neighbour: link}}, neighbours rising.
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
@@ -218,6 +221,10 @@ class Topology:
     def source_at(self, rank: int) -> SourceSpec | None:
         """The source at that rank, None where no samples enter."""
         return next((source for source in self.sources if source.rank == rank), None)
+
+    def key_of(self, rank: int) -> str:
+        """The public key (Z85) of that rank; "" without keys, or where there is no such rank."""
+        return self.security.keys[rank] if 0 <= rank < len(self.security.keys) else ""
 
     def hosts(self, stage: int) -> tuple[int, ...]:
         """Ranks that host a stage, rising."""
@@ -351,13 +358,17 @@ class Topology:
             "links": links,
             "sources": sources,
             "policy": policy,
+            "security": self.security.to_plain(),
             "path": str(self.path) if self.path else None,
         }
 
     def canonical(self) -> dict[str, Any]:
-        """What must be the same at every node: everything but the path and where nodes listen."""
+        """What must be the same at every node: everything but paths and where nodes listen; of security the public keys."""
         plain = self.to_dict()
         del plain["path"]
+        del plain["security"]
+        if self.security.keys:
+            plain["keys"] = list(self.security.keys)
         for node in plain["nodes"]:
             del node["address"], node["bind"]
         plain["links"].sort(key=lambda link: link["between"])
@@ -372,6 +383,18 @@ class Topology:
     def with_addresses(self, addresses: Mapping[int, str]) -> Topology:
         """The same topology with the addresses found at start, {rank: "host:port"}; the digest stays."""
         return replace(self, nodes=tuple(replace(node, address=addresses.get(node.rank, node.address)) for node in self.nodes))
+
+    def without_keys(self) -> Topology:
+        """The same topology, whose nodes bind any address and let everybody in: what `--insecure` says.
+
+        Raises:
+            TopologyError: it has keys.
+        """
+        if self.security.keys:
+            raise TopologyError(
+                f"{self.path or self.name}: security: found keys and --insecure, expected one of the two; leave out --insecure"
+            )
+        return replace(self, security=SecuritySpec(insecure=True))
 
     def with_fixed_ports(self, first: int) -> Topology:
         """The same topology where every launched node has a port known beforehand: rank r listens on first + 2 * r.

@@ -9,11 +9,6 @@ import zmq
 
 from zpipe.errors import ConfigError
 
-#: Characters of a key.
-KEY_CHARACTERS = 40
-#: What they are taken from (RFC 32).
-Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-
 
 @dataclass(frozen=True, slots=True)
 class CurveKeys:
@@ -52,8 +47,3 @@ def new_keypair() -> tuple[str, str]:
 def public_key(secret: str) -> str:
     """The public key that belongs to a secret one."""
     return zmq.curve_public(secret.encode("ascii")).decode("ascii")
-
-
-def is_key(text: str) -> bool:
-    """Whether the text has the form of a key."""
-    return len(text) == KEY_CHARACTERS and all(character in Z85 for character in text)

@@ -141,11 +141,18 @@ def send(socket: Socket, frames: Sequence[Buffer]) -> bool:
     return True
 
 
-def receive(socket: Socket, limit: int) -> list[zmq.Frame]:
-    """The message that waits in a readable socket; [] when it has more than `limit` frames."""
+def receive(socket: Socket, limit: int) -> list[zmq.Frame] | None:
+    """The message that waits in a readable socket; [] when it has more than `limit` frames; None when there was none after all.
+
+    That happens once for each connection let in: ZeroMQ puts its User-Id before its first message, counts it as readable and
+    then keeps it for itself.
+    """
     frames: list[zmq.Frame] = []
     while True:
-        frame = socket.recv(_NOBLOCK, copy=False)
+        try:
+            frame = socket.recv(_NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
         if len(frames) <= limit:
             frames.append(frame)
         if not frame.more:

@@ -32,6 +32,7 @@ from itertools import count
 import zmq
 
 from zpipe.errors import ConfigError
+from zpipe.model import is_key
 from zpipe.transport.base import (
     MAX_FRAMES,
     MAX_INCOMING,
@@ -42,7 +43,7 @@ from zpipe.transport.base import (
     TransportCounts,
     TransportHandler,
 )
-from zpipe.transport.curve import KEY_CHARACTERS, CurveKeys, check_curve, is_key
+from zpipe.transport.curve import CurveKeys, check_curve
 from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, receive, send
 from zpipe.transport.zap import MAX_REQUEST_FRAMES, Doorkeeper, key_of
 
@@ -62,8 +63,8 @@ _ENDINGS = {
     int(zmq.EVENT_DISCONNECTED): "peer closed the connection",
     int(zmq.EVENT_CLOSED): "connection refused",
     int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "handshake failed",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "handshake failed: not the ZeroMQ protocol",
-    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "handshake failed: not authorised",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "handshake failed: not ZeroMQ there, or keys on one side only",
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "it refused this node's key, or too many connections",
 }
 _HANDSHAKE_SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _CHANNEL_EVENTS = sum(_ENDINGS) | _HANDSHAKE_SUCCEEDED
@@ -199,7 +200,7 @@ class ZeroMQTransport:
         if not address.rpartition(":")[2].isdecimal():
             raise ConfigError(f"address {address!r}: expected host:port")
         if self._options.keys is not None and not is_key(key):
-            raise ConfigError(f"address {address}: found {key!r} as its public key, expected {KEY_CHARACTERS} characters of Z85")
+            raise ConfigError(f"address {address}: found {key!r} as its public key, expected 40 characters of Z85")
         channel = Channel(address, outgoing=True, data=data, key=key)
         self._links[channel] = _Link()
         self._connect(channel)
@@ -319,7 +320,7 @@ class ZeroMQTransport:
             frames = receive(socket, reader.max_frames)
             if frames:
                 reader.deliver(frames)
-            else:
+            elif frames is not None:
                 self.counts.dropped += 1
         return True
 

@@ -149,6 +149,14 @@ def test_mdi_threshold_climbs_faster_from_an_empty_queue_than_from_a_middling_on
     assert steps == {9: 13, 10: 25, 29: 25}
 
 
+def test_mdi_threshold_walks_down_while_deadlines_turn_samples_away() -> None:
+    """They never came into a queue, and the rate contract is broken all the same."""
+    strategy = threshold()
+    for _ in range(40):
+        strategy.adapt(Feedback(0, True, turned_away=True))
+    assert strategy.point == 0
+
+
 def test_mdi_threshold_with_one_point_stays() -> None:
     strategy = threshold(1, 0)
     for queue in (0, 99, 20):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.policy.build import DrivenSource, lost
 from zpipe.model import SampleKey
+from zpipe.policy.admission import Aimd
 
 MakeSource = Callable[..., DrivenSource]
 
@@ -151,7 +153,7 @@ def test_a_full_room_turns_the_newcomer_away_in_deadline_mode(make_source: MakeS
 
 
 def slow_source(make_source: MakeSource, *, sojourn: float = 2.0) -> DrivenSource:
-    """In deadline mode, with one sample in flight and `sojourn` measured."""
+    """In deadline mode, with one sample in flight and `sojourn` measured: a margin of 1.5 times that."""
     source = make_source(when_full="deadline", waiting=100)
     source.submit(0, 1)
     source.start()
@@ -160,12 +162,40 @@ def slow_source(make_source: MakeSource, *, sojourn: float = 2.0) -> DrivenSourc
     return source
 
 
+def test_live_video_aims_at_a_shorter_queue_unless_the_topology_says_more(make_source: MakeSource) -> None:
+    def factor(**config: Any) -> float:
+        strategy = make_source(admission="aimd", **config).source.admission
+        assert isinstance(strategy, Aimd)
+        strategy.resolved(queued_seconds=0.0, service_seconds=1.0, sojourn_seconds=1.0, in_flight=0, now=0.0)
+        return strategy.target_seconds
+
+    assert factor(when_full="block") == 2.0
+    assert factor(when_full="latest") == 0.9
+    assert factor(when_full="latest", options={"target_factor": 3.0}) == 3.0
+
+
+def busy_source(make_source: MakeSource, *, in_flight: int) -> DrivenSource:
+    """In deadline mode, ten results a second for three seconds, none of them slower than its queue; the time is 3.0."""
+    source = make_source(when_full="deadline", waiting=100)
+    source.submit(*range(30 + in_flight))
+    source.start(most=in_flight)
+    source.tick(0.0)
+    for result in range(30):
+        now = 0.1 * (result + 1)
+        source.result(result, now=now)
+        source.start(now=now, most=1)
+        source.tick(now + 1e-9)
+    source.source._forecast.margin_seconds = 0.0
+    source.outcomes()
+    return source
+
+
 def test_deadline_mode_rejects_what_cannot_make_it(make_source: MakeSource) -> None:
-    """D4: results take two seconds at present."""
-    source = slow_source(make_source)
-    source.submit(2, now=2.0, deadline=3.999)
-    assert source.outcomes() == [(2, "rejected")]
-    source.submit(3, now=2.0, deadline=4.001)
+    """D4: twenty are in flight, and ten come back a second."""
+    source = busy_source(make_source, in_flight=20)
+    source.submit(100, now=3.0, deadline=3.0 + 1.9)
+    assert source.outcomes() == [(100, "rejected")]
+    source.submit(101, now=3.0, deadline=3.0 + 2.1)
     assert source.outcomes() == []
 
 
@@ -179,24 +209,35 @@ def test_deadline_mode_looks_again_at_admission(make_source: MakeSource) -> None
 
 
 def test_deadline_mode_counts_those_ahead(make_source: MakeSource) -> None:
-    """D4: ten results a second, two seconds each: with five ahead it takes 2.5 seconds."""
-    source = make_source(when_full="deadline", waiting=100)
-    source.submit(*range(40))
-    source.start(most=30)
-    source.tick(0.0)
-    for interval in range(1, 31):  # the control interval is 0.1 s
-        source.result(interval - 1, now=0.1 * interval)
-        source.start(now=0.1 * interval, most=1)
-        source.tick(0.1 * interval + 1e-9)
-    source.source._sojourn = 2.0
-    source.outcomes()
-    ahead = source.source.waiting_count
-    assert ahead == 0
-    source.submit(*range(100, 105), now=3.1)
-    source.submit(105, now=3.1, deadline=3.1 + 2.4)
+    """D4: with five in the room before it, behind twenty in flight, it takes 2.5 seconds."""
+    source = busy_source(make_source, in_flight=20)
+    source.submit(*range(100, 105), now=3.0)
+    source.submit(105, now=3.0, deadline=3.0 + 2.4)
     assert source.outcomes() == [(105, "rejected")]
-    source.submit(106, now=3.1, deadline=3.1 + 2.6)
+    source.submit(106, now=3.0, deadline=3.0 + 2.6)
     assert source.outcomes() == []
+
+
+def test_what_expires_in_flight_makes_the_margin_wider(make_source: MakeSource) -> None:
+    """D4: only the fast ones come back, and they alone would make everything look fast."""
+    source = make_source(when_full="deadline", waiting=100)
+    source.submit(0, 1, deadline=1.0)
+    source.start()
+    source.result(0, now=0.1)
+    before = source.source._forecast.margin_seconds
+    source.tick(1.0)
+    assert source.outcomes() == [(0, "result"), (1, "expired")]
+    assert source.source._forecast.margin_seconds > before
+
+
+def test_a_timer_waits_longer_when_the_load_grew_since(make_source: MakeSource) -> None:
+    """R3: it was set for 1 s; now forty are in flight at ten a second, and even the youngest will be back in 4."""
+    source = busy_source(make_source, in_flight=40)
+    source.tick(3.9)
+    source.tick(7.9)
+    assert source.counts.by_timer == 0
+    source.tick(11.1)
+    assert source.counts.by_timer > 0
 
 
 def test_deadline_mode_tries_again_when_nothing_is_in_flight(make_source: MakeSource) -> None:
@@ -228,12 +269,12 @@ def test_throughput_is_not_taken_from_idle_time(make_source: MakeSource) -> None
     source.start(now=0.1)
     source.tick(0.1)
     source.result(20, now=0.11)
-    fast = source.source._throughput_hz
+    fast = source.source._forecast.throughput_hz
     assert fast > 50.0
     source.submit(*range(21, 60), now=60.0)
     source.start(now=60.0, most=4)
     source.tick(60.0)
-    assert source.source._throughput_hz == fast
+    assert source.source._forecast.throughput_hz == fast
 
 
 def test_admission_stops_at_max_open(make_source: MakeSource) -> None:

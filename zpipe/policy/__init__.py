@@ -47,15 +47,16 @@ rules below by their numbers.
   D3. Only the source's timer decides `expired`.
   D4. New samples wait in a bounded room until the admission strategy and an own slot let them in. A full room rejects: the
       newcomer (`block`, whose callers wait outside; `deadline`) or the oldest waiting (`latest`). `deadline` also
-      rejects what by prediction cannot make it, unless nothing is in flight: somebody has to measure that it got better.
+      rejects what by the forecast (zpipe.policy.forecast) cannot make it, unless nothing is in flight: somebody has to measure
+      that it got better.
 
 **R. Repair**
   R1. A node that loses a neighbour tells the sources of everything that was outstanding there: Lost(sample, attempt, cause).
   R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
       while the task is held or already waits to be submitted again, changes nothing.
-  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, at least 1 s,
-      doubled per attempt. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second), so that
-      overload cannot feed itself.
+  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, at least 1 s and twice
+      what those in flight take at the present rate, doubled per attempt, looked at again when it is over. It stays within a
+      budget (resubmissions <= results / 10 + 10, beyond it one a second), so that overload cannot feed itself.
   R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such
       failure the sample ends as failed.
   R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew. Time in which this

@@ -28,10 +28,12 @@ class Feedback:
     Attributes:
         queue_length: |I| + |O| at the source, at its end.
         pacer_limited: some sample waited for the pacer alone (neither the application nor the slots were the limit).
+        turned_away: some sample was rejected since by the forecast it could not make its deadline.
     """
 
     queue_length: int
     pacer_limited: bool
+    turned_away: bool = False
 
 
 class Admission:
@@ -122,7 +124,8 @@ class MdiThreshold(Admission):
     """Alg. 4: rate contract fixed, the thresholds adapt.
 
     Source: MDI-Exit (arXiv:2408.05247), our reading of Alg. 4. Differs: the adapted value T_e in (0, 1] is a position along the
-    bundle's operating points (1 = the dearest), so that every vector in use stands in the calibration table.
+    bundle's operating points (1 = the dearest), so that every vector in use stands in the calibration table. Samples that
+    `deadline` mode turns away count as a full queue: they never came into one, and the rate contract is broken all the same.
     """
 
     name = "mdi-threshold"
@@ -145,7 +148,7 @@ class MdiThreshold(Admission):
         self._alpha, self._beta, self._zeta = alpha, beta, zeta
 
     def adapt(self, feedback: Feedback) -> None:
-        if feedback.queue_length >= self._t_q2:
+        if feedback.queue_length >= self._t_q2 or feedback.turned_away:
             factor = 1.0 - self._zeta
         elif feedback.queue_length >= self._t_q1:
             factor = 1.0 + self._beta
@@ -221,3 +224,9 @@ class Aimd(Admission):
 AdmissionFactory: TypeAlias = Callable[..., Admission]
 
 ADMISSIONS: dict[str, AdmissionFactory] = {kind.name: kind for kind in (Admission, MdiRate, MdiThreshold, Aimd)}
+
+#: What a strategy does otherwise in a mode, unless the topology says more: {(strategy, when_full): options}. Live video wants the
+#: newest frame. Where a batch takes as long as its rows together, a target of a sample's service time or more feeds itself: longer
+#: batches, a longer service time, a longer target. In the simulator 0.9 keeps p99 at 5x overload at twice its calm value on line4
+#: (1.0: three times, 2.0: four times). A mesh pays with some of its throughput: mesh5 gives 78 % of its most, 94 % at 2.0.
+MODE_OPTIONS: dict[tuple[str, str], dict[str, float]] = {("aimd", "latest"): {"target_factor": 0.9}}

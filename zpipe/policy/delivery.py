@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from zpipe.model import OutcomeKind, ResultRow, SampleKey, Task
-from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, Feedback
+from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, MODE_OPTIONS, Feedback
+from zpipe.policy.forecast import Forecast
 from zpipe.policy.messages import Resolve
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class OpenSample:
     attempt: int = 0
     sent_at: float = 0.0
     first_sent_at: float = 0.0
+    queue_seconds: float = 0.0  #: forecast when it was admitted
     again: bool = False
     stage_failures: int = 0
     cause: str = ""
@@ -95,7 +97,9 @@ class Source:
         self.config = config
         self.rank = rank
         self.admission = ADMISSIONS[config.admission](
-            points=len(config.ladder), default_point=config.ladder.default, **config.options
+            points=len(config.ladder),
+            default_point=config.ladder.default,
+            **{**MODE_OPTIONS.get((config.admission, config.when_full), {}), **config.options},
         )
         self.counts = DeliveryCounts()
         self.resolved: list[Resolve] = []
@@ -111,10 +115,11 @@ class Source:
         self._resubmitted_at = -math.inf
         self._sojourn = self._deviation = 0.0
         self._adapt_at = -math.inf
-        self._results_at_adapt = 0
-        self._throughput_hz = 0.0
-        self._pacer_limited = False
-        self._was_idle = True  #: no sample was open at some time in this control interval
+        self._rate_at = -math.inf  #: since when `_results_at_rate` counts
+        self._results_at_rate = 0
+        self._forecast = Forecast()
+        self._pacer_limited = self._turned_away = False
+        self._was_idle = True  #: no sample was open at some time since `_rate_at`
 
     # ---- what the owner asks -------------------------------------------------------------------
 
@@ -180,8 +185,8 @@ class Source:
         if deadline <= now:
             self._resolve(sample, "expired", now=now, cause="its deadline passed before it could be admitted")
             return
-        if self._misses(deadline, ahead=len(self._waiting), now=now):
-            self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
+        if self._misses(entry, ahead=len(self._waiting), now=now):
+            self._turn_away(sample, now=now)
             return
         if not self.has_room:
             if self.config.when_full != "latest":
@@ -209,9 +214,10 @@ class Source:
                 self._pacer_limited = True
                 return None
             sample, entry = self._waiting.popitem(last=False)
-            if self._misses(entry.deadline, ahead=0, now=now):
-                self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
+            if self._misses(entry, ahead=0, now=now):
+                self._turn_away(sample, now=now)
                 continue
+            entry.queue_seconds = self._forecast.queue_seconds(self._in_flight)
             self._in_flight += 1
             self.counts.admitted += 1
             self.admission.admitted(now=now)
@@ -231,6 +237,7 @@ class Source:
         if row.attempt == 1:  # a higher number may be an earlier attempt that met a later one (S2): its time would be too short
             sojourn = now - entry.first_sent_at
             self._measure(sojourn)
+            self._forecast.came(sojourn - entry.queue_seconds)
         else:
             sojourn = now - entry.sent_at
         self._resolve(row.key.sample, "result", now=now, row=row)
@@ -261,6 +268,8 @@ class Source:
             _, sample = heapq.heappop(self._deadlines)
             entry = self._open.get(sample)
             if entry is not None:
+                if entry.attempt == 1:  # of a later one the loss was the cause, not the queues
+                    self._forecast.expired()
                 self._resolve(sample, "expired", now=now, cause=self._why_expired(entry))
         while self._retransmits and self._retransmits[0][0] <= now:
             _, sample, attempt = heapq.heappop(self._retransmits)
@@ -297,47 +306,52 @@ class Source:
         self._again.append(entry.sample)
 
     def _retransmit(self, entry: OpenSample, *, held: Callable[[SampleKey], bool], now: float) -> None:
-        """Rule R3; what is held here is not lost, and without budget the timer waits for another round."""
+        """Rule R3; what is held here is not lost, and what may not be submitted again yet waits for another round."""
+        due_at = entry.sent_at + self._retransmit_seconds(entry.attempt)  # the load may have grown since it was sent
         budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
         allowed = self.counts.resubmitted < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
-        if allowed and not held(SampleKey(self.rank, self.config.session, entry.sample)):
+        if due_at <= now and allowed and not held(SampleKey(self.rank, self.config.session, entry.sample)):
             self.counts.by_timer += 1
             self._resubmitted_at = now
             self._submit_again(entry)
             return
-        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
+        again_at = due_at if due_at > now else now + self._retransmit_seconds(entry.attempt)
+        heapq.heappush(self._retransmits, (again_at, entry.sample, entry.attempt))
 
     def _retransmit_seconds(self, attempt: int) -> float:
-        return float(max(MIN_RETRANSMIT_SECONDS, self._sojourn + 4.0 * self._deviation) * 2 ** min(attempt - 1, 16))
+        sojourn = max(self._sojourn + 4.0 * self._deviation, 2.0 * self._forecast.queue_seconds(self._in_flight))
+        return float(max(MIN_RETRANSMIT_SECONDS, sojourn) * 2 ** min(attempt - 1, 16))
 
     def _measure(self, sojourn: float) -> None:
         if self._sojourn == 0.0:
             self._sojourn, self._deviation = sojourn, sojourn / 2.0
             return
-        self._deviation += DEVIATION_GAIN * (abs(sojourn - self._sojourn) - self._deviation)
-        self._sojourn += MEAN_GAIN * (sojourn - self._sojourn)
+        per_sojourn = max(1.0, self._in_flight / 2.0)  # the gains are those of one measurement per round trip (RFC 7323, G)
+        self._deviation += DEVIATION_GAIN / per_sojourn * (abs(sojourn - self._sojourn) - self._deviation)
+        self._sojourn += MEAN_GAIN / per_sojourn * (sojourn - self._sojourn)
 
-    def _misses(self, deadline: float, *, ahead: int, now: float) -> bool:
+    def _misses(self, entry: OpenSample, *, ahead: int, now: float) -> bool:
         """Whether `deadline` mode gives up on a sample that `ahead` others precede in the room (D4).
 
         With nothing in flight it may try: else one slow spell would be believed for ever, as nobody measured its end.
         """
         if self.config.when_full != "deadline" or not self._in_flight:
             return False
-        waiting = ahead / self._throughput_hz if self._throughput_hz else 0.0
-        return now + waiting + self._sojourn > deadline
+        return self._forecast.misses(ahead + self._in_flight, left=entry.deadline - now, span=entry.deadline - entry.submitted_at)
+
+    def _turn_away(self, sample: int, *, now: float) -> None:
+        self._turned_away = True
+        self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
 
     def _adapt(self, queue_length: int, *, now: float) -> None:
-        self.admission.adapt(Feedback(queue_length, self._pacer_limited))
-        self._pacer_limited = False
-        elapsed = now - self._adapt_at + CONTROL_INTERVAL_SECONDS
-        hz = (self.counts.results - self._results_at_adapt) / elapsed
-        # With nobody waiting, or idle in between, it measures the arrivals, not what the nodes can do.
-        if hz > self._throughput_hz or (self._waiting and not self._was_idle):
-            self._throughput_hz += (MEAN_GAIN if self._throughput_hz else 1.0) * (hz - self._throughput_hz)
-        self._was_idle = False
-        self._results_at_adapt = self.counts.results
+        self.admission.adapt(Feedback(queue_length, self._pacer_limited, self._turned_away))
+        self._pacer_limited = self._turned_away = False
         self._adapt_at = now + CONTROL_INTERVAL_SECONDS
+        came = self.counts.results - self._results_at_rate
+        if came:
+            self._forecast.interval(came / (now - self._rate_at), busy=bool(self._waiting) and not self._was_idle)
+        if came or self._was_idle:  # else it goes on: a stall is no rate, and slow boards give less than one result in each
+            self._rate_at, self._results_at_rate, self._was_idle = now, self.counts.results, False
 
     def _why_expired(self, entry: OpenSample) -> str:
         if entry.attempt == 0:

@@ -119,6 +119,13 @@ def test_a_sample_with_any_field_replaced_is_refused_or_is_a_message(name: str, 
     assert type(message) in map(type, SAMPLES.values())
 
 
+@pytest.mark.parametrize("depth", [1, 300, 900, 1000, 1020, 5000])
+def test_arrays_nested_deeper_than_python_prints_are_refused(depth: int) -> None:
+    marker = msgpack.packb(0xFEED)
+    body = msgpack.packb([1, 4, 3, 4, 100, [0xFEED], 108, [], 0.0, []])
+    refuse(seal(body.replace(marker, b"\x91" * depth + b"\x90")))
+
+
 # ---- each rule by name -------------------------------------------------------------------------
 
 BIG = 2**63
@@ -131,6 +138,8 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "sender beyond any rank": ("Lost", (2,), 65536, "sender 65536"),
     "observer that sends credit": ("CreditUpdate", (2,), -1, "from an observer"),
     "observer's rank without its role": ("Hello", (2,), -1, "without a rank"),
+    "role too long to print": ("Hello", (3,), "\0" * 1024, "role '"),
+    "codec too long to print": ("TaskBatch", (4,), "\0" * 1024, "stage 1 in codec '"),
     "unknown role": ("Hello", (3,), "boss", "role 'boss'"),
     "session of the wrong type": ("Hello", (4,), 1.0, r"HELLO: header of \(int, int, int, str, float"),
     "bool for an int": ("Hello", (5,), True, "HELLO: header of"),

@@ -165,7 +165,7 @@ def _task_batch(fields: Fields, payload: Buffer, limits: WireLimits, now: float)
     _, _, sender, epoch, codec, stage, rows = fields
     frame = limits.frames.get((codec, stage))
     if frame is None:
-        raise WireError(f"TASK: stage {stage} in codec {codec!r}, expected one of {len(limits.stage_inputs)} stages")
+        raise WireError(f"TASK: stage {stage} in codec {_short(codec)}, expected one of {len(limits.stage_inputs)} stages")
     count = len(rows)
     if not 1 <= count <= limits.max_rows:
         raise WireError(f"TASK: {count} rows, expected 1 to {limits.max_rows}")
@@ -232,7 +232,7 @@ def _blocked(fields: Fields, limits: WireLimits) -> Blocked:
 def _hello(fields: Fields, limits: WireLimits) -> Hello:
     _, _, sender, role, session, epoch, version, bundle_digest, topology_digest, topology = fields
     if role not in ROLES:
-        raise WireError(f"HELLO: role {role!r}, expected one of {', '.join(sorted(ROLES))}")
+        raise WireError(f"HELLO: role {_short(role)}, expected one of {', '.join(sorted(ROLES))}")
     if sender == NO_RANK and role != "observer":
         raise WireError(f"HELLO: role {role!r} without a rank")
     for name, value in (("session", session), ("epoch", epoch), ("wire version", version)):
@@ -401,4 +401,7 @@ def _no_constant(name: str) -> Any:
 
 def _short(value: object) -> str:
     """A peer's value for one line of log."""
-    return repr(value)[:160]
+    try:
+        return repr(value)[:160]
+    except RecursionError:  # msgpack nests deeper than repr goes
+        return f"{type(value).__name__} nested too deep to print"

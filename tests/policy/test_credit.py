@@ -191,10 +191,10 @@ def test_credit_waits_until_a_quarter_of_the_window_is_free() -> None:
     """C5: window 8."""
     link = receiver(window=8)
     take(link, *range(8))
-    link.release(5, 0)
+    link.release(1, 0)
     assert not link.due
     assert link.credit_changed()
-    link.release(5, 1)
+    link.release(1, 1)
     assert link.due
     assert link.credit(now=2.0) == Credit(5, 8, (2, 3, 4, 5, 6, 7), 10, {}, 1.0)
     assert not link.due
@@ -207,7 +207,7 @@ def test_credit_is_due_at_once_when_a_lanes_last_task_goes_while_the_shared_slot
     link = receiver((1, 2), 8)
     take(link, *range(7), lane=1)
     take(link, 7, lane=2)
-    link.release(5, 7)
+    link.release(1, 7)
     assert link.due
 
 
@@ -216,12 +216,12 @@ def test_credit_is_not_urgent_while_the_lane_has_more_tasks_or_shared_slots_are_
     link = receiver((1, 2), 8)
     take(link, *range(6), lane=1)
     take(link, 6, 7, lane=2)
-    link.release(5, 7)  # lane 2 still has number 6
+    link.release(1, 7)  # lane 2 still has number 6
     assert not link.due
     link = receiver((1, 2), 8)
     take(link, *range(6), lane=1)
     take(link, 6, lane=2)
-    link.release(5, 6)  # five of six shared are taken
+    link.release(1, 6)  # five of six shared are taken
     assert not link.due
 
 
@@ -233,7 +233,7 @@ def test_after_a_reconnection_held_tasks_are_carried_and_keep_their_slots() -> N
     link.open(6)
     assert link.due
     assert link.credit(now=1.0) == Credit(6, 0, (), 1, {1: 2, 2: 1}, -1.0)
-    link.release(5, 0)
+    link.release(1, 0)
     assert link.due
     assert link.credit(now=1.0) == Credit(6, 0, (), 2, {1: 1, 2: 1}, -1.0)
     link.check()
@@ -245,18 +245,33 @@ def test_a_carried_task_that_goes_is_told_with_the_next_report() -> None:
     take(link, 0)
     link.open(6)
     link.credit(now=1.0)
-    link.release(5, 0)
+    link.release(1, 0)
     take(link, 0)
     assert not link.due
     assert link.credit_changed()
+
+
+def test_an_epoch_that_comes_again_does_not_mix_its_tasks_with_the_carried_ones() -> None:
+    """A replayed Hello, or a peer whose clock went back; both tasks have number 0, and each frees its own slot."""
+    link = receiver()
+    take(link, 0)
+    link.open(5)
+    link.credit(now=1.0)
+    assert take(link, 0) == [True]
+    assert (len(link.held), len(link.carried)) == (1, 1)
+    link.release(1, 0)
+    assert (len(link.held), len(link.carried)) == (1, 0)
+    link.release(2, 0)
+    assert (len(link.held), len(link.carried)) == (0, 0)
+    link.check()
 
 
 def test_a_closed_link_owes_nobody_credit() -> None:
     link = receiver()
     take(link, 0, 1, 2, 3)
     link.close()
-    link.release(5, 0)
-    link.release(5, 1)
+    link.release(1, 0)
+    link.release(1, 1)
     assert not link.due
     assert not link.credit_changed()
     link.check()

@@ -161,8 +161,9 @@ class IncomingLink:
 
     Attributes:
         epoch: of the present connection; None while there is none.
-        held: #: {number: lane} of this epoch; len(held) + len(carried) <= window.
-        carried: #: {(epoch, number): lane} of earlier epochs (C4).
+        connection: #: counts the connections; tasks are known by it, since a peer may say an epoch that was there before.
+        held: #: {number: lane} of this connection; len(held) + len(carried) <= window.
+        carried: #: {(connection, number): lane} of earlier ones (C4).
         gaps, repeats, overruns: losses seen, repeats dropped, tasks beyond the limit dropped.
     """
 
@@ -172,6 +173,7 @@ class IncomingLink:
         self._shared = window - len(self.lanes)
         self._quarter = max(1, window // 4)
         self.epoch: int | None = None
+        self.connection = 0
         self.expected = 0
         self.held: dict[int, int] = {}
         self.carried: dict[tuple[int, int], int] = {}
@@ -196,12 +198,13 @@ class IncomingLink:
         """A new connection: what is held keeps its slots as carried (C4)."""
         self.close()
         self.epoch = epoch
+        self.connection += 1
         self._urgent = self.due = True
 
     def close(self) -> None:
         """The connection ended; tasks that came by it stay and keep their slots."""
         for number, lane in self.held.items():
-            self.carried[(self.epoch or 0, number)] = lane
+            self.carried[self.connection, number] = lane
         self.held = {}
         self.epoch = None
         self.expected = 0
@@ -227,19 +230,19 @@ class IncomingLink:
         self._arrived_at = now
         return True
 
-    def release(self, epoch: int, number: int) -> None:
+    def release(self, connection: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
-        if len(self.lanes) > 1 and self._lane_blocked_by_release(epoch, number):
+        if len(self.lanes) > 1 and self._lane_blocked_by_release(connection, number):
             self._urgent = True
-        if epoch == self.epoch:
+        if connection == self.connection and number in self.held:
             del self.held[number]
         else:
-            del self.carried[epoch, number]
+            del self.carried[connection, number]
         self._see_due()
 
-    def _lane_blocked_by_release(self, epoch: int, number: int) -> bool:
+    def _lane_blocked_by_release(self, connection: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
-        lane = self.held.get(number) if epoch == self.epoch else self.carried.get((epoch, number))
+        lane = self.held.get(number) if connection == self.connection else self.carried.get((connection, number))
         if lane is None:
             return False
         taken = self._taken()

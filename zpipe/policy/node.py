@@ -227,7 +227,7 @@ class NodePolicy:
                 self._tasks.discards.append(task.token)
                 continue
             self.counts.received += 1
-            task.peer, task.epoch = event.peer, event.epoch
+            task.peer, task.epoch = event.peer, link.connection  # not event.epoch: see IncomingLink
             if self._tasks.receive(task, now):
                 if task.stage == 0:
                     self._place(task, now)

@@ -251,7 +251,7 @@ class TaskTable:
         assert self.own_held == sum(1 for task in here.values() if task.peer < 0), self.own_held
         for rank, link in self._incoming.items():
             names = {(task.epoch, task.number) for task in here.values() if task.peer == rank}
-            assert names == {*((link.epoch, number) for number in link.held), *link.carried}, (names, link)
+            assert names == {*((link.connection, number) for number in link.held), *link.carried}, (names, link)
         assert self._sessions.keys() == self._heard_until.keys()
 
 

@@ -205,7 +205,7 @@ class Peers:
                 if not ready.done():
                     ready.set_result(None)
                 return
-        refusal = self._refusal(hello)
+        refusal = self._refusal(hello) or self._other_than_before(channel, hello)
         if refusal is not None:
             key, here, there = refusal.key, refusal.here, refusal.there
             self.note(f"node {self.rank} refused node {hello.sender}: {key} is {here} here, {there} there")
@@ -288,6 +288,13 @@ class Peers:
         if known is not None and hello.session < known.session:
             return Refused(self.rank, SESSION, f"{known.session} or later", str(hello.session))
         return None
+
+    def _other_than_before(self, channel: Channel, hello: Hello) -> Refused | None:
+        """A channel speaks for one rank, or as an observer, to its end: else what it leaves behind would never be closed."""
+        peer = self._by_channel.get(channel)
+        before = peer.rank if peer is not None else NO_RANK if channel in self.observers else None
+        now = NO_RANK if hello.role == "observer" else hello.sender
+        return None if before in (None, now) else Refused(self.rank, "rank", f"{before} as in this channel's first Hello", str(now))
 
     def _accept(self, channel: Channel, hello: Hello) -> None:
         old = self.incoming.pop(hello.sender, None)

@@ -287,6 +287,7 @@ class Source:
         if entry.attempt == 1:
             entry.first_sent_at = now
         heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
+        self._forget_past()
         return Task(
             key=SampleKey(self.rank, self.config.session, entry.sample),
             attempt=entry.attempt,
@@ -367,20 +368,24 @@ class Source:
             self._waiting.pop(sample, None)
         if not self._open:
             self._was_idle = True
-        self._forget_resolved()
+        self._forget_past()
         self.resolved.append(Resolve(sample, kind, now - entry.submitted_at, entry.attempt, row, cause))
 
-    def _forget_resolved(self) -> None:
-        """Heaps keep entries of resolved samples until their time comes: rebuilt when those are the most, so they stay bounded."""
+    def _forget_past(self) -> None:
+        """Heaps keep what is over until its time comes: made anew when that is the most, so they stay bounded."""
         most = 2 * len(self._open) + 64
         if len(self._deadlines) > most:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._open]
             heapq.heapify(self._deadlines)
         if len(self._retransmits) > most:
-            self._retransmits = [entry for entry in self._retransmits if entry[1] in self._open]
+            self._retransmits = [timer for timer in self._retransmits if self._is_standing(timer[1], attempt=timer[2])]
             heapq.heapify(self._retransmits)
         if len(self._order) > most:
             self._order = deque(sample for sample in self._order if sample in self._open)
+
+    def _is_standing(self, sample: int, *, attempt: int) -> bool:
+        entry = self._open.get(sample)
+        return entry is not None and entry.attempt == attempt
 
     def check(self) -> None:
         """Asserts the invariants."""

@@ -50,6 +50,7 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
+from zpipe.runtime import bounds
 from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
@@ -426,6 +427,7 @@ class Driver:
             for peer, carried in sorted(self._carried.items())
         ]
         stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())
+        stats["tables"] = bounds.tables(self)
         stats["service_seconds"] = sorted(policy.service_seconds.items())
         if policy.source is not None:
             stats["delivery"] = asdict(policy.source.counts)
@@ -436,8 +438,12 @@ class Driver:
         channel = await self.peers.observe(rank)
         self._stats_token += 1
         waiter = self._stats_waiters[self._stats_token] = self._loop.create_future()
-        self.transport.send_control(channel, encode(StatsRequest(NO_RANK, self._stats_token)))
-        stats: dict[str, Any] = await waiter
+        token = self._stats_token
+        try:
+            self.transport.send_control(channel, encode(StatsRequest(NO_RANK, token)))
+            stats: dict[str, Any] = await waiter
+        finally:
+            self._stats_waiters.pop(token, None)  # the caller may have given up on a node that does not answer
         return stats
 
     # ---- receiving (TransportHandler) ----------------------------------------------------------

@@ -1,0 +1,61 @@
+"""The meshes, samples and fault budgets that are explored: SMALL in the fast tests, LARGE in bench/model_check.py."""
+
+from __future__ import annotations
+
+from tests.policy.explore.world import FAR, Case, Faults
+from tests.policy.mesh import Shape
+
+#: Source and a second node; a window of 2 lets both samples be under way on the link.
+LINE2 = Shape(((0,), (1,)), ((0, 1),), window=2)
+#: The least there is: one slot.
+NARROW2 = Shape(((0,), (1,)), ((0, 1),), window=1)
+#: There and back: the source hosts the last stage too, so that both are senders and receivers (C2), by two connections.
+BACK2 = Shape(((0, 2), (1,)), ((0, 1),), window=1)
+#: Source, middle, last: answers and losses pass through, and what the middle forwarded is no longer its own.
+LINE3 = Shape(((0,), (1,), (2,)), ((0, 1), (1, 2)), window=1)
+#: Both nodes host the last stage, so that a task runs here or there.
+OFFLOAD = Shape(((0, 1), (1,)), ((0, 1),), window=1, offload="cheapest")
+#: The last stage twice: one replica fails, the other goes on.
+REPLICAS = Shape(((0,), (1,), (1,)), ((0, 1), (0, 2)), window=1)
+#: Two nodes host stages 1 and 2 both and offload to each other: links in both directions, attempts that meet (S2).
+TRIANGLE = Shape(((0,), (1, 2), (1, 2)), ((0, 1), (0, 2), (1, 2)), window=1, offload="cheapest")
+
+TWO = (FAR, FAR)
+#: One with time enough, and one that may expire.
+NEAR = (FAR, 2.0)
+
+SMALL = [
+    Case("line of 2", LINE2, Faults(lose=1, repeat=1), moments=3),
+    Case("line of 2", NARROW2, Faults(cut=1), moments=2),
+    Case("line of 2", NARROW2, Faults(restart=1), moments=2, restarts=(1,)),
+    Case("line of 2", NARROW2, Faults(fail=2, cancel=1), moments=2),
+    Case("line of 2", NARROW2, Faults(slow=1), (1.0,), moments=2),
+    Case("line of 2", NARROW2, Faults(together=1, repeat=1), moments=1),
+    Case("line of 3", LINE3, Faults(), moments=2),
+]
+
+LARGE = [
+    Case("line of 2", LINE2, Faults(lose=1, repeat=1), TWO, moments=2),
+    Case("line of 2", NARROW2, Faults(lose=2), NEAR, moments=4),
+    Case("line of 2", NARROW2, Faults(cut=1, lose=1, repeat=1), moments=3),
+    Case("line of 2", LINE2, Faults(linger=1, repeat=1), TWO, moments=1),
+    Case("line of 2", NARROW2, Faults(cut=1, refuse=1), moments=3),
+    Case("line of 2", NARROW2, Faults(restart=1), TWO, moments=2, restarts=(0, 1)),
+    Case("line of 2", NARROW2, Faults(restart=2), moments=2, restarts=(0, 1)),
+    Case("line of 2", NARROW2, Faults(fail=2, cancel=1, lose=1), TWO, moments=1),
+    Case("line of 2", NARROW2, Faults(slow=2, lose=1), (1.0,), moments=4),
+    Case("there and back", BACK2, Faults(lose=1, repeat=1), TWO, moments=2),
+    Case("line of 2", LINE2, Faults(together=2, lose=1), TWO, moments=1),
+    Case("there and back", BACK2, Faults(together=1, cut=1), moments=1),
+    Case("there and back", BACK2, Faults(cut=1, linger=1), moments=2),
+    Case("line of 3", LINE3, Faults(lose=1), TWO, moments=1),
+    Case("line of 3", LINE3, Faults(cut=1, repeat=1), moments=1),
+    Case("line of 3", LINE3, Faults(restart=1), moments=2, restarts=(0, 1, 2)),
+    Case("line of 3", LINE3, Faults(together=1, lose=1), moments=1),
+    Case("both host the last stage", OFFLOAD, Faults(lose=1, repeat=1, cut=1), TWO, moments=2),
+    Case("a stage twice", REPLICAS, Faults(lose=1), TWO, moments=2),
+    Case("a stage twice", REPLICAS, Faults(restart=1, repeat=1), moments=2, restarts=(1,)),
+    Case("triangle", TRIANGLE, Faults(), TWO, moments=1),
+    Case("triangle", TRIANGLE, Faults(lose=1), moments=1),
+    Case("triangle", TRIANGLE, Faults(restart=1), moments=0, restarts=(1,)),
+]

@@ -1,0 +1,264 @@
+"""What follows from an action: who is told of it, where the answers go, and whether an outcome is one that may be given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.policy.explore.nodes import MOMENT_SECONDS, Frame, Reset, Violation, label
+from tests.policy.explore.world import DEAD, FAR, HELLO, Action, Connection, Faults, Story, World
+from zpipe.policy.delivery import MAX_STAGE_FAILURES
+
+if TYPE_CHECKING:
+    from tests.policy.explore.rules import Rules
+    from zpipe.policy.messages import Resolve
+
+
+class Change:
+    """One action on its way from a World to the next.
+
+    Raises:
+        Violation: a node did what it never may.
+    """
+
+    def __init__(self, rules: Rules, world: World) -> None:
+        self.rules = rules
+        self.moment = world.moment
+        self.states = list(world.nodes)
+        self.connections: list[Connection] = [rules.connections.values[number] for number in world.connections]
+        self.story: Story = rules.stories.values[world.story]
+        self.left: Faults = rules.faults.values[world.left]
+
+    def carry_out(self, action: Action) -> World:
+        kind = action[0]
+        if kind in Faults._fields:
+            left = getattr(self.left, kind)
+            self.left = self.left._replace(**{kind: left - 1})
+        getattr(self, "_" + kind)(*action[1:])
+        return self.rules.pack(self.moment, self.states, self.connections, self.story, self.left)
+
+    # ---- without faults ------------------------------------------------------------------------
+
+    def _fire(self, rank: int) -> None:
+        self._tell(rank, ("fired",))
+
+    def _notice(self, at: int, end: int) -> None:
+        connection, pair = self.connections[at], self.rules.pairs[at]
+        told = connection.told[end]
+        if end == 0:
+            self._set(at, told=("", connection.told[1]), ready=False, refuses=False)
+        else:
+            self._set(at, told=(connection.told[0], ""), accepted=False)
+        if told == "refused":
+            self._tell(pair[0], ("refused", pair[1], connection.epoch))
+        else:
+            self._tell(pair[end], ("lost", pair[1 - end], end == 0))
+
+    def _deliver(self, at: int, plane: str) -> None:
+        message = self._take(at, plane)
+        sender, receiver = self.rules.pairs[at]
+        if message == HELLO:
+            self._set(at, ready=True)
+            self._tell(sender, ("up", receiver, self.connections[at].epoch, True))
+        else:
+            self._tell(sender if plane == "back" else receiver, ("message", message))
+
+    def _together(self, *actions: Action) -> None:
+        """The runtime hands over at once whatever is ready at once (`handle_all`)."""
+        told: list[tuple[int, tuple[Any, ...]]] = []
+        for kind, at, *plane in actions:
+            if kind == "deliver":
+                sender, receiver = self.rules.pairs[at]
+                told.append((sender if plane == ["back"] else receiver, ("message", self._take(at, *plane))))
+            else:
+                told.append((at, ("completed",) if kind == "done" else ("fired",)))
+        assert len({rank for rank, _ in told}) == 1, told
+        self._tell(told[0][0], ("together", *[event for _, event in told]))
+
+    def _done(self, rank: int) -> None:
+        self._tell(rank, ("completed",))
+
+    def _rise(self, rank: int) -> None:
+        lives = [life + (near == rank) for near, life in enumerate(self.story.lives)]
+        self.story = self.story._replace(lives=tuple(lives))
+        self.states[rank] = self.rules.nodes.born(rank, lives[rank])
+
+    def _connect(self, at: int) -> None:
+        sender, receiver = self.rules.pairs[at]
+        connection = self.connections[at]
+        epoch = connection.epoch + 1
+        self.connections[at] = Connection(epoch, whole=True, accepted=True, back=(HELLO,), stray=connection.stray)
+        if connection.accepted:
+            self._tell(receiver, ("lost", sender, False))
+        self._tell(receiver, ("up", sender, epoch, False))
+
+    def _submit(self) -> None:
+        session = self.story.lives[0]
+        sample = sum(1 for entry in (*self.story.open, *self.story.ended) if entry[0] == session)
+        deadline = self.moment * MOMENT_SECONDS + (*self.rules.case.deadlines, FAR)[self.story.submitted]
+        self.story = self.story._replace(open=(*self.story.open, (session, sample, deadline)), submitted=self.story.submitted + 1)
+        self._tell(0, ("submitted", sample, deadline))
+
+    def _tick(self) -> None:
+        now = self.moment * MOMENT_SECONDS
+        for session, sample, deadline in self.story.open:
+            if deadline <= now and not self._due_to_fire(0):
+                raise Violation(f"sample {session}.{sample} is open at {now} s, its deadline was {deadline} s (D3)")
+        states = [None if number == DEAD else self.rules.nodes.states[number] for number in self.states]
+        moment = self.rules.next_moment(self.moment, states)
+        assert moment is not None
+        self.moment = moment
+
+    # ---- faults --------------------------------------------------------------------------------
+
+    def _lose(self, at: int, plane: str) -> None:
+        self._take(at, plane)
+
+    def _repeat(self, at: int, plane: str) -> None:
+        frames = getattr(self.connections[at], plane)
+        self._deliver(at, plane)
+        if self.connections[at].whole or plane == "stray":
+            self._set(at, **{plane: (frames[0], *getattr(self.connections[at], plane))})
+
+    def _cut(self, at: int) -> None:
+        connection = self.connections[at]
+        told = ("lost" if connection.ready else "", "lost" if connection.accepted else "")
+        self._set(at, whole=False, told=told, data=(), out=(), back=())
+
+    def _linger(self, at: int) -> None:
+        stray = self.connections[at].stray + self.connections[at].data
+        self._cut(at)
+        self._set(at, stray=stray)
+
+    def _refuse(self, at: int) -> None:
+        self._cut(at)
+        self._set(at, refuses=True)
+
+    def _restart(self, rank: int) -> None:
+        """Its ends of all connections are gone with it; the other ends notice."""
+        self.states[rank] = DEAD
+        for at, pair in enumerate(self.rules.pairs):
+            if rank in pair:
+                if self.connections[at].whole:
+                    self._cut(at)
+                self._forget_end(at, rank)
+                if pair[1] == rank:
+                    self._set(at, stray=())
+        if rank == 0:  # its samples died with the program that submitted them
+            ended = [*self.story.ended, *[entry[:2] for entry in self.story.open]]
+            self.story = self.story._replace(open=(), ended=tuple(sorted(ended)))
+
+    def _fail(self, rank: int) -> None:
+        self._tell(rank, ("failed",))
+
+    def _cancel(self, sample: int) -> None:
+        self._tell(0, ("cancelled", sample))
+
+    def _slow(self) -> None:
+        self._tick()
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _set(self, at: int, **fields: Any) -> None:
+        self.connections[at] = self.connections[at]._replace(**fields)
+
+    def _take(self, at: int, plane: str) -> int:
+        frames = getattr(self.connections[at], plane)
+        self._set(at, **{plane: frames[1:]})
+        return frames[0]  # type: ignore[no-any-return]
+
+    def _due_to_fire(self, rank: int) -> bool:
+        wakeup = self.rules.nodes.states[self.states[rank]].wakeup if self.states[rank] != DEAD else None
+        return wakeup is not None and wakeup <= self.moment
+
+    def _forget_end(self, at: int, rank: int) -> None:
+        told = self.connections[at].told
+        if self.rules.pairs[at][0] == rank:
+            self._set(at, ready=False, refuses=False, told=("", told[1]))
+        else:
+            self._set(at, accepted=False, told=(told[0], ""))
+
+    def _tell(self, rank: int, event: Any) -> None:
+        rules = self.rules
+        if self.states[rank] == DEAD:
+            return
+        step = rules.nodes.tell(self.states[rank], event, self.moment)
+        self.states[rank] = step.state
+        if rules.tell_tale is not None:
+            rules.tell_tale(rank, event, step)
+        for output in step.outputs:
+            if isinstance(output, Frame):
+                self._send(rank, output)
+            elif isinstance(output, Reset):
+                self._reset(rank, output.peer)
+            else:
+                self._resolve(output)
+
+    def _send(self, rank: int, frame: Frame) -> None:
+        """Tasks go by the connection this node opened; control too, or else by the one it accepted. No way: it vanishes."""
+        at = self.rules.place.get((rank, frame.peer))
+        connection = self.connections[at] if at is not None else None
+        if frame.data:
+            if at is None or connection is None or not connection.ready or connection.epoch != frame.epoch:
+                raise Violation(f"node {rank} sends tasks to node {frame.peer} without a connection")
+            if connection.whole:
+                self._set(at, data=(*connection.data, frame.message))
+            elif connection.refuses:
+                self._set(at, told=("refused", connection.told[1]))
+        elif at is not None and connection is not None and connection.ready:
+            if connection.whole:
+                self._set(at, out=(*connection.out, frame.message))
+        else:
+            at = self.rules.place.get((frame.peer, rank))
+            if at is not None and self.connections[at].accepted and self.connections[at].whole:
+                self._set(at, back=(*self.connections[at].back, frame.message))
+
+    def _reset(self, rank: int, peer: int) -> None:
+        for pair in ((rank, peer), (peer, rank)):
+            at = self.rules.place.get(pair)
+            if at is not None and (self.connections[at].ready if pair[0] == rank else self.connections[at].accepted):
+                if self.connections[at].whole:
+                    self._cut(at)
+                self._forget_end(at, rank)
+
+    def _resolve(self, resolve: Resolve) -> None:
+        """Rules D1 and D3."""
+        session, now = self.story.lives[0], self.moment * MOMENT_SECONDS
+        name = (session, resolve.sample)
+        if name in self.story.ended:
+            raise Violation(f"sample {session}.{resolve.sample} has a second outcome, {resolve.kind} (D1)")
+        deadline = next((entry[2] for entry in self.story.open if entry[:2] == name), None)
+        if deadline is None:
+            raise Violation(f"sample {session}.{resolve.sample} has an outcome, {resolve.kind}, and was never submitted")
+        self._justify(resolve, deadline, now)
+        self.story = self.story._replace(
+            open=tuple([entry for entry in self.story.open if entry[:2] != name]),
+            ended=tuple(sorted((*self.story.ended, name))),
+        )
+
+    def _justify(self, resolve: Resolve, deadline: float, now: float) -> None:
+        """An outcome has its reason, and so has every attempt."""
+        case, shown = self.rules.case, f"sample {resolve.sample} ended as {resolve.kind} ({resolve.cause}) at {now} s"
+        used = Faults(*[had - left for had, left in zip(case.faults, self.left, strict=True)])
+        stage = case.leaves_at.get(resolve.sample, case.shape.stage_count - 1)
+        answer = label(self.story.lives[0], resolve.sample)
+        match resolve.kind:
+            case "result":
+                row = resolve.row
+                if row is None or (row.key.sample, row.exit_stage, row.label) != (resolve.sample, stage, answer):
+                    raise Violation(f"{shown} with the wrong answer {row}")
+            case "expired":
+                if now < deadline:
+                    raise Violation(f"{shown}, its deadline is {deadline} s (D3)")
+            case "failed":
+                if used.fail < MAX_STAGE_FAILURES and not used.cancel:
+                    raise Violation(f"{shown} after {used.fail} failures of an executor (R4), and nobody cancelled it")
+            case _:
+                raise Violation(f"{shown}, with room and slots for all")
+        if self.story.submitted > len(case.deadlines) and resolve.kind != "result":
+            raise Violation(f"{shown}, though all was calm when it was submitted")
+        by_timer = self.rules.nodes.states[self.states[0]].by_timer
+        causes = by_timer + sum(used) - used.repeat - used.cancel - used.together
+        if resolve.attempts > 1 + causes:
+            raise Violation(
+                f"{shown} after {resolve.attempts} attempts, with reason for {1 + causes}: {used}, {by_timer} timers (R2)"
+            )

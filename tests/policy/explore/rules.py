@@ -1,0 +1,211 @@
+"""What may happen in a state of a case, and what must hold in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.policy.explore.change import Change
+from tests.policy.explore.nodes import Nodes, State, Violation
+from tests.policy.explore.world import DEAD, HELLO, Action, Case, Connection, Faults, Story, Table, World
+
+
+class Rules:
+    """What may happen in a World of one case, and what follows.
+
+    Attributes:
+        tell_tale: called with every line worth printing on the way to a violation; None while exploring.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.nodes = Nodes(case.shape, case.leaves_at)
+        ranks = range(len(case.shape.stages))
+        self.pairs = [(a, b) for a in ranks for b in ranks if b in case.shape.neighbours(a) and case.shape.connects(a, b)]
+        self.place = {pair: at for at, pair in enumerate(self.pairs)}
+        self.connections = Table()
+        self.stories = Table()
+        self.faults = Table()
+        self.tell_tale: Any = None
+        self._links = [pair for pair in self.pairs if case.shape.lanes(*pair)]
+        takers = [sum(1 for near in ranks if stage in case.shape.stages[near]) for stage in range(case.shape.stage_count)]
+        self._one_way = max(takers) == 1  #: every sample takes every link
+
+    def start(self) -> World:
+        """Everything up, the first Credits and Reports told, nothing submitted; how it came to that is not explored."""
+        lives = (1,) * len(self.case.shape.stages)
+        states = [self.nodes.born(rank, 1) for rank in range(len(lives))]
+        world = self.pack(0, states, [Connection() for _ in self.pairs], Story(lives), Faults())
+        while True:
+            actions = [action for action in self.actions(world) if action[0] not in ("submit", "tick")]
+            if not actions:
+                return world._replace(left=self.faults.number(self.case.faults))
+            world = self.after(world, actions[0])
+
+    def without_faults(self, world: World) -> World:
+        """The same with no faults left."""
+        return world._replace(left=self.faults.number(Faults()))
+
+    # ---- what may happen -----------------------------------------------------------------------
+
+    def actions(self, world: World) -> list[Action]:
+        """All that may happen now, what is sure to happen first."""
+        states = [None if number == DEAD else self.nodes.states[number] for number in world.nodes]
+        connections = [self.connections.values[number] for number in world.connections]
+        story, left = self.stories.values[world.story], self.faults.values[world.left]
+        prompt = list(self._prompt(world.moment, states, connections))
+        actions = [*prompt, *self._outside(states, connections, story)]
+        if (not prompt or left.slow) and self.next_moment(world.moment, states) is not None:
+            actions.append(("slow",) if prompt else ("tick",))
+        if any(left):
+            actions.extend(self._faults(states, connections, story, left, prompt))
+        return actions
+
+    def _prompt(self, moment: int, states: list[State | None], connections: list[Connection]) -> Iterator[Action]:
+        """What happens before time goes on."""
+        for rank, state in enumerate(states):
+            if state is not None and state.wakeup is not None and state.wakeup <= moment:
+                yield "fire", rank
+        for at, connection in enumerate(connections):
+            if connection.told[0]:
+                yield "notice", at, 0
+            if connection.told[1]:
+                yield "notice", at, 1
+            for plane in ("data", "out", "back", "stray"):
+                if getattr(connection, plane):
+                    yield "deliver", at, plane
+        for rank, state in enumerate(states):
+            if state is not None and state.running is not None:
+                yield "done", rank
+
+    def _outside(self, states: list[State | None], connections: list[Connection], story: Story) -> Iterator[Action]:
+        """What may take any time."""
+        for rank, state in enumerate(states):
+            if state is None:
+                yield "rise", rank
+        for at, connection in enumerate(connections):
+            sender, receiver = self.pairs[at]
+            if not (connection.whole or connection.ready or connection.told[0]) and None not in (states[sender], states[receiver]):
+                yield "connect", at
+        if story.submitted < len(self.case.deadlines) and states[0] is not None:
+            yield ("submit",)
+
+    def _faults(
+        self, states: list[State | None], connections: list[Connection], story: Story, left: Faults, prompt: list[Action]
+    ) -> Iterator[Action]:
+        for action in prompt:
+            if action[0] == "deliver" and getattr(connections[action[1]], action[2])[0] != HELLO:
+                if left.lose:
+                    yield "lose", *action[1:]
+                if left.repeat:
+                    yield "repeat", *action[1:]
+            elif action[0] == "done" and left.fail:
+                yield "fail", action[1]
+        for at, connection in enumerate(connections):
+            if connection.whole:
+                if left.cut:
+                    yield "cut", at
+                if left.linger and connection.data:
+                    yield "linger", at
+                if left.refuse and connection.ready:
+                    yield "refuse", at
+        if left.together:
+            yield from self._together(connections, prompt)
+        if left.restart:
+            for rank in self.case.restarts:
+                if states[rank] is not None:
+                    yield "restart", rank
+
+        if left.cancel:
+            for session, sample, _ in story.open:
+                if session == story.lives[0]:
+                    yield "cancel", sample
+
+    def _together(self, connections: list[Connection], prompt: list[Action]) -> Iterator[Action]:
+        """Two of what is ready at one node, in both orders; also two frames in a row."""
+        ready: list[tuple[int, Action]] = []
+        for action in prompt:
+            kind, at, *plane = action
+            if kind in ("done", "fire"):
+                ready.append((at, action))
+            elif kind == "deliver":
+                frames = getattr(connections[at], plane[0])
+                if frames[0] != HELLO:
+                    ready.append((self.pairs[at][0 if plane == ["back"] else 1], action))
+                    if len(frames) > 1:
+                        yield "together", action, action
+        for at, one in ready:
+            for place, other in ready:
+                if at == place and one is not other:
+                    yield "together", one, other
+
+    def next_moment(self, moment: int, states: list[State | None]) -> int | None:
+        wakeups = [state.wakeup for state in states if state is not None and state.wakeup is not None]
+        return max(moment + 1, min(wakeups)) if wakeups else None
+
+    # ---- what follows --------------------------------------------------------------------------
+
+    def after(self, world: World, action: Action) -> World:
+        """The state after an action.
+
+        Raises:
+            Violation: what it did never may be done.
+        """
+        return Change(self, world).carry_out(action)
+
+    def pack(self, moment: int, states: list[int], connections: list[Connection], story: Story, left: Faults) -> World:
+        return World(
+            moment,
+            tuple(states),
+            tuple([self.connections.number(connection) for connection in connections]),
+            self.stories.number(story),
+            self.faults.number(left),
+        )
+
+    def check(self, world: World) -> None:
+        """What must hold between two nodes, in every state.
+
+        Raises:
+            Violation: it does not.
+        """
+        for sender, receiver in self._links:
+            if DEAD in (world.nodes[sender], world.nodes[receiver]):
+                continue
+            out = self.nodes.states[world.nodes[sender]].sends[receiver]
+            into = self.nodes.states[world.nodes[receiver]].receives[sender]
+            if out.epoch is None or out.epoch != into.epoch:
+                continue
+            if not into.numbers <= out.numbers:
+                forgotten = sorted(into.numbers - out.numbers)
+                raise Violation(f"node {sender} forgot the tasks {forgotten}, which node {receiver} still holds for it (C3)")
+            if out.border > into.border:
+                raise Violation(f"node {sender} sent up to number {out.border}, node {receiver} has room up to {into.border} (C1)")
+
+    def probed(self, world: World) -> bool:
+        """Whether the sample was submitted that shows that everything still works."""
+        return self.stories.values[world.story].submitted > len(self.case.deadlines)  # type: ignore[no-any-return]
+
+    def unsettled(self, world: World) -> str:
+        """What keeps a world without faults from being at rest; empty when nothing does.
+
+        A lost Credit is told again only to a sender that asks for it (C6), so all of it must be back once a probe went by.
+        """
+        story = self.stories.values[world.story]
+        if story.open:
+            return f"samples without an outcome: {[entry[:2] for entry in story.open]}"
+        for rank, number in enumerate(world.nodes):
+            if number == DEAD or not self.nodes.states[number].idle:
+                return f"node {rank} still holds tasks"
+        for sender, receiver in self._links:
+            out = self.nodes.states[world.nodes[sender]].sends[receiver]
+            into = self.nodes.states[world.nodes[receiver]].receives[sender]
+            window = self.case.shape.config(sender, 1).neighbours
+            slots = next(near.window_out for near in window if near.rank == receiver)
+            if out.epoch is None or out.epoch != into.epoch:
+                return f"the link {sender} -> {receiver} is down"
+            if self.probed(world) and self._one_way and (out.numbers or out.carried - out.border != slots):
+                return (
+                    f"node {sender} has {out.carried - out.border} of {slots} credits at node {receiver}, "
+                    f"and believes {len(out.numbers)} tasks there"
+                )
+        return ""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,93 @@ def test_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
-def test_children_end_when_their_parent_is_killed() -> None:
+# ---- faults on purpose -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_rank_that_was_ended_on_purpose_is_no_crash_and_comes_back_at_its_address(end: str) -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            launcher, first = started(p), started(p).processes[2]
+            getattr(launcher, end)(2)
+            await launcher.restart(2)
+            assert first.returncode == (-9 if end == "kill" else 0)
+            await p.driver.peers.complete.wait()
+            found = {stats["rank"]: stats for stats in await p.stats()}
+            assert (sorted(found), launcher.restarts) == ([0, 1, 2], {2: 1})
+            images = p.bundle.evaluation().images[:30]
+            results = await asyncio.gather(*[p.submit(image) for image in images])
+            assert max(result.exit_stage for result in results) >= 3  # the new one answers
+            assert not launcher.crashed.done()
+            launcher.processes[2].kill()  # nobody ordered this one
+            with pytest.raises(ZpipeError, match=r"^node 2 ended by itself"):
+                await launcher.crashed
+
+    run(main)
+
+
+def test_restart_of_a_rank_that_lives_ends_it_in_order_first() -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            first = started(p).processes[1]
+            await started(p).restart(1)
+            assert first.returncode == 0
+            assert not started(p).crashed.done()
+
+    run(main)
+
+
+def test_paused_rank_does_nothing_until_it_is_resumed() -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            launcher = started(p)
+            launcher.pause(1)
+            status = psutil.Process(launcher.processes[1].pid).status
+            await turns_until(lambda: status() == psutil.STATUS_STOPPED)
+            assert [stats["rank"] for stats in await p.stats(timeout=0.2)] == [0, 2]
+            launcher.resume(1)
+            assert [stats["rank"] for stats in await p.stats()] == [0, 1, 2]
+
+    run(main)
+
+
+def test_paused_rank_ends_in_order_with_the_pipeline() -> None:
+    async def main() -> None:
+        async with zpipe.Pipeline.local(topology()) as p:
+            started(p).pause(1)
+        assert codes(started(p)) == [0, 0]
+
+    run(main)
+
+
+def test_ranks_are_told_detours_of_their_own() -> None:
+    async def main() -> None:
+        told: dict[int, str] = {}
+
+        async def detours(addresses: Mapping[int, str]) -> dict[int, dict[int, str]]:
+            told.update(addresses)
+            return {0: {2: "127.0.0.9:1"}, 1: {0: "127.0.0.8:1"}}  # not neighbours, or not called: nothing breaks
+
+        async with zpipe.Pipeline.local(topology(), detours=detours) as p:
+            assert sorted(told) == [0, 1, 2]
+            assert [node.address for node in p.topology.nodes] == [told[0], told[1], "127.0.0.9:1"]
+
+    run(main)
+
+
+# ---- the parent's death ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_children_end_when_their_parent_is_killed(paused: bool) -> None:
+    if paused and sys.platform != "linux":
+        pytest.skip("the kernel tells a stopped child of its parent's death on Linux only")
     code = (
         "import asyncio, zpipe\n"
         "from tests.runtime.test_launch import started, topology\n"
         "async def main():\n"
         "    async with zpipe.Pipeline.local(topology()) as p:\n"
+        f"        {paused} and started(p).pause(2)\n"
         "        print(*[process.pid for process in started(p).processes.values()], flush=True)\n"
         "        await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zpipe.bench.chaos import ChaosPlan
 from zpipe.bench.drive import Watch, closed_loop, open_loop
 from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bundle import Evaluation
@@ -31,6 +32,8 @@ Progress = Callable[[str, float], None]
 PATIENCE_SECONDS = 1.0
 #: How often every node is asked for its memory.
 MEMORY_SECONDS = 1.0
+#: Nodes get so long to say what they did; one that is silent by then is left out of the report.
+STATS_SECONDS = 6.0
 #: An attached source says which ranks it waits for this often.
 ATTACH_NOTE_SECONDS = 10.0
 
@@ -54,6 +57,7 @@ class BenchOptions:
         device: profile of every node that names none, for the emulated executor.
         warm_up: samples before the measured ones.
         trace: a folder where every rank started here records its policy's rounds.
+        chaos: faults while it runs (`zpipe.bench.chaos`).
     """
 
     topology: str | Topology
@@ -77,6 +81,7 @@ class BenchOptions:
     seed: int = 0
     warm_up: int = 200
     trace: Path | None = None
+    chaos: str | None = None
 
 
 async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[str, Any], RunLog]:
@@ -91,11 +96,18 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
     """
     arrival_times(options.arrivals, options.rate_hz, seed=options.seed)  # refused before anything starts
     topology = _topology(options)
-    lab = EdgeLab(topology, cpu_shares=options.cpu_shares, seed=options.seed) if options.lab else None
-    pipeline = _pipeline(options, topology, lab)
+    chaos = _chaos(options, topology)
+    lab = None
+    if options.lab:
+        lab = EdgeLab(topology, cpu_shares=options.cpu_shares, faults=chaos is not None and chaos.needs_relays, seed=options.seed)
+    pipeline = _pipeline(options, topology, lab, chaos)
     progress("starting", 0.0)
-    with _inside(lab, pipeline.rank, progress):
-        return await _run(pipeline, options, progress)
+    try:
+        with _inside(lab, pipeline.rank, progress):
+            return await _run(pipeline, options, chaos, progress)
+    finally:
+        if chaos is not None:
+            await chaos.aclose()
 
 
 async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress: Progress) -> list[dict[str, Any]]:
@@ -135,12 +147,14 @@ def _inside(lab: EdgeLab | None, rank: int, progress: Progress) -> Iterator[None
             yield
 
 
-async def _run(pipeline: Pipeline, options: BenchOptions, progress: Progress) -> tuple[dict[str, Any], RunLog]:
+async def _run(
+    pipeline: Pipeline, options: BenchOptions, chaos: ChaosPlan | None, progress: Progress
+) -> tuple[dict[str, Any], RunLog]:
     async with pipeline:
         if options.attach:
             await _attached(pipeline, progress)
         evaluation = pipeline.bundle.evaluation()
-        measured = asyncio.ensure_future(_measure(pipeline, evaluation, options, progress))
+        measured = asyncio.ensure_future(_measure(pipeline, evaluation, options, chaos, progress))
         crashed = [pipeline.launcher.crashed] if pipeline.launcher is not None else []
         try:
             waited: list[asyncio.Future[Any]] = [measured, *crashed]
@@ -168,8 +182,19 @@ def _topology(options: BenchOptions) -> Topology:
     return override(topology, max_batch=options.max_batch, bundle=options.bundle, executor=options.executor, device=options.device)
 
 
-def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None) -> Pipeline:
-    make = Pipeline.connect if options.attach else partial(Pipeline.local, sites=lab.sites if lab else None)
+def _chaos(options: BenchOptions, topology: Topology) -> ChaosPlan | None:
+    if options.chaos is None:
+        return None
+    if options.attach:
+        raise ConfigError("--chaos kills and stops nodes it has started: found --attach, expected one of the two; drop the other")
+    return ChaosPlan(options.chaos, topology, seed=options.seed)
+
+
+def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None, chaos: ChaosPlan | None) -> Pipeline:
+    make: Callable[..., Pipeline] = Pipeline.connect
+    if not options.attach:
+        sites, detours = chaos.where(lab) if chaos is not None else ((lab.sites if lab else None), None)
+        make = partial(Pipeline.local, sites=sites, detours=detours)
     return make(
         topology,
         insecure=options.insecure,
@@ -195,7 +220,7 @@ async def _attached(pipeline: Pipeline, progress: Progress) -> None:
 
 
 async def _measure(
-    pipeline: Pipeline, evaluation: Evaluation, options: BenchOptions, progress: Progress
+    pipeline: Pipeline, evaluation: Evaluation, options: BenchOptions, chaos: ChaosPlan | None, progress: Progress
 ) -> tuple[dict[str, Any], RunLog]:
     order = Order(len(evaluation), seed=options.seed)
     if options.warm_up:
@@ -212,15 +237,40 @@ async def _measure(
     watch = _watch(pipeline, evaluation, log, span, progress, started_at)
     recorders = Recorders(pipeline, started_at)
     recording = [asyncio.ensure_future(recorders.record_series()), asyncio.ensure_future(recorders.record_memory())]
+    director = None if chaos is None else chaos.start(pipeline, started_at)
     try:
-        await _load(pipeline, evaluation, order, watch, options, span)
+        loading = asyncio.ensure_future(_load(pipeline, evaluation, order, watch, options, span))
+        try:
+            await asyncio.wait([loading, *([director.failed] if director else [])], return_when=asyncio.FIRST_COMPLETED)
+            if director is not None and director.failed.done():
+                director.failed.result()
+            await loading
+            seconds = time.monotonic() - started_at
+            log.ended(now=time.monotonic())
+            if director is not None:
+                await director.finish()  # every node is to say what it did
+        finally:
+            loading.cancel()
+            await asyncio.wait((loading,))
     finally:
         for recorder in recording:
             recorder.cancel()
-    seconds = time.monotonic() - started_at
-    log.ended(now=time.monotonic())
-    after = await pipeline.stats()
-    return _report(pipeline, options, log, before, after, recorders, seconds), log
+        if director is not None:
+            await director.abort()
+    after = await _last_stats(pipeline)
+    report = _report(pipeline, options, log, before, after, recorders, seconds)
+    if chaos is not None and director is not None:
+        report["chaos"] = await chaos.report(pipeline, director, log, started_at=started_at, seconds=seconds)
+    return report, log
+
+
+async def _last_stats(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Every node's counters. One that has just come back may not have heard the first question."""
+    until = time.monotonic() + STATS_SECONDS
+    while True:
+        stats = await pipeline.stats(timeout=1.0)
+        if len(stats) == len(pipeline.topology.nodes) or time.monotonic() > until:
+            return stats
 
 
 async def _load(pipeline: Pipeline, evaluation: Evaluation, order: Order, watch: Watch, options: BenchOptions, span: Span) -> None:
@@ -261,7 +311,7 @@ class Recorders:
 
     Attributes:
         series: the source's admission state over time.
-        memory: #: every node's resident set, by rank, about once a second; at most MOST_ROWS.
+        memory: #: every node's resident set, by rank, None where one did not answer; about once a second, at most MOST_ROWS.
     """
 
     def __init__(self, pipeline: Pipeline, started_at: float) -> None:
@@ -279,10 +329,12 @@ class Recorders:
     async def record_memory(self) -> None:
         """Runs until it is cancelled."""
         first = self._pipeline.source.counts.results
+        ranks = range(len(self._pipeline.topology.nodes))
         while True:
             nodes = await self._pipeline.stats()
             results = self._pipeline.source.counts.results - first
-            self.memory.append({"results": results, "rss_mb": [round(stats["rss_bytes"] / 1e6, 2) for stats in nodes]})
+            known = {stats["rank"]: round(stats["rss_bytes"] / 1e6, 2) for stats in nodes}
+            self.memory.append({"results": results, "rss_mb": [known.get(rank) for rank in ranks]})
             self.memory = self.memory if len(self.memory) < MOST_ROWS else self.memory[::2]
             await asyncio.sleep(MEMORY_SECONDS)
 

@@ -28,6 +28,13 @@ from zpipe.errors import ConfigError
 @load_options
 @click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")
 @click.option(
+    "--chaos",
+    metavar="SPEC",
+    help="Faults while it runs: 'kill every 5s', 'stop 2s every 5s', 'terminate every 5s', 'rolling', 'down 2s every 5s', 'slow "
+    "1Mbit/s 3s every 10s', 'reset every 5s', 'flip every 2s', 'corrupt 1%', 'calm 60s every 120s'; several joined by ';'. Also "
+    "'kill 3s node 2 poisson 10s', 'reset link 0-1 at 5s'. Random nodes and links, from the seed; no root needed.",
+)
+@click.option(
     "--suite",
     metavar="NAME",
     help="A whole evaluation instead of one run: `mdi-exit`. Writes NAME.html, and the figures as NAME.json.",

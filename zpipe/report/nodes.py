@@ -6,8 +6,12 @@ from typing import Any
 
 
 def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The report's `nodes`: what each node did between two looks at its counters; None where a simulated node has none."""
-    first = {stats["rank"]: stats for stats in before}
+    """The report's `nodes`: what each node did between two looks at its counters; None where a simulated node has none.
+
+    A node that was started again between them counts from that start (`restarted`): what it did before ended with its process.
+    """
+    first = _same_start(before, after)
+    looked_at = {stats["rank"] for stats in before}
     rows = []
     for stats in after:
         old = first.get(stats["rank"], {})
@@ -36,6 +40,7 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                 "rss_mb": None if stats["rss_bytes"] is None else stats["rss_bytes"] / 1e6,
                 "sent_bytes": int(grown("sent_bytes")),
                 "sent_inputs": int(grown("sent_inputs")),
+                "restarted": stats["rank"] in looked_at and stats["rank"] not in first,
             }
         )
     return rows
@@ -43,7 +48,7 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
 
 def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
     """The report's `links`: what each direction carried between two looks, and its smoothed round trip at the end."""
-    first = {(stats["rank"], link["to"]): link for stats in before for link in stats["links"]}
+    first = {(rank, link["to"]): link for rank, stats in _same_start(before, after).items() for link in stats["links"]}
     rows = []
     for stats in after:
         for link in stats["links"]:
@@ -59,6 +64,12 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                 }
             )
     return rows
+
+
+def _same_start(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """{rank: its counters before}, of those that ran all the time between; simulated ones have no session and always did."""
+    sessions = {stats["rank"]: stats.get("session") for stats in after}
+    return {stats["rank"]: stats for stats in before if stats.get("session") == sessions.get(stats["rank"])}
 
 
 def quantile(histogram: dict[int, int], q: float) -> int:

@@ -19,7 +19,7 @@ def render(report: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts = (_headline, _latency, _exits, _nodes, _footnotes)
+    parts = (_headline, _latency, _exits, *((_chaos,) if "chaos" in report else ()), _nodes, _footnotes)
     lines: list[RenderableType] = [item for part in parts for item in (Text(), part(report))]
     return Group(*lines)
 
@@ -82,6 +82,33 @@ def _exits(report: dict[str, Any]) -> RenderableType:
     return table  # type: ignore[no-any-return]
 
 
+def _chaos(report: dict[str, Any]) -> RenderableType:
+    """What went wrong on purpose, and how soon it was mended."""
+    from rich.console import Group
+    from rich.text import Text
+
+    chaos = report["chaos"]
+    columns = ("times", "skipped", "harmless", "repaired p50", "p99", "max", "all max", "back max")
+    table = plain_table(("fault, s", "left"), *[(name, "right") for name in columns])
+    for action, row in chaos["summary"].items():
+        repaired, whole, back = (row[f"{key}_seconds"] for key in ("repaired_after", "all_repaired_after", "back_after"))
+        seconds = (repaired["p50"], repaired["p99"], repaired["max"], whole["max"], back["max"])
+        counts = (row["events"], row["skipped"], row["harmless"])
+        table.add_row(action, *map(str, counts), *[number(value, ".2f") for value in seconds])
+    throughput, labels = chaos["throughput"], chaos["labels"]
+    lines = [f"results/s with faults {number(throughput['faults_hz'])}"]
+    if throughput["ratio"] is not None:
+        lines[0] += f", without {number(throughput['calm_hz'])}: {percent(throughput['ratio'])}"
+    if labels is not None:
+        lines.append(f"other answers than without faults: {labels['other_label']:,} labels, {labels['other_exit']:,} exits")
+    damage = {key: sum(row[key] for row in chaos["damage"].values()) for key in ("messages", "corrupted", "flipped")}
+    if damage["corrupted"] or damage["flipped"]:
+        lines.append(
+            f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
+        )
+    return Group(table, Text("\n".join(lines)))
+
+
 def _nodes(report: dict[str, Any]) -> RenderableType:
     if len(report["nodes"]) > MOST_NODES:
         return _many_nodes(report["nodes"])
@@ -123,6 +150,9 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
         lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
     if report["raw_inputs_sent"]:
         lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,}")
+    restarted = [str(row["rank"]) for row in report["nodes"] if row.get("restarted")]
+    if restarted:
+        lines.append(f"counters of nodes {', '.join(restarted)}: since they were last started")
     if report["simulated"]:
         lines.append(
             f"simulated: {report['events']:,} events, {percent(report['nodes_running_share'])} of the nodes ran a stage; "

@@ -6,12 +6,14 @@
     out  {"ready": true}                                       every neighbour said Hello
     out  {"error": "one line"}                                 instead of any of the above; exit code 2
 
-It lives until its standard input ends, so it cannot outlive whoever started it. Ctrl-C is for the parent to act on.
+It lives until its standard input ends, so it cannot outlive whoever started it; on Linux the kernel wakes one that is stopped
+(SIGSTOP) when its parent dies, so that it sees that end. Ctrl-C is for the parent to act on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -28,6 +30,9 @@ from zpipe.runtime.node import Node
 from zpipe.topology import from_dict
 
 log = logging.getLogger("zpipe.child")
+
+#: From linux/prctl.h: the signal this process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
 
 
 def say(message: dict[str, Any]) -> None:
@@ -87,9 +92,16 @@ async def _until_end(lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
     stop.set()
 
 
+def wake_when_orphaned() -> None:
+    """Has the kernel send SIGCONT when the parent dies: to one that runs that is nothing, to a stopped one it is the way out."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
+
+
 def main() -> int:
     """Entry point; errors go to the parent in one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wake_when_orphaned()
     logging.basicConfig(level=os.environ.get("ZPIPE_LOG", "ERROR"), format="%(message)s")
     try:
         return run(serve())

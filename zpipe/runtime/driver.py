@@ -412,6 +412,7 @@ class Driver:
         cpu = self._process.cpu_times()
         stats: dict[str, Any] = {
             "rank": self.rank,
+            "session": self.session,
             "stages": list(policy.config.stages),
             "cpu_seconds": cpu.user + cpu.system,
             "rss_bytes": self._process.memory_info().rss,

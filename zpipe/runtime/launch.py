@@ -1,11 +1,13 @@
-"""The other ranks of a topology as processes of this machine."""
+"""The other ranks of a topology as processes of this machine: started, ended, and killed or stopped where faults are wanted."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ log = logging.getLogger("zpipe.launch")
 START_SECONDS = 120.0
 #: What a child gets to end by itself before it is killed.
 STOP_SECONDS = 5.0
+#: What a child that was told to end gets for what it holds, before it is killed and started anew.
+END_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Launcher:
         trace: a folder where each records its policy's rounds.
 
     Attributes:
+        processes: #: {rank: the process it runs in now}
+        restarts: #: {rank: how often it was started again}
         crashed: done with a one-line error when a rank ended that nobody told to.
     """
 
@@ -66,8 +72,12 @@ class Launcher:
         self._trace = trace
         self.processes: dict[int, asyncio.subprocess.Process] = {}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers: list[asyncio.Task[None]] = []
+        self.restarts: Counter[int] = Counter()
+        self._watchers: dict[int, asyncio.Task[None]] = {}  #: {rank: task}, of those that nobody told to end
         self._closing = False
+        self._paused: set[int] = set()
+        self._bound: dict[int, str] = {}  #: {rank: address}, of those started here
+        self._told: dict[int, dict[str, str]] = {}  #: {rank: {other rank: where it is for this one}}
 
     async def start(self) -> dict[int, str]:
         """Starts every rank; returns {rank: address} once all are bound and have their stages loaded.
@@ -77,12 +87,20 @@ class Launcher:
         """
         await asyncio.gather(*[self._spawn(rank) for rank in self.ranks])
         answers = await asyncio.gather(*[self._answer(rank, "address") for rank in self.ranks])
-        return {rank: str(address) for rank, address in zip(self.ranks, answers, strict=True)}
+        self._bound = {rank: str(address) for rank, address in zip(self.ranks, answers, strict=True)}
+        return dict(self._bound)
 
-    def introduce(self, addresses: Mapping[int, str]) -> None:
-        """Tells every rank where all the others are."""
-        for rank in self.ranks:
-            self._tell(rank, {"addresses": {str(other): address for other, address in addresses.items()}})
+    def introduce(self, addresses: Mapping[int, str], detours: Mapping[int, Mapping[int, str]] | None = None) -> None:
+        """Tells every rank where all the others are.
+
+        Args:
+            addresses: {rank: address}.
+            detours: {viewer: {rank: address}} where that viewer is to reach a rank at another address, such as a relay's.
+        """
+        for viewer in self.ranks:
+            seen = {**addresses, **(detours or {}).get(viewer, {})}
+            self._told[viewer] = {str(rank): address for rank, address in seen.items()}
+            self._tell(viewer, {"addresses": self._told[viewer]})
 
     async def ready(self) -> None:
         """Returns once every rank has met its neighbours.
@@ -92,17 +110,65 @@ class Launcher:
         """
         await asyncio.gather(*[self._answer(rank, "ready") for rank in self.ranks])
         for rank in self.ranks:
-            self._watchers.append(asyncio.get_running_loop().create_task(self._watch(rank)))
+            self._watch(rank)
+
+    # ---- faults on purpose ---------------------------------------------------------------------
+
+    def kill(self, rank: int) -> None:
+        """Ends a rank at once (SIGKILL); it says no Bye, and this is no crash. `restart` brings it back."""
+        self._expect_end(rank)
+        self._paused.discard(rank)
+        self._signal(rank, signal.SIGKILL)
+
+    def terminate(self, rank: int) -> None:
+        """Asks a rank to end in order (SIGTERM); this is no crash. `restart` waits until it has."""
+        self._expect_end(rank)
+        self._signal(rank, signal.SIGTERM)
+
+    def pause(self, rank: int) -> None:
+        """Stops a rank (SIGSTOP): it does nothing, and its connections stay, until `resume`."""
+        self._paused.add(rank)
+        self._signal(rank, signal.SIGSTOP)
+
+    def resume(self, rank: int) -> None:
+        """Lets a paused rank go on (SIGCONT)."""
+        self._paused.discard(rank)
+        self._signal(rank, signal.SIGCONT)
+
+    async def restart(self, rank: int) -> None:
+        """Starts a rank anew at the address it had; returns once it has met its neighbours, who must be there for that.
+
+        One that was told to end is waited for, then killed; one that was not is terminated first.
+
+        Raises:
+            ConfigError: it could not start; its own line says why.
+        """
+        if rank in self._watchers:
+            self.terminate(rank)
+        await self._end(self.processes[rank], END_SECONDS)
+        self.restarts[rank] += 1
+        await self._spawn(rank)
+        if self._closing:  # meanwhile; `aclose` has ended the one before
+            await self._end(self.processes[rank], 0.0)
+            return
+        await self._answer(rank, "address")
+        self._tell(rank, {"addresses": self._told[rank]})
+        await self._answer(rank, "ready")
+        self._watch(rank)
+
+    # ---- the end -------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Ends every process: by closing its input, then by force. None is left behind."""
+        """Ends every process: by closing its input, then by force. None is left behind, paused ones included."""
         self._closing = True
-        for watcher in self._watchers:
+        for watcher in self._watchers.values():
             watcher.cancel()
+        for rank in list(self._paused):
+            self.resume(rank)
         for process in self.processes.values():
             if process.stdin is not None:
                 process.stdin.close()
-        await asyncio.gather(*[self._end(process) for process in self.processes.values()])
+        await asyncio.gather(*[self._end(process, STOP_SECONDS) for process in self.processes.values()])
         if self.crashed.done():
             self.crashed.exception()
         else:
@@ -120,8 +186,9 @@ class Launcher:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the parent alone, who ends us in order
         )
-        trace = None if self._trace is None else str(trace_file(self._trace, rank))
-        self._tell(rank, {"topology": self.topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace})
+        trace = None if self._trace is None else str(trace_file(self._trace, rank, restarts=self.restarts[rank]))
+        topology = self.topology.with_addresses({rank: self._bound[rank]}) if rank in self._bound else self.topology
+        self._tell(rank, {"topology": topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace})
 
     def _tell(self, rank: int, message: dict[str, Any]) -> None:
         stdin = self.processes[rank].stdin
@@ -138,7 +205,7 @@ class Launcher:
                 f"node {rank} did not start within {START_SECONDS:.0f} s; set ZPIPE_LOG=DEBUG to see what it does"
             ) from None
         if not line:
-            await self._end(process)  # a pipe may end before its process does
+            await self._end(process, STOP_SECONDS)  # a pipe may end before its process does
             found = f"exit code {process.returncode}"
             raise ConfigError(f"node {rank} ended at start with {found}; its own message stands above")
         message = json.loads(line)
@@ -146,8 +213,21 @@ class Launcher:
             raise ConfigError(f"node {rank}: {message['error']}")
         return message[key]
 
-    async def _watch(self, rank: int) -> None:
-        process = self.processes[rank]
+    def _signal(self, rank: int, number: signal.Signals) -> None:
+        try:
+            self.processes[rank].send_signal(number)
+        except ProcessLookupError:  # it ended a moment ago, which its watcher tells
+            pass
+
+    def _expect_end(self, rank: int) -> None:
+        watcher = self._watchers.pop(rank, None)
+        if watcher is not None:
+            watcher.cancel()
+
+    def _watch(self, rank: int) -> None:
+        self._watchers[rank] = asyncio.get_running_loop().create_task(self._watched(rank, self.processes[rank]))
+
+    async def _watched(self, rank: int, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         line = await process.stdout.readline()  # nothing more is said but an error, or the end
         code = await process.wait()
@@ -157,9 +237,10 @@ class Launcher:
         log.warning("node %d ended with exit code %d%s", rank, code, said)
         self.crashed.set_exception(ZpipeError(f"node {rank} ended by itself (exit code {code}){said}"))
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: asyncio.subprocess.Process, seconds: float) -> None:
+        """Waits for a process to end by itself, then ends it by force."""
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), seconds)
         except asyncio.TimeoutError:
             process.kill()
             await process.wait()

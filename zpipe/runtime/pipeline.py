@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,8 @@ log = logging.getLogger("zpipe.pipeline")
 
 #: Takes the outcome of one sample.
 Done = Callable[[Outcome], None]
+#: Given {rank: address} once all are bound: {viewer: {rank: address}} where that viewer is to reach a rank elsewhere.
+Detours = Callable[[Mapping[int, str]], Awaitable[Mapping[int, Mapping[int, str]]]]
 
 
 class Pipeline:
@@ -63,6 +65,7 @@ class Pipeline:
         trace: str | Path | None = None,
         sites: Mapping[int, Site] | None = None,
         insecure: bool = False,
+        detours: Detours | None = None,
     ) -> None:
         given = topology if isinstance(topology, Topology) else load_topology(topology)
         if insecure or (sites and not given.security.keys):  # boards made of this machine are nobody else's to reach
@@ -88,6 +91,7 @@ class Pipeline:
             raise ConfigError(f"deadline: found {deadline}, expected seconds above 0")
         self._launch = launch
         self._sites = sites
+        self._detours = detours
         self._seed = seed
         self._trace = None if trace is None else _folder(Path(trace))
         self._config = source_config(
@@ -118,6 +122,7 @@ class Pipeline:
             options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `deadline` (seconds),
                 `seed`; what is not given is the topology's. `trace`: a folder where every rank started here records its policy's
                 rounds, for `zpipe replay`. `sites`: {rank: Site} where this machine's boards are several, as in the edge lab.
+                `detours`: awaited once every rank is bound, it says who is to reach whom elsewhere, as through relays.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
@@ -188,8 +193,9 @@ class Pipeline:
         )
         addresses[self.rank] = await self._driver.start()
         if self._launcher is not None:
-            self._launcher.introduce(addresses)
-            self.topology = self.topology.with_addresses(addresses)
+            detours = {} if self._detours is None else await self._detours(addresses)
+            self._launcher.introduce(addresses, detours)
+            self.topology = self.topology.with_addresses({**addresses, **detours.get(self.rank, {})})
         self._driver.connect(self.topology)
         if self._launcher is not None:
             await self._launcher.ready()

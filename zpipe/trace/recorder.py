@@ -24,9 +24,9 @@ LIMIT_BYTES = 1_000_000_000
 BUFFER_BYTES = 1 << 16
 
 
-def trace_file(folder: Path, rank: int) -> Path:
-    """Where a node's trace lies when a run has one per rank."""
-    return folder / f"node-{rank}.trace.jsonl"
+def trace_file(folder: Path, rank: int, *, restarts: int = 0) -> Path:
+    """Where a node's trace lies when a run has one per rank, and one more for each time it was started again."""
+    return folder / (f"node-{rank}-{restarts}.trace.jsonl" if restarts else f"node-{rank}.trace.jsonl")
 
 
 def raised(error: Exception) -> dict[str, str]:

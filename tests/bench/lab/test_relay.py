@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 
 from tests.runtime.mesh import run, turns_until
 from zpipe.bench.lab import relay as module
-from zpipe.bench.lab.relay import Address, Relay
+from zpipe.bench.lab.relay import Address, Relay, obey
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -113,6 +114,31 @@ def test_stalled_relay_takes_bytes_up_to_its_limit_and_hands_them_on_after(monke
             assert not reading.done()
             s.relay.stall(0.0)
             assert await reading == data
+
+    run(main)
+
+
+def test_slow_link_holds_bytes_back_and_lets_them_go_once_it_is_fast_again() -> None:
+    async def main() -> None:
+        async with setting() as s:
+            (_, writer), (far_reader, _) = await s.connect()
+            s.relay.set(bandwidth_bps=0.01, burst_seconds=math.inf)
+            writer.write(b"x" * 1000)
+            await turns_until(lambda: s.held_bytes() == 1000)
+            s.relay.set(bandwidth_bps=math.inf)
+            assert await far_reader.readexactly(1000) == b"x" * 1000
+
+    run(main)
+
+
+def test_bit_that_is_asked_for_is_flipped_on_its_way() -> None:
+    async def main() -> None:
+        async with setting() as s:
+            (_, writer), (far_reader, _) = await s.connect()
+            assert obey(s.relay, {"flip": 1}) == {"done": True}
+            writer.write(bytes(1000))
+            assert sum(byte.bit_count() for byte in await far_reader.readexactly(1000)) == 1
+            assert obey(s.relay, {"counts": True})["flipped"] == 1
 
     run(main)
 

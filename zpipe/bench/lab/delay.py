@@ -51,6 +51,10 @@ class Way:
         jitter = self._rng.uniform(0.0, link.jitter_seconds) if link.jitter_seconds else 0.0
         return self._sent_at + link.latency_seconds + jitter
 
+    def catch_up(self, *, now: float) -> None:
+        """Bandwidth has risen: what the cable has not got out yet counts no more, `DelayLine.retime` has it sent anew."""
+        self._sent_at = min(self._sent_at, now)
+
 
 class DelayLine:
     """One direction of one stream: first in, first out, each piece not before its time.
@@ -72,6 +76,13 @@ class DelayLine:
             due = max(due, self._pieces[-1][0])
         self._pieces.append((due, piece))
         self.held_bytes += size_bytes
+
+    def retime(self, *, now: float) -> None:
+        """What waits goes out at the link's present pace where that is earlier."""
+        last = 0.0
+        for place, (due, piece) in enumerate(self._pieces):
+            last = max(last, min(due, self._way.due(len(piece or b""), now=now)))
+            self._pieces[place] = (last, piece)
 
     def next_wakeup(self) -> float | None:
         """When the next piece is due; None while the line is empty."""

@@ -191,6 +191,32 @@ class EdgeLab:
         """
         self._relay(between).tell({"reset": True})
 
+    def corrupt(self, between: tuple[int, int], share: float) -> None:
+        """Flips one bit in the body of this share (0..1) of the link's ZeroMQ messages, either way, from now on.
+
+        Raises:
+            ConfigError: no such link, or it has no relay.
+        """
+        relay = self._relay(between)
+        _check("share", share)
+        relay.tell({"corrupt": share})
+
+    def flip(self, between: tuple[int, int]) -> None:
+        """Flips one bit anywhere in what passes next, framing included.
+
+        Raises:
+            ConfigError: no such link, or it has no relay.
+        """
+        self._relay(between).tell({"flip": 1})
+
+    def damage(self, between: tuple[int, int]) -> dict[str, int]:
+        """How many `messages` a link's relay has seen, `corrupted`, and bits `flipped` elsewhere.
+
+        Raises:
+            ConfigError: no such link, or it has no relay.
+        """
+        return self._relay(between).tell({"counts": True})
+
     # ---- inside --------------------------------------------------------------------------------
 
     def _relay(self, between: tuple[int, int]) -> _RelayProcess:
@@ -236,17 +262,17 @@ class _RelayProcess:
         Raises:
             ZpipeError: it could not start.
         """
-        self._await_done()
+        self._answer()
 
-    def tell(self, order: dict[str, Any]) -> None:
-        """Gives an order; returns once it has taken effect.
+    def tell(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Gives an order; returns the answer once it has taken effect.
 
         Raises:
             ZpipeError: the relay ended.
         """
         with self._lock:
             self._write(order)
-            self._await_done()
+            return self._answer()
 
     def close(self) -> None:
         """Ends it: by closing its input, then by force."""
@@ -268,13 +294,14 @@ class _RelayProcess:
         except BrokenPipeError:
             pass  # the answer, or its absence, says more
 
-    def _await_done(self) -> None:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        said = json.loads(line) if line else {"error": "it ended without a word"}
+        said: dict[str, Any] = json.loads(line) if line else {"error": "it ended without a word"}
         if "error" in said:
             low, high = self.cable.link.between
             raise ZpipeError(f"lab: the relay of link {low}-{high} failed: {said['error']}")
+        return said
 
 
 # ---- what labs leave ---------------------------------------------------------------------------

@@ -4,7 +4,9 @@
     out  {"done": true}                                     it listens
     in   {"set": {"latency_seconds": 0.02, ...}}            any of `delay.Conditions`
     in   {"stall": 2.5}, {"reset": true}                    as `EdgeLab.stall` and `reset`
-    out  {"done": true}                                     after each: it took effect
+    in   {"corrupt": 0.01}, {"flip": 1}                     as `EdgeLab.corrupt` and `flip`
+    in   {"counts": true}                                   asks for `Damage.counts`
+    out  {"done": true}                                     after each: it took effect; or the counts
     out  {"error": "one line"}                              instead; exit code 2
 
 Its namespace delivers whatever arrives on the link to the relay, whoever it was meant for (policy routing, IP_TRANSPARENT): so a
@@ -28,6 +30,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from zpipe.bench.lab.damage import Damage, Stream
 from zpipe.bench.lab.delay import BROKEN, END, Conditions, DelayLine, Piece, Way
 
 log = logging.getLogger("zpipe.lab")
@@ -35,6 +38,8 @@ log = logging.getLogger("zpipe.lab")
 Address = tuple[str, int]
 #: Given where a connection was made to and where it came from: the socket to go on with, and where to connect it.
 Dial = Callable[[Address, Address], tuple[socket.socket, Address]]
+#: Given the same two: names of the directions that lead to the one and to the other.
+Directions = Callable[[Address, Address], tuple[str, str]]
 
 #: A stream's reader is stopped from here on: what a kernel's send buffer holds at most by default (tcp_wmem), enough for
 #: 100 ms at 335 Mbit/s.
@@ -57,6 +62,7 @@ class _End(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None  #: None before it is made and after it is lost
         self.writable = True
         self.ended = False  #: END has come out of our line
+        self._stream = Stream(relay.damage)
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,19 +71,24 @@ class _End(asyncio.Protocol):
         self.relay.ends.add(self)
         if self.other is None:
             transport.pause_reading()  # until there is somebody to pass it on to
-            self.line = DelayLine(self.relay.way(transport.get_extra_info("sockname")[0]))
+            self.line = DelayLine(self.relay.ways(transport)[0])
             self.relay.reach(self)
         else:
             assert self.other.transport is not None
-            self.line = DelayLine(self.relay.way(self.other.transport.get_extra_info("peername")[0]))
+            self.line = DelayLine(self.relay.ways(self.other.transport)[1])
 
     def data_received(self, data: bytes) -> None:
-        self.line.push(bytes(data), now=self.relay.now())
+        self._push(self._stream.feed(bytes(data)))
         if self.line.held_bytes > HELD_BYTES and self.transport is not None:
             self.transport.pause_reading()
         self.pump()
 
+    def _push(self, data: bytes) -> None:
+        if data:  # an empty piece would be the END
+            self.line.push(data, now=self.relay.now())
+
     def eof_received(self) -> bool:
+        self._push(self._stream.flush())
         self.line.push(END, now=self.relay.now())
         self.pump()
         return True  # the other direction may go on
@@ -85,6 +96,7 @@ class _End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         if exc is not None:
+            self._push(self._stream.flush())
             self.line.push(BROKEN, now=self.relay.now())  # behind what it sent before
             self.pump()
 
@@ -159,17 +171,23 @@ class Relay:
     """Passes TCP connections on, both ways, under the conditions of a link.
 
     Args:
-        rng: the jitter's dice.
+        rng: the dice of jitter and damage.
         dial: how a connection goes on.
+        directions: which share bandwidth; by hosts, where every node has one of its own.
+
+    Attributes:
+        conditions, damage: of the link now.
     """
 
-    def __init__(self, *, rng: random.Random, dial: Dial) -> None:
+    def __init__(self, *, rng: random.Random, dial: Dial, directions: Directions = lambda to, back: (to[0], back[0])) -> None:
         self.conditions = Conditions()
+        self.damage = Damage(rng)
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
         self.ends: set[_End] = set()
         self._rng = rng
         self._dial = dial
+        self._directions = directions
         self._ways: dict[str, Way] = {}  #: {where they lead: way}
         self._servers: list[asyncio.Server] = []
         self._reaching: set[asyncio.Task[None]] = set()
@@ -179,14 +197,25 @@ class Relay:
         for listener in listeners:
             self._servers.append(await self.loop.create_server(lambda: _End(self), sock=listener))
 
-    def way(self, host: str) -> Way:
-        """The direction that leads to a host."""
-        return self._ways.setdefault(host, Way(self.conditions, rng=self._rng))
+    def ways(self, accepted: asyncio.BaseTransport) -> tuple[Way, Way]:
+        """The directions of an accepted connection: to where it was made to, and back."""
+        there, back = self._directions(accepted.get_extra_info("sockname"), accepted.get_extra_info("peername"))
+        return self._way(there), self._way(back)
+
+    def _way(self, name: str) -> Way:
+        return self._ways.setdefault(name, Way(self.conditions, rng=self._rng))
 
     def set(self, **conditions: float) -> None:
-        """Changes some of the link's `Conditions`, for what arrives from now on."""
+        """Changes some of the link's `Conditions`, for what arrives from now on. More bandwidth is for what waits, too."""
+        more = conditions.get("bandwidth_bps", 0.0) > self.conditions.bandwidth_bps
         for name, value in conditions.items():
             setattr(self.conditions, name, value)
+        if more:
+            for way in self._ways.values():
+                way.catch_up(now=self.now())
+            for end in list(self.ends):
+                end.line.retime(now=self.now())
+                end.pump()
 
     def stall(self, seconds: float) -> None:
         """Nothing passes for so long from now; 0 ends a stall."""
@@ -257,7 +286,8 @@ def _transparent() -> socket.socket:
     return sock
 
 
-def _say(message: dict[str, Any]) -> None:
+def say(message: dict[str, Any]) -> None:
+    """Writes one line to the parent, who may be gone."""
     try:
         os.write(1, json.dumps(message).encode() + b"\n")
     except OSError:
@@ -275,21 +305,28 @@ async def _serve() -> None:
     relay = Relay(rng=random.Random(spec["seed"]), dial=transparent_dial)
     try:
         await relay.listen(*[transparent_listener(port) for port in spec["ports"]])
-        _say({"done": True})
+        say({"done": True})
         while line := await lines.readline():
-            _obey(relay, json.loads(line))
-            _say({"done": True})
+            say(obey(relay, json.loads(line)))
     finally:
         await relay.aclose()
 
 
-def _obey(relay: Relay, order: dict[str, Any]) -> None:
+def obey(relay: Relay, order: dict[str, Any]) -> dict[str, Any]:
+    """Carries out one order of the module's docstring; returns the answer."""
+    if "counts" in order:
+        return relay.damage.counts()
     if "set" in order:
         relay.set(**order["set"])
     elif "stall" in order:
         relay.stall(order["stall"])
+    elif "corrupt" in order:
+        relay.damage.share = order["corrupt"]
+    elif "flip" in order:
+        relay.damage.flips += order["flip"]
     else:
         relay.reset()
+    return {"done": True}
 
 
 def _hurry() -> None:
@@ -310,7 +347,7 @@ def main() -> int:
     try:
         loop.run_until_complete(_serve())
     except Exception as exc:
-        _say({"error": " ".join(f"{type(exc).__name__}: {exc}".split())})
+        say({"error": " ".join(f"{type(exc).__name__}: {exc}".split())})
         return 2
     finally:
         loop.close()

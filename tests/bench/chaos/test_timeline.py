@@ -1,0 +1,173 @@
+"""The report's `chaos` from a log and events made by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zpipe.bench.chaos.answers import Answers, right_answers
+from zpipe.bench.chaos.director import Event
+from zpipe.bench.chaos.schedule import Fault
+from zpipe.bench.chaos.spec import parse_chaos
+from zpipe.bench.chaos.timeline import MOST_STEPS, chaos_report
+from zpipe.bundle import load_bundle
+from zpipe.model import NEVER_EXIT, Outcome, Result
+from zpipe.policy.exits import ExitLadder
+from zpipe.report import RunLog
+
+#: Where the log's clock stood when the run began, and what its samples had.
+START, DEADLINE = 1000.0, 10.0
+
+
+class Run:
+    """A log filled sample by sample."""
+
+    def __init__(self) -> None:
+        self.log = RunLog()
+
+    def sample(self, submitted: float, ended: float | None, *, attempts: int = 1, kind: str = "result", label: int = 0) -> None:
+        number = len(self.log)
+        self.log.submitted(number, number % 2, 0, deadline=START + submitted + DEADLINE)
+        if ended is None:
+            return
+        result = None
+        if kind == "result":
+            result = Result(number, label, "", 1.0, 0, ended - submitted, 0.0, 0.0, attempts)
+        self.log.outcome(Outcome(number, kind, ended - submitted, attempts, result), now=START + ended)  # type: ignore[arg-type]
+
+    def report(self, *events: Event, spec: str = "kill every 5s", seconds: float = 20.0, answers: Answers | None = None) -> Any:
+        return chaos_report(
+            parse_chaos(spec),
+            events,
+            self.log,
+            started_at=START,
+            deadline_seconds=DEADLINE,
+            seconds=seconds,
+            damage={"0-1": {"messages": 10, "corrupted": 1, "flipped": 0}},
+            answers=answers,
+        )
+
+
+def kill(at: float, *, back: float | None = 1.5, skipped: str = "") -> Event:
+    return Event(Fault(at, "kill", 2), at, back, back, skipped)
+
+
+def test_repair_is_timed_from_the_fault_to_the_first_result_that_needed_it() -> None:
+    run = Run()
+    run.sample(4.0, 5.1)  # open at the fault, but not hurt
+    run.sample(4.5, 6.0, attempts=2)
+    run.sample(4.9, 5.4, attempts=2)
+    run.sample(4.0, 4.8, attempts=2)  # over before
+    run.sample(5.2, 5.3, attempts=2)  # came after
+    run.sample(4.0, 5.2, attempts=2, kind="expired")  # no result
+    run.sample(4.0, None)
+    (row,) = run.report(kill(5.0))["timeline"]
+    assert row == {
+        "at_seconds": 5.0,
+        "action": "kill",
+        "target": "node 2",
+        "lasted_seconds": 1.5,
+        "back_after_seconds": 1.5,
+        "outstanding": 5,
+        "needed_repair": 2,
+        "repaired_after_seconds": pytest.approx(0.4),
+        "all_repaired_after_seconds": pytest.approx(1.0),
+    }
+
+
+def test_summary_counts_harmless_and_skipped_faults_apart_from_the_times() -> None:
+    run = Run()
+    for at in (5.0, 10.0, 15.0):
+        run.sample(at - 1.0, at + at / 10.0, attempts=2)
+    report = run.report(kill(5.0), kill(7.0), kill(10.0, back=2.5), kill(11.5, skipped="node 2 was not back yet"), kill(15.0))
+    row = report["summary"]["kill"]
+    assert (row["events"], row["skipped"], row["harmless"]) == (4, 1, 1)
+    assert row["repaired_after_seconds"]["p50"] == pytest.approx(1.0)
+    assert row["repaired_after_seconds"]["max"] == pytest.approx(1.5)
+    assert row["back_after_seconds"]["max"] == 2.5
+    assert report["timeline"][3]["skipped"] == "node 2 was not back yet"
+
+
+def test_damage_all_the_time_has_no_moment_to_be_repaired_from() -> None:
+    run = Run()
+    run.sample(0.0, 1.0, attempts=2)
+    report = run.report(Event(Fault(0.0, "corrupt", None, (0, 1), math.inf, 0.01), 0.0, 20.0), spec="corrupt 1%")
+    assert "repaired_after_seconds" not in report["timeline"][0]
+    assert report["summary"]["corrupt"]["repaired_after_seconds"]["max"] is None
+    assert report["damage"] == {"0-1": {"messages": 10, "corrupted": 1, "flipped": 0}}
+
+
+def test_throughput_with_faults_is_compared_with_the_calm_before_them() -> None:
+    run = Run()
+    for second in range(20):  # calm: 0-4, 8-12, 16-20
+        for place in range(4 if second % 8 < 4 else 3):
+            run.sample(second + place / 10, second + place / 10 + 0.05)
+    report = run.report(spec="kill every 1s; calm 4s", seconds=20.0)
+    throughput = report["throughput"]
+    assert (throughput["calm_hz"], throughput["faults_hz"]) == (pytest.approx(4.0), pytest.approx(3.0))
+    assert throughput["ratio"] == pytest.approx(0.75)
+    assert [row["ratio"] for row in throughput["cycles"]] == [pytest.approx(0.75)] * 2  # the third was cut short
+    assert report["results_per_step"] == {
+        "step_seconds": 1,
+        "results": [4, 4, 4, 4, 3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 3, 3, 4, 4, 4, 4],
+    }
+
+
+def test_without_calm_there_is_nothing_to_compare_with() -> None:
+    run = Run()
+    run.sample(0.0, 1.0)
+    throughput = run.report(seconds=2.0)["throughput"]
+    assert throughput == {"calm_hz": None, "faults_hz": 0.5, "ratio": None, "cycles": []}
+
+
+def test_samples_sent_again_in_the_calm_are_told() -> None:
+    run = Run()
+    run.sample(1.0, 2.0)
+    run.sample(1.0, 2.0, attempts=2)
+    run.sample(3.0, 5.0, attempts=2)  # ended among faults
+    run.sample(3.0, 9.0, attempts=2)  # ended in the next calm
+    run.sample(5.0, 6.0, attempts=2)
+    assert run.report(spec="kill every 1s; calm 4s")["calm"] == {"submitted": 4, "results": 2, "sent_again": 1}
+
+
+def test_other_labels_and_exits_than_recorded_are_counted() -> None:
+    run = Run()
+    run.sample(0.0, 1.0, label=0)
+    run.sample(0.0, 1.0, label=0)
+    run.sample(0.0, 1.0, label=5)
+    run.sample(0.0, 1.0, kind="expired")
+    answers = Answers(np.array([0, 0]), np.array([0, 1]))
+    assert run.report(answers=answers)["labels"] == {"compared": 3, "other_label": 1, "other_exit": 1}
+    assert run.report()["labels"] is None
+
+
+def test_series_of_a_long_run_has_longer_steps() -> None:
+    run = Run()
+    run.sample(0.0, 1.0)
+    series = run.report(seconds=3 * MOST_STEPS)["results_per_step"]
+    assert (series["step_seconds"], len(series["results"])) == (3, MOST_STEPS)
+
+
+def test_right_answers_leave_at_the_first_stage_that_is_sure_enough() -> None:
+    bundle = load_bundle("digits-mobilenetv2", verify=False)
+    replay, point = bundle.replay("none"), bundle.default_point
+    answers = right_answers(bundle, ExitLadder((point.thresholds,), 0), admission="aimd", codec="none")
+    assert answers is not None
+    shares = np.bincount(answers.stages, minlength=len(bundle.stages)) / len(answers.stages)
+    for index in range(0, bundle.evaluation_samples, 37):
+        sure = [stage for stage in range(4) if replay.confidences[index, stage] >= np.float32(point.thresholds[stage])]
+        expected = sure[0] if sure else 4
+        assert (answers.stages[index], answers.labels[index]) == (expected, replay.labels[index, expected])
+    assert shares.sum() == pytest.approx(1.0)
+    whole = right_answers(bundle, ExitLadder(((NEVER_EXIT,) * 5,), 0), admission="aimd", codec="none")
+    assert whole is not None
+    assert set(whole.stages.tolist()) == {4}
+
+
+def test_nobody_can_say_what_is_right_while_thresholds_move() -> None:
+    bundle = load_bundle("digits-mobilenetv2", verify=False)
+    ladder = ExitLadder(tuple(point.thresholds for point in bundle.operating_points), 0)
+    assert right_answers(bundle, ladder, admission="mdi-threshold", codec="none") is None

@@ -1,0 +1,152 @@
+"""What became of a run with faults: from its events and its log to the report's `chaos`. No clock, no IO.
+
+A sample *needed a repair* from a fault when it had been submitted before it, had no outcome yet, and came back as the result of a
+second or later attempt. `repaired_after_seconds` is from the fault to the first such result, `all_repaired_after_seconds` to the
+last. A sample that had been sent again before the fault for another reason counts, too: `calm.sent_again` says how often that is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.bench.chaos.answers import Answers
+from zpipe.bench.chaos.director import Event
+from zpipe.bench.chaos.spec import Chaos
+from zpipe.report import KINDS, RunLog, spread
+
+#: Most entries of the throughput series; a longer run has longer steps.
+MOST_STEPS = 1200
+#: Events kept in the timeline; the summary is of all of them.
+MOST_EVENTS = 5000
+RESULT = KINDS.index("result")
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+def chaos_report(
+    chaos: Chaos,
+    events: Sequence[Event],
+    log: RunLog,
+    *,
+    started_at: float,
+    deadline_seconds: float,
+    seconds: float,
+    damage: Mapping[str, Mapping[str, int]],
+    answers: Answers | None,
+) -> dict[str, Any]:
+    """The report's `chaos`; plain values.
+
+    Args:
+        chaos: what was asked for.
+        events: what was done.
+        log: every sample, all with the same deadline; its clock began at `started_at`.
+        seconds: from the first offer to the last outcome.
+        damage: per link, as its relay counted.
+        answers: the right ones, where that can be said.
+    """
+    columns = log.columns()
+    submitted = np.array(log.deadlines) - deadline_seconds - started_at
+    ended = np.where(columns["kind"] > 0, submitted + columns["latency"], np.inf)
+    answered = columns["kind"] == RESULT
+    again = answered & (columns["attempts"] > 1)
+    rows = [_row(event, submitted, ended, again) for event in events]
+    return {
+        "spec": chaos.text,
+        "timeline": rows[:MOST_EVENTS],
+        "summary": _summary(rows),
+        "throughput": _throughput(chaos, ended[answered], seconds),
+        "results_per_step": _series(ended[answered], seconds),
+        "calm": _calm(chaos, submitted, ended, answered, again),
+        "labels": None if answers is None else _labels(columns, answered, answers),
+        "damage": {link: dict(counts) for link, counts in damage.items()},
+    }
+
+
+def _row(event: Event, submitted: Floats, ended: Floats, again: Mask) -> dict[str, Any]:
+    fault, at = event.fault, event.at_seconds
+    row: dict[str, Any] = {"at_seconds": at, "action": fault.action, "target": fault.target}
+    if event.skipped:
+        return {**row, "skipped": event.skipped}
+    row |= {"lasted_seconds": event.lasted_seconds, "back_after_seconds": event.back_after_seconds}
+    if fault.action == "corrupt":  # damage all the time has no moment to be repaired from
+        return row
+    held = (submitted < at) & (ended > at)
+    repaired = ended[held & again] - at
+    return row | {
+        "outstanding": int(held.sum()),
+        "needed_repair": len(repaired),
+        "repaired_after_seconds": float(repaired.min()) if len(repaired) else None,
+        "all_repaired_after_seconds": float(repaired.max()) if len(repaired) else None,
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Per action: how many, after how many no sample needed a repair, and how long repairs and returns took."""
+    found: dict[str, Any] = {}
+    for action in dict.fromkeys(row["action"] for row in rows):
+        mine = [row for row in rows if row["action"] == action]
+        done = [row for row in mine if "skipped" not in row]
+        found[action] = {
+            "events": len(done),
+            "skipped": len(mine) - len(done),
+            "harmless": sum(row.get("needed_repair") == 0 for row in done),
+            **{
+                key: spread(np.array([row[key] for row in done if row.get(key) is not None]))
+                for key in ("back_after_seconds", "repaired_after_seconds", "all_repaired_after_seconds")
+            },
+        }
+    return found
+
+
+def _series(ended: Floats, seconds: float) -> dict[str, Any]:
+    """Results in each step of a second, or of several where there were too many."""
+    step = max(1, math.ceil(seconds / MOST_STEPS))
+    counts = np.bincount((ended / step).astype(int).clip(0), minlength=math.ceil(seconds / step))
+    return {"step_seconds": step, "results": counts.tolist()}
+
+
+def _throughput(chaos: Chaos, ended: Floats, seconds: float) -> dict[str, Any]:
+    """Results a second with faults and without, over all, and in each cycle that was completed."""
+    if not chaos.calm_seconds:
+        return {"calm_hz": None, "faults_hz": _rate(ended, 0.0, seconds), "ratio": None, "cycles": []}
+    cycles = []
+    calm = faults = calm_seconds = faults_seconds = 0.0
+    for number in range(math.ceil(seconds / chaos.cycle_seconds)):
+        start = number * chaos.cycle_seconds
+        middle, end = min(start + chaos.calm_seconds, seconds), min(start + chaos.cycle_seconds, seconds)
+        found = {"calm_hz": _rate(ended, start, middle), "faults_hz": _rate(ended, middle, end)}
+        if end == start + chaos.cycle_seconds:
+            cycles.append({**found, "ratio": found["faults_hz"] / found["calm_hz"] if found["calm_hz"] else None})
+        calm, calm_seconds = calm + found["calm_hz"] * (middle - start), calm_seconds + middle - start
+        faults, faults_seconds = faults + found["faults_hz"] * (end - middle), faults_seconds + end - middle
+    calm_hz = calm / calm_seconds if calm_seconds else None
+    faults_hz = faults / faults_seconds if faults_seconds else None
+    ratio = faults_hz / calm_hz if calm_hz and faults_hz is not None else None
+    return {"calm_hz": calm_hz, "faults_hz": faults_hz, "ratio": ratio, "cycles": cycles}
+
+
+def _rate(ended: Floats, start: float, end: float) -> float:
+    return float(((ended >= start) & (ended < end)).sum()) / (end - start) if end > start else 0.0
+
+
+def _calm(chaos: Chaos, submitted: Floats, ended: Floats, answered: Mask, again: Mask) -> dict[str, int]:
+    """Samples that came and went in the calm, and how many of them were sent again though nothing was wrong."""
+    calm = np.array([chaos.is_calm(time) for time in submitted], dtype=np.bool_)
+    ended_calm = np.array([chaos.is_calm(time) if math.isfinite(time) else False for time in ended], dtype=np.bool_)
+    whole = answered & calm & ended_calm & (ended - submitted < chaos.calm_seconds)
+    return {"submitted": int(calm.sum()), "results": int(whole.sum()), "sent_again": int((whole & again).sum())}
+
+
+def _labels(columns: Mapping[str, npt.NDArray[Any]], answered: Mask, answers: Answers) -> dict[str, int]:
+    index = columns["index"][answered]
+    return {
+        "compared": len(index),
+        "other_label": int((columns["label"][answered] != answers.labels[index]).sum()),
+        "other_exit": int((columns["stage"][answered] != answers.stages[index]).sum()),
+    }

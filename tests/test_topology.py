@@ -261,14 +261,15 @@ def test_neighbours_are_those_with_a_link_whatever_flows() -> None:
     assert topology.link(0, 2) is None
 
 
-def test_next_hop_takes_the_shortest_way_and_the_lowest_rank_on_ties() -> None:
+def test_answers_go_nearer_or_beside() -> None:
     everywhere = [{"rank": rank, "stages": [0, 1]} for rank in range(5)]
     links = [{"between": pair} for pair in ([0, 1], [0, 2], [1, 3], [2, 3], [3, 4])]
     topology = build({"bundle": "digits", "nodes": everywhere, "links": links})
-    assert topology.next_hop(3, 0) == 1
-    assert topology.next_hop(4, 0) == 3
-    assert topology.next_hop(0, 4) == 1
-    assert topology.next_hops(0) == {1: 0, 2: 0, 3: 1, 4: 3}
+    assert [topology.nearer(rank, 0) for rank in range(5)] == [(), (0,), (0,), (1, 2), (3,)]
+    assert [topology.beside(rank, 0) for rank in range(5)] == [()] * 5
+    assert topology.nearer(0, 4) == (1, 2)
+    ring = build({"bundle": "digits", "nodes": everywhere[:3], "links": "ring"})
+    assert (ring.nearer(1, 0), ring.beside(1, 0)) == ((0,), (2,))
 
 
 def test_node_and_source_are_found_by_rank() -> None:

@@ -123,7 +123,7 @@ class DrivenSource:
         self.source.lost(lost(sample, attempt, cause), held=held, now=now)
 
     def tick(self, now: float, *, held: tuple[int, ...] = (), queue_length: int = 0) -> None:
-        self.source.tick(queue_length=queue_length, held=lambda key: key.sample in held, now=now)
+        self.source.tick(queue_length=queue_length, under_way=lambda key, attempt: key.sample in held, now=now)
 
     def outcomes(self) -> list[tuple[int, str]]:
         """(sample, kind) since the last look."""

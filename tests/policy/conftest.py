@@ -65,5 +65,5 @@ def middle(make_node: NodeMaker) -> Driven:
         (1,),
         NeighbourConfig(0, lanes_in=(1,), window_in=4),
         NeighbourConfig(2, lanes_out=(2,), window_out=4),
-        next_hop={0: 0},
+        nearer={0: (0,)},
     )

@@ -16,6 +16,7 @@ from typing import Any
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
 from zpipe.policy.messages import (
+    BanPeer,
     BlockedReceived,
     Command,
     CreditReceived,
@@ -83,10 +84,7 @@ class Shape:
 
     def hops(self, rank: int) -> int:
         """From the source."""
-        count = 0
-        while rank != 0:
-            rank, count = self.next_hop(rank)[0], count + 1
-        return count
+        return self.distances()[rank]
 
     def connects(self, sender: int, receiver: int) -> bool:
         """Where no tasks pass either way, the lower rank connects all the same, for answers."""
@@ -95,7 +93,7 @@ class Shape:
     def neighbours(self, rank: int) -> list[int]:
         return sorted({b for a, b in self.links if a == rank} | {a for a, b in self.links if b == rank})
 
-    def next_hop(self, rank: int) -> dict[int, int]:
+    def distances(self) -> dict[int, int]:
         """Breadth first from the source, over the links."""
         hops, frontier = {0: 0}, [0]
         while frontier:
@@ -103,10 +101,18 @@ class Shape:
             for at in frontier:
                 for near in self.neighbours(at):
                     if near not in hops:
-                        hops[near] = at
+                        hops[near] = hops[at] + 1
                         found.append(near)
             frontier = found
-        return {} if rank == 0 else {0: hops[rank]}
+        return hops
+
+    def nearer(self, rank: int) -> tuple[int, ...]:
+        hops = self.distances()
+        return tuple(near for near in self.neighbours(rank) if hops[near] < hops[rank])
+
+    def beside(self, rank: int) -> tuple[int, ...]:
+        hops = self.distances()
+        return tuple(near for near in self.neighbours(rank) if hops[near] == hops[rank])
 
     def config(self, rank: int, session: int) -> NodeConfig:
         neighbours = []
@@ -128,7 +134,8 @@ class Shape:
             stages=self.stages[rank],
             gates=ExitGates((1.0,) * self.stage_count),
             neighbours=tuple(neighbours),
-            next_hop=self.next_hop(rank),
+            nearer={} if rank == 0 else {0: self.nearer(rank)},
+            beside={} if rank == 0 else {0: self.beside(rank)},
             farther={0: self.farther(rank)} if self.farther(rank) else {},
             max_batch=self.max_batch,
             own_slots=self.own_slots,
@@ -285,6 +292,8 @@ class Mesh:
                 self.outcomes.append((self.now, 1 + self._lives[rank], command))
             case ResetLink():
                 self.cut(rank, command.peer)
+            case BanPeer():
+                raise AssertionError(f"an honest neighbour was banned: {command}")
             case Discard():
                 pass
 

@@ -17,7 +17,7 @@ from zpipe.policy.state import NeighbourConfig
 def sender(lanes: tuple[int, ...] = (1,), window: int = 4, *, limit: int | None = None, carried: Any = None) -> OutgoingLink:
     link = OutgoingLink(lanes, window)
     link.open(5)
-    assert link.credit(Credit(5, 0, (), window if limit is None else limit, carried or {}), now=0.0)
+    link.credit(Credit(5, 0, (), window if limit is None else limit, carried or {}), now=0.0)
     return link
 
 
@@ -94,30 +94,29 @@ def test_a_repeated_or_older_credit_takes_nothing_back() -> None:
     link.send(task(0, 1), now=0.0)
     newer = Credit(5, 1, (), 5)
     link.credit(newer, now=1.0)
-    assert link.credit(newer, now=1.0)
-    assert link.credit(Credit(5, 0, (), 4), now=1.0)
+    assert link.credit(newer, now=1.0) == []
+    assert link.credit(Credit(5, 0, (), 4), now=1.0) == []
     assert (link.limit, link.outstanding) == (5, {})
     link.check()
 
 
 @pytest.mark.parametrize(
-    "credit",
-    [Credit(4, 0, (), 9), Credit(5, 2, (), 6), Credit(5, 0, (), 5)],
-    ids=["another epoch", "expects more than was sent", "limit beyond the window"],
+    ("credit", "believable"),
+    [(Credit(5, 2, (), 6), False), (Credit(5, 0, (), 5), False), (Credit(5, 1, (), 5), True), (Credit(5, 0, (), 4), True)],
+    ids=["expects more than was sent", "limit beyond the window", "all of it", "nothing new"],
 )
-def test_an_unbelievable_credit_changes_nothing(credit: Credit) -> None:
-    """L1, C3."""
+def test_what_a_receiver_may_say(credit: Credit, believable: bool) -> None:
+    """C3, R7."""
     link = sender()
     link.send(task(0, 1), now=0.0)
-    assert not link.credit(credit, now=1.0)
-    assert (link.limit, list(link.outstanding)) == (4, [0])
+    assert link.believable(credit) == believable
 
 
 def test_the_limit_of_credit_reaches_just_to_the_window() -> None:
     """C3: expected + window is believable, one more is not."""
     link = sender(limit=0)
-    assert link.credit(Credit(5, 0, (), 4), now=0.0)
-    assert link.limit == 4
+    assert link.believable(Credit(5, 0, (), 4))
+    assert not link.believable(Credit(5, 0, (), 5))
 
 
 def test_round_trip_is_send_to_credit_less_the_holding_time() -> None:
@@ -167,7 +166,7 @@ def test_a_gap_is_a_loss_and_costs_no_slot() -> None:
     assert take(link, 2) == [True]
     assert (link.gaps, link.expected, link.limit) == (2, 3, 6)
     assert link.due
-    assert link.credit(now=1.0) == Credit(5, 3, (2,), 6, {}, 0.0)
+    assert link.credit(now=1.0) == Credit(5, 3, (2,), 6, {}, 0.0, missed=(0, 1))
     link.check()
 
 
@@ -311,7 +310,7 @@ def test_the_size_of_a_frame_reaches_its_links_estimate(make_node: Callable[...,
     """A5: 4,000 bytes in a second instead of 400,000; of another epoch it means nothing."""
     for epoch, bits in ((OUT, 32_000.0), (OUT + 1, 3_200_000.0)):
         neighbour = NeighbourConfig(2, lanes_out=(2,), window_out=4, lane_bytes={2: 400_000.0}, bandwidth_bps=1.0)
-        node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), neighbour, next_hop={0: 0})
+        node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), neighbour, nearer={0: (0,)})
         node.receive(task(0, 1, 0))
         node.complete(False, now=0.0)
         node.tell(SendCompleted(2, epoch, 0, 1, 4_000))

@@ -495,15 +495,19 @@ def test_a_sample_that_waits_to_be_submitted_again_is_not_timed(source: DrivenSo
 
 
 def test_the_timer_of_an_earlier_attempt_is_void(source: DrivenSource) -> None:
-    """R3: attempt 2 began at 0.5 and has two seconds."""
+    """R3: attempt 2 began at 0.5 and has a second: nothing but timeouts doubles it."""
     source.submit(0)
     source.start(now=0.0)
     source.lost(0, now=0.5)
     source.start(now=0.5)
-    source.tick(2.4)
-    assert source.start(now=2.4) == []
-    source.tick(2.5)
-    assert source.start(now=2.5) == [(0, 3)]
+    source.tick(1.4)
+    assert source.start(now=1.4) == []
+    source.tick(1.5)
+    assert source.start(now=1.5) == [(0, 3)]
+    source.tick(3.4)
+    assert source.start(now=3.4) == []
+    source.tick(3.5)
+    assert source.start(now=3.5) == [(0, 4)]
 
 
 def test_timers_stay_within_the_budget_and_then_trickle(source: DrivenSource) -> None:

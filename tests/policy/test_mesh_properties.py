@@ -73,7 +73,7 @@ def test_without_faults_every_sample_is_a_result_and_every_queue_drains(
     assert mesh.kinds() == {sample: ["result"] for sample in range(count)}
     mesh.run_for(2.0)  # the last Credits come in
     _assert_empty(mesh)
-    assert all(node.counts.stale == node.counts.met_again == node.counts.bad_credit == 0 for node in mesh.nodes)
+    assert all(node.counts.stale == node.counts.met_again == node.counts.wrong_epoch_credit == 0 for node in mesh.nodes)
 
 
 @given(

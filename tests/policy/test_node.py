@@ -11,6 +11,7 @@ import pytest
 
 from tests.policy.build import INTO, OUT, Driven, about, answer, gate, key, lost, task
 from zpipe.model import Credit, Report, ResultRow
+from zpipe.policy.answers import MOST_STRANDED
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import (
@@ -132,7 +133,7 @@ def test_time_in_queues_and_in_the_executor_is_added_up(middle: Driven) -> None:
 
 def test_the_last_stage_answers_whatever_the_mask_says(make_node: MakeNode) -> None:
     """S4."""
-    last = make_node(2, (2,), NeighbourConfig(1, lanes_in=(2,), window_in=4), next_hop={0: 1})
+    last = make_node(2, (2,), NeighbourConfig(1, lanes_in=(2,), window_in=4), nearer={0: (1,)})
     (run,) = last.receive(task(0, 2, 0), peer=1)
     assert isinstance(run, RunStage)
     assert run.gate == gate(1, last=True)
@@ -147,7 +148,7 @@ def test_batches_are_filled_with_what_is_there_and_split_into_frames_of_max_batc
         NeighbourConfig(0, lanes_in=(1,), window_in=8),
         NeighbourConfig(2, lanes_out=(2,), window_out=8),
         max_batch=4,
-        next_hop={0: 0},
+        nearer={0: (0,)},
     )
     node.tell(PeerLost(2, outgoing=True, reason="cut"))
     node.receive(*[task(sample, 1, sample) for sample in range(6)])
@@ -443,7 +444,7 @@ def test_raw_inputs_go_on_only_away_from_their_source(make_node: MakeNode) -> No
         NeighbourConfig(2, lanes_in=(0, 1, 2), lanes_out=(0, 1, 2), window_in=8, window_out=8),
         offload="ddi",
         farther={0: (2,)},
-        next_hop={0: 0, 2: 2},
+        nearer={0: (0,), 2: (2,)},
         service_seconds={0: 0.01},
     )
     for rank in (0, 2):
@@ -456,7 +457,7 @@ def test_raw_inputs_go_on_only_away_from_their_source(make_node: MakeNode) -> No
 def test_a_change_of_a_quarter_is_told_before_the_interval_is_over(make_node: MakeNode) -> None:
     """A5: with a strategy that weighs it, after a quarter of the interval."""
     for offload, at in (("mdi", 0.025), ("local", 0.1)):
-        node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0}, offload=offload)
+        node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), nearer={0: (0,)}, offload=offload)
         node.tell(TimerFired(), now=0.0)
         node.receive(*[task(number, 1, number) for number in range(5)], now=0.01)
         assert node.policy.next_wakeup() == pytest.approx(at)
@@ -465,7 +466,7 @@ def test_a_change_of_a_quarter_is_told_before_the_interval_is_over(make_node: Ma
 
 def test_an_idle_node_says_so_before_the_interval_is_over(make_node: MakeNode) -> None:
     """A5: else its neighbours count what it has done long ago."""
-    node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0}, offload="mdi")
+    node = make_node(1, (1, 2), NeighbourConfig(0, lanes_in=(1,), window_in=8), nearer={0: (0,)}, offload="mdi")
     node.receive(task(0, 1, 0), now=0.01)
     node.tell(TimerFired(), now=0.1)
     node.complete(True, now=0.11)
@@ -537,7 +538,7 @@ def test_a_full_window_holds_the_output_queue(make_node: MakeNode) -> None:
 def test_a_credit_of_another_epoch_or_from_nowhere_is_counted(first: Driven) -> None:
     """L1."""
     first.tell(CreditReceived(1, Credit(OUT - 1, 0, (), 4)), CreditReceived(9, Credit(OUT, 0, (), 4)))
-    assert first.counts.bad_credit == 2
+    assert first.counts.wrong_epoch_credit == 2
 
 
 # ---- repair (R) ----------------------------------------------------------------------------------
@@ -583,13 +584,26 @@ def test_loss_of_a_sender_loses_nothing(middle: Driven) -> None:
     assert kinds(middle.complete(False, now=0.03)) == ["Forward"]
 
 
-def test_an_answer_without_a_live_way_is_counted(middle: Driven) -> None:
-    """R3 is its backstop."""
+def test_answers_wait_for_a_live_way(middle: Driven) -> None:
+    """R8."""
     middle.receive(task(0, 1, 0), now=0.01)
     middle.tell(PeerLost(0, outgoing=False, reason="cut"), now=0.02)
     assert middle.complete(True, now=0.03) == []
-    middle.tell(LostReceived(2, [lost(0, 1, "x")]), now=0.03)
-    assert middle.counts.unroutable == 2
+    middle.tell(LostReceived(2, [lost(1, 1, "x")]), now=0.03)
+    commands = middle.tell(PeerUp(0, INTO + 1, outgoing=False), now=0.04)
+    assert [row.key.sample for command in commands if isinstance(command, SendResults) for row in command.rows] == [0]
+    assert [command.rows for command in commands if isinstance(command, SendLost)] == [[lost(1, 1, "x")]]
+    assert middle.counts.unroutable == 0
+
+
+def test_answers_that_wait_are_bounded(middle: Driven) -> None:
+    """R8, R3: the oldest give way."""
+    middle.tell(PeerLost(0, outgoing=False, reason="cut"), now=0.02)
+    middle.tell(LostReceived(2, [lost(sample, 1, "x") for sample in range(MOST_STRANDED + 5)]), now=0.03)
+    assert middle.counts.unroutable == 5
+    commands = middle.tell(PeerUp(0, INTO + 1, outgoing=False), now=0.04)
+    (told,) = [command.rows for command in commands if isinstance(command, SendLost)]
+    assert [row.key.sample for row in told] == list(range(5, MOST_STRANDED + 5))
 
 
 def test_a_reconnection_without_a_loss_in_between_loses_what_was_outstanding(middle: Driven) -> None:
@@ -645,7 +659,7 @@ def test_a_refused_frame_resets_the_connection_once(middle: Driven) -> None:
 def test_a_reset_gives_up_both_directions(make_node: MakeNode) -> None:
     """R5: until the connection is made anew nothing goes there, and nothing from there is believed."""
     node = make_node(
-        1, (1, 3), NeighbourConfig(2, lanes_out=(2,), lanes_in=(3,), window_out=4, window_in=4), stage_count=4, next_hop={0: 2}
+        1, (1, 3), NeighbourConfig(2, lanes_out=(2,), lanes_in=(3,), window_out=4, window_in=4), stage_count=4, nearer={0: (2,)}
     )
     node.tell(SendFailed(2, OUT), now=0.01)
     assert not node.policy.neighbour(2).up
@@ -669,7 +683,7 @@ def test_a_failed_batch_runs_again_row_by_row_in_its_order(make_node: MakeNode) 
         NeighbourConfig(0, lanes_in=(1,), window_in=8),
         NeighbourConfig(2, lanes_out=(2,), window_out=8),
         max_batch=4,
-        next_hop={0: 0},
+        nearer={0: (0,)},
     )
     node.tell(TimerFired(), now=0.0)
     node.receive(task(0, 1, 0))
@@ -794,7 +808,7 @@ def test_an_attempt_that_is_already_home_takes_the_number_of_the_next_one(make_n
 
 def test_slots_freed_by_stale_tasks_are_filled_and_granted_in_the_same_turn(make_node: MakeNode) -> None:
     """S5, C5: three tasks of one frame wait, all past their deadline when the executor is free."""
-    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), next_hop={0: 0}, stage_count=2)
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), nearer={0: (0,)}, stage_count=2)
     node.receive(task(0, 1, 0), *[task(sample, 1, sample, deadline=0.05) for sample in (1, 2, 3)], now=0.01)
     commands = node.complete(True, now=0.06)
     assert commands[1:] == [GrantCredit(0, Credit(INTO, 4, (), 8, {}, about(0.05))), Discard([101, 102, 103])]
@@ -849,7 +863,7 @@ def test_a_node_without_neighbours_has_no_timer(make_node: MakeNode) -> None:
 
 
 def test_gamma_is_smoothed_and_told_with_the_backlog(make_node: MakeNode) -> None:
-    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), next_hop={0: 0}, service_seconds={1: 0.01})
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), nearer={0: (0,)}, service_seconds={1: 0.01})
     node.receive(*[task(sample, 1, sample) for sample in range(3)], now=0.01)
     node.complete(True, now=0.02)
     assert node.policy.service_seconds == {1: pytest.approx(0.01 + 0.1 * (0.004 - 0.01))}

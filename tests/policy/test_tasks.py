@@ -26,7 +26,7 @@ def two(make_node: MakeNode) -> Driven:
         NeighbourConfig(2, lanes_in=(1, 2), window_in=8),
         NeighbourConfig(3, lanes_out=(3,), window_out=8),
         stage_count=4,
-        next_hop={0: 0},
+        nearer={0: (0,)},
     )
 
 
@@ -107,7 +107,7 @@ def test_a_replaced_attempt_in_a_failed_batch_does_not_run_again(make_node: Make
         NeighbourConfig(0, lanes_in=(1, 2), window_in=8),
         NeighbourConfig(2, lanes_in=(2,), window_in=8),
         max_batch=4,
-        next_hop={0: 0},
+        nearer={0: (0,)},
     )
     node.receive(task(0, 1, 0), task(1, 1, 1))
     node.receive(task(0, 2, 0), peer=2)
@@ -160,7 +160,7 @@ def test_oldest_never_falls(two: Driven) -> None:
 
 def test_oldest_counts_for_its_own_source_only(make_node: MakeNode) -> None:
     """S5."""
-    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=8), next_hop={0: 0, 5: 0})
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=8), nearer={0: (0,), 5: (0,)})
     node.receive(task(9, 1, 0, oldest=5))
     assert discards(node.receive(task(4, 1, 1, source=5))) == []
 

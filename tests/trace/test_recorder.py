@@ -25,7 +25,7 @@ CONFIG = NodeConfig(
     stages=(2,),
     gates=ExitGates((1.0, 1.0, 1.0)),
     neighbours=(NeighbourConfig(0, lanes_in=(2,), window_in=8),),
-    next_hop={0: 0},
+    nearer={0: (0,)},
 )
 
 
@@ -66,7 +66,7 @@ def test_a_trace_begins_with_all_that_a_fresh_policy_needs(path: Path) -> None:
         "rank": 1,
         "seed": 7,
     }
-    assert dict(zip(header["fields"]["NodeConfig"], header["config"], strict=True))["next_hop"] == {"0": 0}
+    assert dict(zip(header["fields"]["NodeConfig"], header["config"], strict=True))["nearer"] == {"0": [0]}
     assert end == {"end": "closed"}
 
 

@@ -1,79 +1,126 @@
-"""Results and losses on their way to the source they belong to, this node's own or one hop on (rules D2, R1, R2)."""
+"""Results and losses on their way to the source they belong to, this node's own or one hop on (rules D2, R1, R2, R8)."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
+from zpipe.model import ResultRow
 from zpipe.policy.messages import SendLost, SendResults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from zpipe.model import LostRow, ResultRow
+    from zpipe.model import LostRow
     from zpipe.policy.delivery import Source
     from zpipe.policy.messages import Command
     from zpipe.policy.state import Neighbour, NodeCounts
     from zpipe.policy.tasks import TaskTable
 
+#: Answers kept while no way to their source is up; the oldest give way, and the source's timer (R3) finds what they said.
+MOST_STRANDED = 1024
+
+#: Whence a row came that was made here.
+HERE = -1
+
 
 class Answers:
-    """Routes rows: ours to the Source, others into one bundle per next hop, which `flush` hands over."""
+    """Routes rows: ours to the Source, others into one bundle per next hop, which `flush` hands over.
+
+    Attributes:
+        waiting: there is something to flush.
+        stranded: #: (whence, row) of what has no way now; at most MOST_STRANDED.
+    """
 
     def __init__(
         self,
         *,
         rank: int,
-        next_hop: Mapping[int, int],
+        nearer: Mapping[int, Sequence[int]],
+        beside: Mapping[int, Sequence[int]],
         neighbours: Mapping[int, Neighbour],
         source: Source | None,
         tasks: TaskTable,
         counts: NodeCounts,
     ) -> None:
         self._rank = rank
-        self._next_hop = next_hop
+        self._nearer = nearer
+        self._beside = beside
         self._neighbours = neighbours
         self._source = source
         self._tasks = tasks
         self._counts = counts
-        self.waiting = False  #: there is something to flush
+        self.waiting = False
+        self.stranded: deque[tuple[int, ResultRow | LostRow]] = deque()
         self._results: dict[int, list[ResultRow]] = {}  #: {next hop: rows}
         self._lost: dict[int, list[LostRow]] = {}
 
     def result(self, row: ResultRow, now: float) -> None:
-        """One answer, found here or passing through."""
+        """One answer found here."""
         if row.key.source != self._rank:
-            hop = self._hop(row.key.source)
-            if hop is not None:
-                self._results.setdefault(hop, []).append(row)
-                self.waiting = True
+            self._pass_on(row, HERE)
         elif self._source is not None:
             self._source.result(row, now=now)
             self._tasks.drop_answered(row.key, row.part)
 
-    def results(self, rows: Sequence[ResultRow], now: float) -> None:
-        """Answers from a neighbour."""
+    def results(self, peer: int, rows: Sequence[ResultRow], now: float) -> str:
+        """Answers from a neighbour. Returns what is wrong with them (R7), "" where nothing is."""
         self._counts.relayed += len(rows)
         for row in rows:
-            self.result(row, now)
+            if row.key.source != self._rank:
+                self._pass_on(row, peer)
+            elif self._source is not None:
+                if self._source.never_let_out(row.key):
+                    return f"a result for sample {row.key.sample}, which never left node {self._rank}"
+                self._source.result(row, now=now)
+                self._tasks.drop_answered(row.key, row.part)
+        return ""
 
-    def lost(self, rows: Sequence[LostRow], now: float) -> None:
-        """Attempts that will not come to a result."""
+    def lost(self, rows: Sequence[LostRow], now: float, *, peer: int = HERE) -> None:
+        """Attempts that will not come to a result, as this node noticed or a neighbour says."""
         for row in rows:
             if row.key.source != self._rank:
-                hop = self._hop(row.key.source)
-                if hop is not None:
-                    self._lost.setdefault(hop, []).append(row)
-                    self.waiting = True
+                self._pass_on(row, peer)
             elif self._source is not None:
                 self._source.lost(row, held=self._tasks.holds(row.key), now=now)
 
-    def _hop(self, source: int) -> int | None:
-        """The neighbour next on the way, None when none is up: the source's timer is the backstop (R3)."""
-        hop = self._next_hop.get(source)
-        if hop is None or not self._neighbours[hop].up:
-            self._counts.unroutable += 1
-            return None
-        return hop
+    def _pass_on(self, row: ResultRow | LostRow, whence: int) -> None:
+        hop = self._hop(row.key.source, whence)
+        if hop is None:
+            self.stranded.append((whence, row))
+            if len(self.stranded) > MOST_STRANDED:
+                self.stranded.popleft()
+                self._counts.unroutable += 1
+            return
+        if isinstance(row, ResultRow):
+            self._results.setdefault(hop, []).append(row)
+        else:
+            self._lost.setdefault(hop, []).append(row)
+        self.waiting = True
+
+    def _hop(self, source: int, whence: int) -> int | None:
+        """The neighbour next on the way, None when none is up (R8).
+
+        1. The first nearer one that is up and speaks.
+        2. Else one as far as this node, unless the row came from such a one: so no two of these steps follow each other, and
+           no row goes in circles.
+        3. Else a nearer one that is silent: its connection stands, and what it is sent it may yet read.
+        """
+        neighbours, nearer, beside = self._neighbours, self._nearer.get(source, ()), self._beside.get(source, ())
+        for rank in nearer:
+            if neighbours[rank].up and not neighbours[rank].suspected:
+                return rank
+        if whence not in beside:
+            for rank in beside:
+                if neighbours[rank].up and not neighbours[rank].suspected:
+                    return rank
+        return next((rank for rank in nearer if neighbours[rank].up), None)
+
+    def retry(self) -> None:
+        """A way may be open again for what is stranded."""
+        stranded, self.stranded = self.stranded, deque()
+        for whence, row in stranded:
+            self._pass_on(row, whence)
 
     def flush(self, commands: list[Command]) -> None:
         """One frame per next hop and kind."""
@@ -86,3 +133,4 @@ class Answers:
         assert not self.waiting
         assert not self._results, self._results
         assert not self._lost, self._lost
+        assert len(self.stranded) <= MOST_STRANDED

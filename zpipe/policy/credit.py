@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from zpipe.model import Credit
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from zpipe.model import SampleKey, Task
+
+
+#: Of the numbers that never arrived a Credit tells so many, the latest: what it cannot name the source's timer finds (R3).
+MISSED_TOLD = 32
 
 
 class Sent(NamedTuple):
@@ -61,6 +66,7 @@ class OutgoingLink:
         self._shared_taken = 0  #: sum over lanes of max(0, taken - 1)
         self.expected = self.released = 0
         self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
+        self.asked_at: float | None = None  #: when the first Blocked went out that no Credit has answered yet (C6)
 
     def __repr__(self) -> str:
         return (
@@ -75,7 +81,7 @@ class OutgoingLink:
         self.outstanding = {}
         self.estimate.reset()
         self._carried = {}
-        self.waiting_since = None
+        self.waiting_since = self.asked_at = None
         self._recount()
 
     def close(self) -> list[Sent]:
@@ -117,13 +123,27 @@ class OutgoingLink:
         """D: until a task of that lane, sent now, has arrived."""
         return self.estimate.transfer_seconds(self._lane_bytes.get(lane, 0.0), now=now)
 
-    def credit(self, credit: Credit, *, now: float) -> bool:
-        """Takes in a Credit (C3). Returns whether it was of this epoch and believable."""
-        if credit.epoch != self.epoch or credit.expected > self.next_number or credit.limit > credit.expected + self.window:
-            return False
+    def unseen_since(self) -> float | None:
+        """When the oldest number was sent that no Credit has told the arrival of; None where there is none."""
+        sent = self.outstanding.get(self.expected)
+        return sent.sent_at if sent is not None else None
+
+    def on_the_way(self, key: SampleKey, attempt: int) -> bool:
+        """Whether this attempt was sent, and no Credit has told its arrival yet."""
+        return any(
+            sent.key == key and sent.attempt == attempt for number, sent in self.outstanding.items() if number >= self.expected
+        )
+
+    def believable(self, credit: Credit) -> bool:
+        """Whether a receiver that keeps the rules may say that, in this epoch: nobody saw what was not sent, or has more slots."""
+        return credit.expected <= self.next_number and credit.limit <= credit.expected + self.window
+
+    def credit(self, credit: Credit, *, now: float) -> list[Sent]:
+        """Takes in a `believable` Credit of this epoch (C3). Returns what it says never arrived (C7)."""
         self.estimate.credited(credit.expected, credit.holding_seconds, now=now)
         held = set(credit.held)
         gone = [number for number in self.outstanding if number < credit.expected and number not in held]
+        missed = [self.outstanding[number] for number in credit.missed if number in gone]
         for number in gone:
             self._forget(self.outstanding.pop(number).lane)
         self.released += len(gone)
@@ -132,8 +152,8 @@ class OutgoingLink:
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
-        self.waiting_since = None
-        return True
+        self.waiting_since = self.asked_at = None
+        return missed
 
     def _forget(self, lane: int) -> None:
         self._taken[lane] -= 1
@@ -164,6 +184,7 @@ class IncomingLink:
         connection: #: counts the connections; tasks are known by it, since a peer may say an epoch that was there before.
         held: #: {number: lane} of this connection; len(held) + len(carried) <= window.
         carried: #: {(connection, number): lane} of earlier ones (C4).
+        missed: #: numbers of this connection that never arrived, the latest.
         gaps, repeats, overruns: losses seen, repeats dropped, tasks beyond the limit dropped.
     """
 
@@ -177,6 +198,7 @@ class IncomingLink:
         self.expected = 0
         self.held: dict[int, int] = {}
         self.carried: dict[tuple[int, int], int] = {}
+        self.missed: deque[int] = deque(maxlen=MISSED_TOLD)
         self.due = False  #: a Credit is due now (C5), but for the report's turn
         self._told_limit = self._told_expected = 0
         self._urgent = False
@@ -206,6 +228,7 @@ class IncomingLink:
         for number, lane in self.held.items():
             self.carried[self.connection, number] = lane
         self.held = {}
+        self.missed.clear()
         self.epoch = None
         self.expected = 0
         self._told_limit = self._told_expected = 0
@@ -221,14 +244,20 @@ class IncomingLink:
         if number >= self._told_limit or task.stage not in self.lanes:
             self.overruns += 1
             return False
-        gap = number - self.expected
+        if number > self.expected:
+            self._miss(number)
         self.expected = number + 1
         self.held[number] = task.stage
-        if gap:
-            self.gaps += gap
-            self._see_due()
         self._arrived_at = now
         return True
+
+    def _miss(self, until: int) -> None:
+        """Numbers before `until` will not come any more (L2): the sender is told at once, and tells their source (C7)."""
+        self.gaps += until - self.expected
+        self.missed.extend(range(max(self.expected, until - MISSED_TOLD), until))
+        self.expected = until
+        self._urgent = True
+        self._see_due()
 
     def release(self, connection: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
@@ -257,8 +286,7 @@ class IncomingLink:
     def settle_blocked(self, next_number: int) -> None:
         """Everything below `next_number` was sent before: what is missing is lost (C6). Credit is due in any case."""
         if self.expected < next_number <= self._told_limit:
-            self.gaps += next_number - self.expected
-            self.expected = next_number
+            self._miss(next_number)
             self._arrived_at = -1.0  # the last number did not arrive: no holding time belongs to it
         self._urgent = True
         self._see_due()
@@ -278,7 +306,7 @@ class IncomingLink:
         for lane in self.carried.values():
             carried[lane] = carried.get(lane, 0) + 1
         holding = now - self._arrived_at if self._arrived_at >= 0.0 else -1.0
-        return Credit(self.epoch or 0, self.expected, tuple(self.held), self._told_limit, carried, holding)
+        return Credit(self.epoch or 0, self.expected, tuple(self.held), self._told_limit, carried, holding, tuple(self.missed))
 
     def check(self) -> None:
         """Asserts the invariants."""

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 WhenFull = Literal["block", "latest", "deadline"]
 
+#: Losses of one sample that are answered at once; after so many attempts only the timer (R3) tries again.
+MAX_PROMPT_ATTEMPTS = 16
 #: Least retransmit timeout: one second, as TCP's (RFC 6298); a robot's WiFi pauses that long without losing anything.
 MIN_RETRANSMIT_SECONDS = 1.0
+#: ... and the longest before doubling: while nothing comes back, the forecast of a queue says nothing.
+MAX_RETRANSMIT_SECONDS = 30.0
 #: Resubmissions allowed: results / 10 + 10 (R3).
 RESUBMIT_SHARE, RESUBMIT_FREE = 0.1, 10
 #: ... and beyond it one in this long: a trickle cannot feed an overload, and a slow source on a bad link still gets its answers.
@@ -70,6 +74,8 @@ class OpenSample:
     first_sent_at: float = 0.0
     queue_seconds: float = 0.0  #: forecast when it was admitted
     again: bool = False
+    let_out: bool = False  #: some attempt of it left this node
+    timeouts: int = 0
     stage_failures: int = 0
     cause: str = ""
 
@@ -173,7 +179,20 @@ class Source:
             wakeup = min(wakeup, self._adapt_at)
         return wakeup
 
+    def never_let_out(self, key: SampleKey) -> bool:
+        """Whether nobody outside this node can know of this sample of this session. A resolved one is given the doubt."""
+        if key.session != self.config.session:
+            return False
+        entry = self._open.get(key.sample)
+        return not entry.let_out if entry is not None else key.sample >= self._next_sample
+
     # ---- what happens --------------------------------------------------------------------------
+
+    def let_out(self, key: SampleKey) -> None:
+        """An attempt leaves this node."""
+        entry = self._open.get(key.sample)
+        if entry is not None:
+            entry.let_out = True
 
     def submit(self, sample: int, *, deadline: float, submitted_at: float, priority: int, weight: float, now: float) -> None:
         """A new sample (D1). It waits, or a full room answers as its mode says (D4)."""
@@ -260,9 +279,10 @@ class Source:
             if entry.stage_failures >= MAX_STAGE_FAILURES:
                 self._resolve(entry.sample, "failed", now=now, cause=row.cause)
                 return
-        self._submit_again(entry)
+        if entry.attempt < MAX_PROMPT_ATTEMPTS:
+            self._submit_again(entry)
 
-    def tick(self, *, queue_length: int, held: Callable[[SampleKey], bool], now: float) -> None:
+    def tick(self, *, queue_length: int, under_way: Callable[[SampleKey, int], bool], now: float) -> None:
         """Deadlines, retransmissions, the control interval."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, sample = heapq.heappop(self._deadlines)
@@ -275,7 +295,7 @@ class Source:
             _, sample, attempt = heapq.heappop(self._retransmits)
             entry = self._open.get(sample)
             if entry is not None and entry.attempt == attempt and not entry.again:
-                self._retransmit(entry, held=held, now=now)
+                self._retransmit(entry, under_way=under_way, now=now)
         if now >= self._adapt_at and self._open:
             self._adapt(queue_length, now=now)
 
@@ -286,7 +306,7 @@ class Source:
         entry.sent_at = now
         if entry.attempt == 1:
             entry.first_sent_at = now
-        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry.attempt), entry.sample, entry.attempt))
+        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry), entry.sample, entry.attempt))
         self._forget_past()
         return Task(
             key=SampleKey(self.rank, self.config.session, entry.sample),
@@ -306,22 +326,24 @@ class Source:
         self.counts.resubmitted += 1
         self._again.append(entry.sample)
 
-    def _retransmit(self, entry: OpenSample, *, held: Callable[[SampleKey], bool], now: float) -> None:
-        """Rule R3; what is held here is not lost, and what may not be submitted again yet waits for another round."""
-        due_at = entry.sent_at + self._retransmit_seconds(entry.attempt)  # the load may have grown since it was sent
+    def _retransmit(self, entry: OpenSample, *, under_way: Callable[[SampleKey, int], bool], now: float) -> None:
+        """Rule R3: what is here or still on a link is not lost, and what may not be submitted again yet waits for another round."""
+        due_at = entry.sent_at + self._retransmit_seconds(entry)  # the load may have grown since it was sent
         budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
         allowed = self.counts.resubmitted < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
-        if due_at <= now and allowed and not held(SampleKey(self.rank, self.config.session, entry.sample)):
+        key = SampleKey(self.rank, self.config.session, entry.sample)
+        if due_at <= now and allowed and not under_way(key, entry.attempt):
             self.counts.by_timer += 1
             self._resubmitted_at = now
+            entry.timeouts += 1
             self._submit_again(entry)
             return
-        again_at = due_at if due_at > now else now + self._retransmit_seconds(entry.attempt)
+        again_at = due_at if due_at > now else now + self._retransmit_seconds(entry)
         heapq.heappush(self._retransmits, (again_at, entry.sample, entry.attempt))
 
-    def _retransmit_seconds(self, attempt: int) -> float:
+    def _retransmit_seconds(self, entry: OpenSample) -> float:
         sojourn = max(self._sojourn + 4.0 * self._deviation, 2.0 * self._forecast.queue_seconds(self._in_flight))
-        return float(max(MIN_RETRANSMIT_SECONDS, sojourn) * 2 ** min(attempt - 1, 16))
+        return float(min(MAX_RETRANSMIT_SECONDS, max(MIN_RETRANSMIT_SECONDS, sojourn)) * 2 ** min(entry.timeouts, 16))
 
     def _measure(self, sojourn: float) -> None:
         if self._sojourn == 0.0:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from zpipe.model import LostRow
 from zpipe.policy.credit import IncomingLink, OutgoingLink
 from zpipe.policy.estimates import LinkEstimate
-from zpipe.policy.messages import GrantCredit, ResetLink, SendBlocked, SendReport
+from zpipe.policy.messages import BanPeer, GrantCredit, ResetLink, SendBlocked, SendReport
 from zpipe.policy.state import Neighbour
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sized
 
-    from zpipe.model import Report
+    from zpipe.model import Report, SampleKey
     from zpipe.policy.messages import (
         BlockedReceived,
         Command,
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from zpipe.policy.state import NeighbourConfig, NodeConfig, NodeCounts
 
 
+#: A node with nothing to tell still says so this often.
+HEARTBEAT_SECONDS = 1.0
+#: A neighbour that owes us a Report is suspected after so many more are missing ...
+MISSED_REPORTS = 3
+#: ... and the lateness its Reports show, so many times over (as RFC 6298 takes deviations).
+LATENESS_FACTOR = 4.0
+#: A Blocked that nothing answers for so long says that its data plane is stuck, while the neighbour itself is heard ...
+STUCK_SECONDS = 1.0
+#: ... twice as long after each reset that brought nothing, up to this factor: a link may be slower than anybody thought.
+STUCK_FACTOR = 64
+
+
 class Links:
     """Keeps both ends of every link, and says what was lost when one breaks.
 
@@ -34,6 +46,7 @@ class Links:
         neighbours: #: {rank: its present state}.
         incoming: #: {rank: the receiving end of its link}, where it may send us tasks.
         takers: #: {lane: neighbours that take it}.
+        returned: a way to some neighbour is open that was not before; its reader clears it.
     """
 
     def __init__(self, config: NodeConfig, counts: NodeCounts) -> None:
@@ -47,6 +60,8 @@ class Links:
             )
             for neighbour in config.neighbours
         }
+        self.returned = False
+        self._largest = {n.rank: max((n.lane_bytes.get(lane, 0.0) for lane in n.lanes_out), default=0.0) for n in config.neighbours}
         self.incoming = {rank: n.incoming for rank, n in self.neighbours.items() if n.incoming is not None}
         lanes = {lane for neighbour in config.neighbours for lane in neighbour.lanes_out}
         order = [lane for lane in config.lane_order if lane in lanes]
@@ -60,12 +75,25 @@ class Links:
         neighbour = self.neighbours.get(peer)
         if neighbour is not None:
             neighbour.heard_at = now
+            if neighbour.suspected:
+                neighbour.suspected, self.returned = False, True
         return neighbour
 
-    def on_credit(self, event: CreditReceived, now: float) -> None:
+    def on_credit(self, event: CreditReceived, commands: list[Command], now: float) -> list[LostRow]:
+        """Takes in a Credit; returns what never arrived (C7), or all that is outstanding there where it is a lie (R7)."""
         neighbour = self.heard(event.peer, now)
-        if neighbour is None or neighbour.outgoing is None or not neighbour.outgoing.credit(event.credit, now=now):
-            self._counts.bad_credit += 1
+        link = neighbour.outgoing if neighbour is not None else None
+        if neighbour is None or link is None or link.epoch != event.credit.epoch:
+            self._counts.wrong_epoch_credit += 1
+            return []
+        if not link.believable(event.credit):
+            return self.ban(event.peer, f"credit beyond the window: {event.credit}, with {link}", commands)
+        expected = link.expected
+        missed = link.credit(event.credit, now=now)
+        if link.expected > expected:
+            neighbour.stuck_factor = 1
+        self._counts.frames_missed += len(missed)
+        return [LostRow(sent.key, sent.attempt, f"frame-lost: on the way to node {event.peer}") for sent in missed]
 
     def on_blocked(self, event: BlockedReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)
@@ -75,13 +103,14 @@ class Links:
     def on_report(self, event: ReportReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)
         if neighbour is not None:
-            neighbour.take_in(event.report)
+            neighbour.take_in(event.report, interval_seconds=self._config.report_seconds, now=now)
 
     def on_peer_up(self, event: PeerUp, now: float) -> list[LostRow]:
         """Opens a direction; a repeat of what stands changes nothing (L1). Returns what an unnoticed end of the old one lost."""
         neighbour = self.heard(event.peer, now)
-        if neighbour is None:
+        if neighbour is None or neighbour.banned:
             return []
+        self.returned = True
         lost: list[LostRow] = []
         link = neighbour.outgoing if event.outgoing else neighbour.incoming
         if link is None or link.epoch != event.epoch:
@@ -110,7 +139,7 @@ class Links:
             if neighbour.incoming is not None:
                 neighbour.incoming.close()
         if not neighbour.up:
-            neighbour.forget_report()
+            _forget(neighbour)
         return lost
 
     def on_send_completed(self, event: SendCompleted) -> None:
@@ -128,15 +157,57 @@ class Links:
 
     # ---- every report interval -----------------------------------------------------------------
 
-    def reset_silent(self, commands: list[Command], *, slept_seconds: float, now: float) -> list[LostRow]:
+    def watch(self, commands: list[Command], *, slept_seconds: float, now: float) -> list[LostRow]:
         """Rule R5. Silence counts only while this node listened: `slept_seconds` of it, it did not run itself."""
         lost: list[LostRow] = []
         for neighbour in self.neighbours.values():
-            neighbour.heard_at += slept_seconds
+            neighbour.heard_at = min(now, neighbour.heard_at + slept_seconds)
+            if not neighbour.up:
+                continue
             silent = now - neighbour.heard_at
-            if neighbour.up and silent > self._config.hang_seconds:
+            if silent > max(self._config.hang_seconds, self._patience(neighbour, now)):
                 lost += self._reset(neighbour, f"nothing heard for {silent:.1f} s", commands)
+            elif self._is_stuck(neighbour, now):
+                neighbour.stuck_factor = min(STUCK_FACTOR, 2 * neighbour.stuck_factor)
+                lost += self._reset(neighbour, "what we send there does not arrive", commands)
+            elif not neighbour.suspected and now - self._owes_since(neighbour) > self._patience(neighbour, now):
+                neighbour.suspected = True
+                self._counts.suspicions += 1
+                lost += _outstanding(neighbour, f"peer-silent: node {neighbour.config.rank}: nothing heard for {silent:.1f} s")
         return lost
+
+    def _owes_since(self, neighbour: Neighbour) -> float:
+        """Since when it should have said something: its last word, or the first task it was given since."""
+        link = neighbour.outgoing
+        if link is None or not link.outstanding:
+            return neighbour.heard_at
+        return max(neighbour.heard_at, next(iter(link.outstanding.values())).sent_at)
+
+    def _patience(self, neighbour: Neighbour, now: float) -> float:
+        """How long it may say nothing: a node at work reports every interval, later by what its Reports and the link show."""
+        report, link = self._config.report_seconds, neighbour.outgoing
+        late = MISSED_REPORTS * report + LATENESS_FACTOR * neighbour.lateness
+        if link is None or not link.outstanding:
+            return HEARTBEAT_SECONDS + late
+        return report + late + link.estimate.transfer_seconds(self._largest[neighbour.config.rank], now=now)
+
+    def _is_stuck(self, neighbour: Neighbour, now: float) -> bool:
+        """Whether it is heard, and yet what we send does not reach it: after damage, a stream may wait for bytes without end."""
+        link = neighbour.outgoing
+        if link is None or link.asked_at is None or neighbour.suspected:
+            return False
+        transfer = link.estimate.transfer_seconds(self._largest[neighbour.config.rank], now=now)
+        return now - link.asked_at > neighbour.stuck_factor * STUCK_SECONDS + transfer
+
+    def ban(self, peer: int, reason: str, commands: list[Command]) -> list[LostRow]:
+        """Rule R7."""
+        neighbour = self.neighbours[peer]
+        if neighbour.banned:
+            return []
+        self._counts.bans += 1
+        neighbour.banned = True
+        commands.append(BanPeer(peer, reason))
+        return self._give_up(neighbour, f"peer-lost: node {peer} was banned: {reason}")
 
     def report(self, report: Report, commands: list[Command], *, waiting: Mapping[int, Sized], now: float) -> None:
         """Load to every neighbour, Credit it does not know of, Blocked where we starve (C5, C6).
@@ -158,13 +229,26 @@ class Links:
     def _tell_blocked(self, neighbour: Neighbour, commands: list[Command], waiting: Mapping[int, Sized], now: float) -> None:
         """Rule C6."""
         link = neighbour.outgoing
-        if link is None or link.epoch is None or link.waiting_since is None:
+        if link is None or link.epoch is None or neighbour.suspected:
             return
-        if not any(waiting[lane] for lane in link.lanes):
+        if link.waiting_since is not None and not any(waiting[lane] for lane in link.lanes):
             link.waiting_since = None
-        elif now - link.waiting_since >= self._config.report_seconds:
+        if self._starves(link, now) or self._doubts(neighbour, link, now):
             self._counts.blocked += 1
+            if link.asked_at is None:
+                link.asked_at = now
             commands.append(SendBlocked(neighbour.config.rank, link.epoch, link.next_number))
+
+    def _starves(self, link: OutgoingLink, now: float) -> bool:
+        return link.waiting_since is not None and now - link.waiting_since >= self._config.report_seconds
+
+    def _doubts(self, neighbour: Neighbour, link: OutgoingLink, now: float) -> bool:
+        """Whether a Credit should have told the arrival of the oldest task: the next Report's turn at the latest (C5)."""
+        unseen = link.unseen_since()
+        if unseen is None:
+            return False
+        transfer = link.estimate.transfer_seconds(self._largest[neighbour.config.rank], now=now)
+        return now - unseen >= 2.0 * self._config.report_seconds + transfer + link.round_trip_seconds
 
     def grant(self, commands: list[Command], now: float) -> None:
         """The Credits that are due (C5)."""
@@ -179,12 +263,23 @@ class Links:
     def _reset(self, neighbour: Neighbour, reason: str, commands: list[Command]) -> list[LostRow]:
         """Gives up both directions and has them made anew (R5); PeerUp gives them a full `hang_seconds`."""
         self._counts.resets += 1
+        commands.append(ResetLink(neighbour.config.rank, reason))
+        return self._give_up(neighbour, f"peer-lost: node {neighbour.config.rank}: {reason}")
+
+    def _give_up(self, neighbour: Neighbour, cause: str) -> list[LostRow]:
         neighbour.sends = neighbour.receives = False
-        neighbour.forget_report()
+        _forget(neighbour)
         if neighbour.incoming is not None:
             neighbour.incoming.close()
-        commands.append(ResetLink(neighbour.config.rank, reason))
-        return _close(neighbour, f"peer-lost: node {neighbour.config.rank}: {reason}")
+        return _close(neighbour, cause)
+
+    def waits(self) -> bool:
+        """Whether some neighbour holds tasks of ours: whoever does is watched closely (R5)."""
+        return any(n.outgoing is not None and n.outgoing.outstanding for n in self.neighbours.values())
+
+    def on_the_way(self, key: SampleKey, attempt: int) -> bool:
+        """Whether a link of this node still carries this attempt, as far as Credits tell."""
+        return any(n.outgoing is not None and n.outgoing.on_the_way(key, attempt) for n in self.neighbours.values())
 
     def check(self) -> None:
         """Asserts the invariants of every link."""
@@ -195,6 +290,8 @@ class Links:
             if neighbour.incoming is not None:
                 neighbour.incoming.check()
                 assert neighbour.receives or neighbour.incoming.epoch is None, neighbour
+            assert neighbour.up or not neighbour.suspected, neighbour
+            assert not neighbour.up or not neighbour.banned, neighbour
 
 
 def _outgoing(config: NeighbourConfig) -> OutgoingLink:
@@ -202,8 +299,20 @@ def _outgoing(config: NeighbourConfig) -> OutgoingLink:
     return OutgoingLink(config.lanes_out, config.window_out, lane_bytes=config.lane_bytes, estimate=estimate)
 
 
+def _forget(neighbour: Neighbour) -> None:
+    """It is gone: what it said is no more, and nobody suspects it."""
+    neighbour.forget_report()
+    neighbour.suspected, neighbour.lateness = False, 0.0
+
+
+def _outstanding(neighbour: Neighbour, cause: str) -> list[LostRow]:
+    link = neighbour.outgoing
+    return [LostRow(sent.key, sent.attempt, cause) for sent in link.outstanding.values()] if link is not None else []
+
+
 def _close(neighbour: Neighbour, cause: str) -> list[LostRow]:
     """Rule R1: everything that was outstanding there."""
-    if neighbour.outgoing is None:
-        return []
-    return [LostRow(sent.key, sent.attempt, cause) for sent in neighbour.outgoing.close()]
+    lost = _outstanding(neighbour, cause)
+    if neighbour.outgoing is not None:
+        neighbour.outgoing.close()
+    return lost

@@ -64,10 +64,17 @@ class StageCompleted:
 
 @dataclass(slots=True)
 class StageFailed:
-    """A batch raised; payloads under its tokens are unchanged."""
+    """A batch raised; payloads under its tokens are unchanged.
+
+    Attributes:
+        run: the RunStage it answers.
+        error: what it raised, one line.
+        executor_lost: nothing can be run here any more.
+    """
 
     run: int
     error: str
+    executor_lost: bool = False
 
 
 @dataclass(slots=True)
@@ -155,6 +162,11 @@ class PeerLost:
 
 
 @dataclass(slots=True)
+class DrainStarted:
+    """This node is to leave: it takes nothing more and finishes what it holds (R6)."""
+
+
+@dataclass(slots=True)
 class TimerFired:
     """The time of `next_wakeup()` came."""
 
@@ -175,6 +187,7 @@ Event: TypeAlias = (
     | SendFailed
     | PeerUp
     | PeerLost
+    | DrainStarted
 )
 
 # ---- commands ----------------------------------------------------------------------------------
@@ -250,6 +263,14 @@ class ResetLink:
 
 
 @dataclass(slots=True)
+class BanPeer:
+    """A neighbour said what nobody who keeps the rules can say: never listen to it again (R7)."""
+
+    peer: int
+    reason: str
+
+
+@dataclass(slots=True)
 class Discard:
     """Payloads under these tokens are no longer needed."""
 
@@ -274,5 +295,5 @@ class Resolve:
 
 
 Command: TypeAlias = (
-    RunStage | Forward | GrantCredit | SendResults | Resolve | Discard | SendBlocked | SendReport | SendLost | ResetLink
+    RunStage | Forward | GrantCredit | SendResults | Resolve | Discard | SendBlocked | SendReport | SendLost | ResetLink | BanPeer
 )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from zpipe.model import LostRow, Report, ResultRow
 from zpipe.policy.answers import Answers
 from zpipe.policy.delivery import Source
-from zpipe.policy.links import Links
+from zpipe.policy.links import HEARTBEAT_SECONDS, Links
 from zpipe.policy.messages import (
     BlockedReceived,
     CreditReceived,
     Discard,
+    DrainStarted,
     LostReceived,
     PeerLost,
     PeerUp,
@@ -37,14 +38,12 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Mapping, Sequence
 
-    from zpipe.model import Task
+    from zpipe.model import SampleKey, Task
     from zpipe.policy.messages import Command, Event
     from zpipe.policy.state import Neighbour, NodeConfig
 
 #: Weight of a new batch in the smoothed service time Gamma.
 SERVICE_GAIN = 0.1
-#: A node with nothing to tell still says so this often.
-HEARTBEAT_SECONDS = 1.0
 #: A change of |I| over this share, and of at least so many tasks, is told to those who weigh it before the interval is over ...
 PROMPT_SHARE, PROMPT_TASKS = 0.25, 4
 #: ... but not before this part of it: a short queue changes by more than its share with every task.
@@ -78,7 +77,8 @@ class NodePolicy:
         )
         self._answers = Answers(
             rank=config.rank,
-            next_hop=config.next_hop,
+            nearer=config.nearer,
+            beside=config.beside,
             neighbours=self._links.neighbours,
             source=self.source,
             tasks=self._tasks,
@@ -99,8 +99,11 @@ class NodePolicy:
         self._runs: dict[int, Run] = {}  #: {run: the batch in the executor}; one at most
         self._next_run = 0
         self._service = dict(config.service_seconds)
-        self._reported_at = -math.inf
+        self._reported_at = self._ran_at = -math.inf
         self._reported_length = 0
+        self._slept_seconds = 0.0  #: of the time since the last Report this node did not run
+        self._accepting = self._told_accepting = True
+        self._lost_executor = ""  #: why; "" while it works
         self._commands: list[Command] = []
 
     def __repr__(self) -> str:
@@ -123,6 +126,10 @@ class NodePolicy:
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """Takes in all that is ready, then decides once: batches and frames come out fuller than one by one."""
+        since = now - self._reported_at
+        if self.config.report_seconds <= since < math.inf:
+            self._slept_seconds += max(0.0, now - max(self._ran_at, self._report_due_at()))
+        self._ran_at = now
         for event in events:
             self._take_in(event, now)
         self._decide(now)
@@ -156,6 +163,22 @@ class NodePolicy:
         return len(self._tasks.held)
 
     @property
+    def accepting(self) -> bool:
+        """Whether it takes tasks of others (R6)."""
+        return self._accepting
+
+    @property
+    def serving(self) -> bool:
+        """Whether its executor works (R6)."""
+        return not self._lost_executor
+
+    @property
+    def drained(self) -> bool:
+        """Whether it holds nothing more and everybody knows: the time to leave, after a DrainStarted."""
+        idle = not self._tasks.held and not self._runs and not self._answers.stranded
+        return idle and not self._accepting and self._told_accepting is False and not self._links.credit_changed()
+
+    @property
     def service_seconds(self) -> Mapping[int, float]:
         """Gamma: {stage: smoothed seconds per sample}."""
         return self._service
@@ -173,10 +196,9 @@ class NodePolicy:
             case StageCompleted():
                 self._on_completed(event, now)
             case CreditReceived():
-                self._links.on_credit(event, now)
+                self._answers.lost(self._links.on_credit(event, self._commands, now), now)
             case ResultReceived():
-                self._links.heard(event.peer, now)
-                self._answers.results(event.rows, now)
+                self._on_results(event, now)
             case SampleSubmitted():
                 self._on_submitted(event, now)
             case TimerFired():
@@ -189,7 +211,7 @@ class NodePolicy:
                 self._links.on_blocked(event, now)
             case LostReceived():
                 self._links.heard(event.peer, now)
-                self._answers.lost(event.rows, now)
+                self._answers.lost(event.rows, now, peer=event.peer)
             case SampleCancelled():
                 if self.source is not None:
                     self.source.cancel(event.sample, cause=event.cause, now=now)
@@ -201,6 +223,8 @@ class NodePolicy:
                 self._answers.lost(self._links.on_peer_up(event, now), now)
             case PeerLost():
                 self._answers.lost(self._links.on_peer_lost(event), now)
+            case DrainStarted():
+                self._accepting = False
 
     def _on_submitted(self, event: SampleSubmitted, now: float) -> None:
         assert self.source is not None, "samples are submitted at a source"
@@ -221,7 +245,7 @@ class NodePolicy:
             self.counts.wrong_epoch += len(event.tasks)
             self._tasks.discards.extend([task.token for task in event.tasks])
             return
-        neighbour.heard_at = now
+        self._links.heard(event.peer, now)
         for task in event.tasks:
             if not link.accept(task, now=now):
                 self._tasks.discards.append(task.token)
@@ -229,10 +253,16 @@ class NodePolicy:
             self.counts.received += 1
             task.peer, task.epoch = event.peer, link.connection  # not event.epoch: see IncomingLink
             if self._tasks.receive(task, now):
-                if task.stage == 0:
+                if task.stage == 0 or self._lost_executor:
                     self._place(task, now)
                 else:
                     self._tasks.to_input(task, now)
+
+    def _on_results(self, event: ResultReceived, now: float) -> None:
+        self._links.heard(event.peer, now)
+        lie = self._answers.results(event.peer, event.rows, now)
+        if lie and event.peer in self._links.neighbours:
+            self._answers.lost(self._links.ban(event.peer, lie, self._commands), now)
 
     def _on_completed(self, event: StageCompleted, now: float) -> None:
         run = self._runs.pop(event.run)
@@ -266,6 +296,9 @@ class NodePolicy:
         """Rule R4; a task that nobody waits for is no loss."""
         run = self._runs.pop(event.run)
         self.counts.stage_failures += 1
+        if event.executor_lost:
+            self._lose_executor(run, event.error, now)
+            return
         if len(run.tasks) > 1:
             self._tasks.run_again_alone(run.tasks)
             return
@@ -277,9 +310,36 @@ class NodePolicy:
             cause = f"stage-failed: stage {run.stage} on node {self.config.rank}: {event.error}"
             self._answers.lost([LostRow(task.key, task.attempt, cause)], now)
 
+    def _lose_executor(self, run: Run, error: str, now: float) -> None:
+        """Rule R6: this node takes nothing more, and what it held goes elsewhere."""
+        self._lost_executor, self._accepting = error, False
+        waiting = [task for queue in self._tasks.input.values() for task in queue]
+        for queue in self._tasks.input.values():
+            queue.clear()
+        self._tasks.input_length = 0
+        for task in (*run.tasks, *waiting):
+            if self._tasks.is_stale(task, now):
+                self._tasks.drop_stale(task)
+            else:
+                self._hand_over(task, now)
+
+    def _hand_over(self, task: Task, now: float) -> None:
+        """A task that would run here, had this node an executor: to O, or back to its source. Its own samples wait (S5)."""
+        self.counts.handed_over += 1
+        if task.stage in self._tasks.output:
+            self._tasks.to_output(task, now)
+        elif task.peer < 0:
+            self._tasks.to_input(task, now)
+        else:
+            self._tasks.drop(task)
+            cause = f"executor-lost: node {self.config.rank}: {self._lost_executor}"
+            self._answers.lost([LostRow(task.key, task.attempt, cause)], now)
+
     def _place(self, task: Task, now: float) -> None:
         """Rule A1: to I or to O."""
-        if self._outlet.keeps(task):
+        if self._lost_executor and task.stage in self._tasks.input:
+            self._hand_over(task, now)
+        elif self._outlet.keeps(task):
             self._tasks.to_input(task, now)
         else:
             self._tasks.to_output(task, now)
@@ -299,10 +359,13 @@ class NodePolicy:
         report_due = now >= self._reported_at + PROMPT_INTERVAL * self.config.report_seconds and now >= self._report_due_at()
         if report_due:
             tasks.sweep(now)
-            slept = max(0.0, now - self._reported_at - HEARTBEAT_SECONDS) if self._reported_at > -math.inf else 0.0
-            self._answers.lost(self._links.reset_silent(commands, slept_seconds=slept, now=now), now)
+            self._answers.lost(self._links.watch(commands, slept_seconds=self._slept_seconds, now=now), now)
+            self._slept_seconds = 0.0
+        if self._links.returned:
+            self._links.returned = False
+            self._answers.retry()
         if source is not None:
-            source.tick(queue_length=tasks.queue_length, held=tasks.holds, now=now)
+            source.tick(queue_length=tasks.queue_length, under_way=self._under_way, now=now)
             if 0 in tasks.output:
                 self._admit(now)  # raw inputs may go out in this very round
         if tasks.output_length:
@@ -316,6 +379,7 @@ class NodePolicy:
         if report_due:
             self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._running
+            self._told_accepting = self._accepting
         if source is not None and source.resolved:
             commands.extend(source.resolved)
             source.resolved = []
@@ -326,6 +390,10 @@ class NodePolicy:
                 commands.append(Discard(tokens))
         if run is not None:
             commands.append(run)
+
+    def _under_way(self, key: SampleKey, attempt: int) -> bool:
+        """Whether an attempt is here, or on a link of this node: it is not lost, or the link will say so (C7, R1)."""
+        return self._tasks.holds(key) or self._links.on_the_way(key, attempt)
 
     def _admit(self, now: float) -> None:
         """New attempts, while admission (D4) and own slots (C1) allow."""
@@ -349,7 +417,7 @@ class NodePolicy:
         tasks = self._tasks
         batch: list[Task] = []
         self._admit(now)
-        while not batch and not self._runs and (tasks.input_length or self._outlet.take_back()):
+        while not batch and not self._runs and not self._lost_executor and (tasks.input_length or self._outlet.take_back()):
             batch = tasks.take_batch(self._order, self.config.max_batch, self._service, now)
             self._admit(now)
         if not batch:
@@ -375,17 +443,20 @@ class NodePolicy:
     # ---- reports -------------------------------------------------------------------------------
 
     def _load(self, now: float) -> Report:
-        return Report(self._tasks.input_length + self._running, self._tasks.output_length, dict(self._service), self._backlog(now))
+        length = self._tasks.input_length + self._running
+        return Report(length, self._tasks.output_length, dict(self._service), self._backlog(now), self._accepting)
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""
         interval = self.config.report_seconds
+        if self._accepting != self._told_accepting:
+            return self._reported_at + PROMPT_INTERVAL * interval
         if self._prompt:
             length, told = self._tasks.input_length + self._running, self._reported_length
             change = abs(length - told)
             if (change >= PROMPT_TASKS and change > PROMPT_SHARE * told) or (told and not length):
                 return self._reported_at + PROMPT_INTERVAL * interval
-        busy = self._tasks.held or self._links.credit_changed()
+        busy = self._tasks.held or self._links.credit_changed() or self._links.waits()
         return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)
 
     # ---- invariants ----------------------------------------------------------------------------
@@ -398,7 +469,7 @@ class NodePolicy:
         self._answers.check()
         assert self._tasks.own_held <= self.config.own_slots, self
         assert not self._tasks.discards, self
-        assert self._runs or not self.input_length, self
+        assert self._runs or not self.input_length or self._lost_executor, self
         if self.source is not None:
             self.source.check()
             assert not self.source.resolved, self

@@ -86,9 +86,8 @@ class Outlet:
         return bool(self._tasks.output_length) and self._tasks.take_back(self._wanted)
 
     def _wanted(self, lane: int) -> bool:
-        """Whether some neighbour that is connected takes tasks of this lane."""
-        links = [neighbour.outgoing for neighbour in self._links.takers[lane]]
-        return any(link is not None and link.epoch is not None for link in links)
+        """Whether some neighbour takes tasks of this lane, now or when it has room."""
+        return any(neighbour.takes for neighbour in self._links.takers[lane])
 
     def flush(self, commands: list[Command], now: float) -> None:
         """Sends what may go (A2), one frame per neighbour and batch."""
@@ -128,7 +127,7 @@ class Outlet:
         hosted = task.stage in self._tasks.input
         within = self._config.farther.get(task.key.source, ()) if hosted and task.stage == 0 else None
         for neighbour in self._links.takers[task.stage]:
-            if within is not None and neighbour.config.rank not in within:
+            if not neighbour.takes or (within is not None and neighbour.config.rank not in within):
                 continue
             link = neighbour.outgoing
             assert link is not None
@@ -136,7 +135,7 @@ class Outlet:
                 continue
             if link.may_send(task.stage):
                 able.append(neighbour)
-            elif link.waiting_since is None and link.epoch is not None:
+            elif link.waiting_since is None:
                 link.waiting_since = now
         if not able:
             return None
@@ -164,6 +163,7 @@ class Outlet:
         task.queued_seconds += now - task.since
         if task.key.source == self._config.rank and self._source is not None:
             task.oldest = self._source.oldest
+            self._source.let_out(task.key)
         neighbour.outgoing.send(task, now=now)
         self._counts.sent += 1
         self._counts.sent_inputs += task.stage == 0

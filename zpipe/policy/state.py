@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from zpipe.policy.delivery import SourceConfig
     from zpipe.policy.exits import ExitGates
 
+#: Weight of a new lateness in the smoothed one (RFC 6298's for deviations).
+LATENESS_GAIN = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class NeighbourConfig:
@@ -43,7 +46,8 @@ class NodeConfig:
     Attributes:
         stages: the stages it hosts.
         neighbours: by topology.
-        next_hop: {source rank: the neighbour on the shortest way there}.
+        nearer: {source rank: neighbours nearer to it, the first of them on the way its answers take}.
+        beside: {source rank: neighbours as far from it as this node}: where answers go while none of those is up.
         farther: {source rank: neighbours farther from it than this node}: where its raw inputs may go on to (S3).
         service_seconds: {stage: seconds per sample}, a first guess of Gamma, measured or profiled.
         own_slots: tasks of this node's own samples it holds at once (C1).
@@ -58,7 +62,8 @@ class NodeConfig:
     stages: tuple[int, ...]
     gates: ExitGates
     neighbours: tuple[NeighbourConfig, ...] = ()
-    next_hop: Mapping[int, int] = field(default_factory=dict)
+    nearer: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    beside: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     farther: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     service_seconds: Mapping[int, float] = field(default_factory=dict)
     max_batch: int = 1
@@ -92,14 +97,18 @@ class NodeCounts:
     received: int = 0
     exited: int = 0
     relayed: int = 0
-    unroutable: int = 0  #: answers with no live way to their source
+    unroutable: int = 0  #: answers given up: no live way to their source, and too many wait for one
     met_again: int = 0  #: attempts that met another here (S2)
     stale: int = 0  #: tasks nobody waits for (S5)
     wrong_epoch: int = 0
-    bad_credit: int = 0
+    wrong_epoch_credit: int = 0
+    frames_missed: int = 0  #: tasks sent that never arrived (C7)
     stage_failures: int = 0
     blocked: int = 0
+    suspicions: int = 0  #: neighbours that were silent too long (R5)
     resets: int = 0
+    bans: int = 0  #: neighbours that lied (R7)
+    handed_over: int = 0  #: tasks that had to go elsewhere, since this node's executor was lost (R6)
     queue_histogram: dict[int, int] = field(default_factory=dict)  #: {|I| + |O|: times seen}, looked at when tasks come and go
 
 
@@ -109,6 +118,13 @@ class Neighbour:
 
     Attributes:
         report: its last, with the number it has here.
+        reported_at: when that Report came.
+        lateness: smoothed seconds its Reports came later than they were due, while it had work.
+        heard_at: its last sign of life.
+        suspected: it is silent for too long: nothing is sent there (R5).
+        accepting: as its last Report said (R6).
+        banned: it lied (R7).
+        stuck_factor: how much longer than at first its data plane may give no answer (R5).
         arrived_then, released_then: what its Credits had told when that Report came: the rest was sent, or released, since.
         sends, receives: whether the connection we opened, and the one it opened, stands.
     """
@@ -122,13 +138,23 @@ class Neighbour:
     seconds_each: float = 0.0  #: mean Gamma over its stages, as reported
     arrived_then: int = 0
     released_then: int = 0
+    reported_at: float = -math.inf
+    lateness: float = 0.0
     heard_at: float = -math.inf
+    suspected: bool = False
+    accepting: bool = True
+    banned: bool = False
+    stuck_factor: int = 1
     sends: bool = False
     receives: bool = False
 
-    def take_in(self, report: Report) -> None:
+    def take_in(self, report: Report, *, interval_seconds: float, now: float) -> None:
         """A new Report: from here on count what it cannot know of."""
-        self.report = report
+        last = self.report
+        if last is not None and (last.input_length or last.output_length):  # it had work, so this one was due
+            late = max(0.0, now - self.reported_at - interval_seconds)
+            self.lateness += LATENESS_GAIN * (late - self.lateness)
+        self.report, self.reported_at, self.accepting = report, now, report.accepting
         self.report_number += 1
         self.reported_backlog = sum(report.backlog_seconds.values())
         services = report.service_seconds.values()
@@ -139,6 +165,7 @@ class Neighbour:
     def forget_report(self) -> None:
         """It is gone: what it said is no more."""
         self.report, self.reported_backlog = None, 0.0
+        self.accepting = True  # until it says otherwise: who comes back may be another
 
     @property
     def change(self) -> int:
@@ -161,3 +188,8 @@ class Neighbour:
     def up(self) -> bool:
         """Whether any connection with it stands."""
         return self.sends or self.receives
+
+    @property
+    def takes(self) -> bool:
+        """Whether tasks may be sent there, as far as it is not a matter of credit."""
+        return self.sends and self.accepting and not self.suspected

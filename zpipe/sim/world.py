@@ -15,6 +15,7 @@ from typing import Any
 
 from zpipe.policy import NodePolicy
 from zpipe.policy.messages import (
+    BanPeer,
     BlockedReceived,
     Command,
     CreditReceived,
@@ -138,6 +139,7 @@ class World:
             SendReport: self._send_report,
             SendLost: self._send_lost,
             ResetLink: self._reset,
+            BanPeer: self._banned,
         }
         for a, b in (link.between for link in topology.links):
             self._connect(a, b)
@@ -245,6 +247,9 @@ class World:
         for outgoing in (True, False):
             self.tell(peer, PeerLost(rank, outgoing, command.reason))
         self.call_at(self.now + RECONNECT_SECONDS, lambda: self._connect(rank, peer))
+
+    def _banned(self, rank: int, command: BanPeer) -> None:
+        raise AssertionError(f"node {rank} banned a simulated node, which keeps the rules: {command}")
 
     # ---- executors -----------------------------------------------------------------------------
 

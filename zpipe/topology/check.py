@@ -40,9 +40,9 @@ def check(topology: Topology, stage_count: int) -> None:
 def check_links(topology: Topology, at: At) -> None:
     """What must hold whatever the bundle: called on every load; `at` is the file's top."""
     for source in topology.sources:
-        reached = topology.next_hops(source.rank)
+        reached = topology.hops(source.rank)
         for node in topology.nodes:
-            if node.rank != source.rank and node.rank not in reached:
+            if node.rank not in reached:
                 raise (at / "links").error(
                     f"no way from the source (rank {source.rank}) to rank {node.rank}", "links by which every node can be reached"
                 )

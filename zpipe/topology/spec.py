@@ -183,10 +183,8 @@ class Topology:
     path: Path | None = field(default=None, compare=False)
     #: {rank: {neighbour: link}}, neighbours rising.
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
-    #: {source: {rank: hops from it}}; only where raw inputs may go out.
-    _hops: Mapping[int, Mapping[int, int]] = field(init=False, repr=False, compare=False, hash=False)
-    #: {target: its next_hops}, found when first asked for: every node of a large mesh asks for the same few.
-    _next_hops: dict[int, dict[int, int]] = field(init=False, repr=False, compare=False, hash=False)
+    #: {rank: its hops}, found when first asked for: every node of a large mesh asks for the same few.
+    _hops: dict[int, dict[int, int]] = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         adjacent: dict[int, dict[int, LinkSpec]] = {node.rank: {} for node in self.nodes}
@@ -194,9 +192,7 @@ class Topology:
             low, high = link.between
             adjacent[low][high] = adjacent[high][low] = link
         object.__setattr__(self, "_adjacent", {rank: dict(sorted(links.items())) for rank, links in adjacent.items()})
-        object.__setattr__(self, "_next_hops", {})
-        spreads = self.policy.offload_input != "no"
-        object.__setattr__(self, "_hops", {source.rank: self.hops(source.rank) for source in self.sources} if spreads else {})
+        object.__setattr__(self, "_hops", {})
 
     def __repr__(self) -> str:
         return f"<Topology {self.name} | {len(self.nodes)} nodes, {len(self.links)} links | {self.bundle} | {self.digest()[:12]}>"
@@ -254,10 +250,11 @@ class Topology:
 
     def farther(self, sender: int, receiver: int) -> tuple[int, ...]:
         """Sources of which a raw input may go from `sender` on to `receiver`, which is farther from them."""
+        if self.policy.offload_input == "no":
+            return ()
         hosts = self.nodes[sender].stages
-        return tuple(
-            source for source, hops in self._hops.items() if hops[receiver] > hops[sender] and (sender == source or 0 in hosts)
-        )
+        ways = [(source.rank, self.hops(source.rank)) for source in self.sources]
+        return tuple(source for source, hops in ways if hops[receiver] > hops[sender] and (sender == source or 0 in hosts))
 
     def downstream(self, rank: int) -> tuple[int, ...]:
         """Neighbours this node may forward tasks to, rising."""
@@ -267,37 +264,29 @@ class Topology:
         """Neighbours that may forward tasks to this node, rising."""
         return tuple(peer for peer in self._adjacent[rank] if self.lanes(peer, rank))
 
-    def next_hops(self, target: int) -> Mapping[int, int]:
-        """{rank: the neighbour next on the shortest way to `target`}, the lowest rank where ways tie; without target itself."""
-        known = self._next_hops.get(target)
+    def hops(self, start: int) -> Mapping[int, int]:
+        """{rank: links on the shortest way from `start`}, for every rank that can be reached."""
+        known = self._hops.get(start)
         if known is not None:
             return known
-        hops: dict[int, int] = {}
-        ring = [target]
-        while ring:
-            farther: dict[int, int] = {}
-            for near in sorted(ring):
-                for rank in self._adjacent[near]:
-                    if rank != target and rank not in hops:
-                        farther.setdefault(rank, near)
-            hops.update(farther)
-            ring = list(farther)
-        self._next_hops[target] = hops
-        return hops
-
-    def hops(self, start: int) -> dict[int, int]:
-        """{rank: links on the shortest way from `start`}, for every rank that can be reached."""
         hops = {start: 0}
         ring = [start]
         while ring:
             farther = [near for rank in ring for near in self._adjacent[rank] if near not in hops]
             hops.update(dict.fromkeys(farther, hops[ring[0]] + 1))
             ring = list(dict.fromkeys(farther))
+        self._hops[start] = hops
         return hops
 
-    def next_hop(self, rank: int, target: int) -> int:
-        """The neighbour next on the shortest way over links from `rank` to `target`, the lowest rank where ways tie."""
-        return self.next_hops(target)[rank]
+    def nearer(self, rank: int, target: int) -> tuple[int, ...]:
+        """Neighbours nearer to `target`, rising: the ways on which answers go there."""
+        hops = self.hops(target)
+        return tuple(peer for peer in self._adjacent[rank] if hops[peer] < hops[rank])
+
+    def beside(self, rank: int, target: int) -> tuple[int, ...]:
+        """Neighbours as far from `target` as `rank` is, rising."""
+        hops = self.hops(target)
+        return tuple(peer for peer in self._adjacent[rank] if hops[peer] == hops[rank])
 
     # ---- as plain values -----------------------------------------------------------------------
 

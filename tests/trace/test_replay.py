@@ -204,7 +204,7 @@ def test_a_changed_event_shows_in_the_commands_that_follow(trace: Path) -> None:
         (lambda line: line[2].append(["Discard", [5]]), "command 3", "Discard(tokens=[5])", "none"),
         (lambda line: line[2].insert(0, ["Discard", [5]]), "command 0", "Discard(tokens=[5])", "GrantCredit("),
         (lambda line: line.__setitem__(2, {"raised": "KeyError: 1"}), "answer", "{'raised': 'KeyError: 1'}", "[GrantCredit("),
-        (lambda line: line[1].append(["StageFailed", 77, ""]), "answer", "[GrantCredit(", "{'raised': 'KeyError: 77'}"),
+        (lambda line: line[1].append(["StageFailed", 77, "", False]), "answer", "[GrantCredit(", "{'raised': 'KeyError: 77'}"),
     ],
     ids=["missing", "additional", "another", "raised-before", "raises-now"],
 )

@@ -26,6 +26,7 @@ from zpipe.executors.base import StageExecutor
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
+    BanPeer,
     BlockedReceived,
     Command,
     CreditReceived,
@@ -327,7 +328,10 @@ class Driver:
                     self._tell(command.peer, Lost(self.rank, lost))
             case ResetLink():
                 log.warning("node %d makes its connection to node %d anew: %s", self.rank, command.peer, command.reason)
-                self.peers.reset(command.peer)
+                self.peers.reset(command.peer, command.reason)
+            case BanPeer():
+                log.error("node %d bans node %d: %s", self.rank, command.peer, command.reason)
+                self.peers.ban(command.peer, command.reason)
 
     def _run(self, command: RunStage) -> None:
         inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])

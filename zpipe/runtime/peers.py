@@ -23,6 +23,8 @@ log = logging.getLogger("zpipe.node")
 
 #: The key a Hello of an older session is refused by.
 SESSION = "session"
+#: ... and that of a rank which broke the rules (policy rule R7).
+BANNED = "banned"
 #: How long after a refusal that may pass Hello is said again.
 RETRY_SECONDS = 2.0
 
@@ -75,6 +77,8 @@ class Peers:
     outgoing: dict[int, Outgoing] = field(default_factory=dict)
     incoming: dict[int, Incoming] = field(default_factory=dict)
     observers: set[Channel] = field(default_factory=set)
+    #: ranks that nothing is taken from and nothing said to any more (policy rule R7)
+    banned: set[int] = field(default_factory=set)
     #: set while every neighbour is connected
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     _by_channel: dict[Channel, Outgoing | Incoming] = field(default_factory=dict)
@@ -178,8 +182,8 @@ class Peers:
         elif peer is not None:
             self._drop_incoming(peer, reason)
 
-    def reset(self, rank: int) -> None:
-        """Makes the connection to a neighbour anew; the policy knows."""
+    def reset(self, rank: int, reason: str) -> None:
+        """Makes the connection to a neighbour anew, in both directions; the policy knows."""
         peer = self.outgoing.get(rank)
         if peer is not None:
             peer.connected = peer.ready = False
@@ -187,7 +191,39 @@ class Peers:
         came = self.incoming.pop(rank, None)
         if came is not None:
             del self._by_channel[came.channel]
+            self._send_away(came, reason)
+
+    def reset_damaged(self, channel_or_rank: Channel | int, reason: str) -> None:
+        """Makes a connection anew on which nothing can be understood: a channel, or that of the rank we get data from."""
+        peer = self._by_channel.get(channel_or_rank) if isinstance(channel_or_rank, Channel) else self.incoming.get(channel_or_rank)
+        if isinstance(peer, Outgoing):
+            self.note(f"node {self.rank} makes its connection to node {peer.rank} anew: {reason}")
+            self.transport.reset(peer.channel)
+        elif peer is not None:
+            self.note(f"node {self.rank} wants node {peer.rank} to connect anew: {reason}")
+            self.transport.send_control(peer.channel, encode(Bye(self.rank, reason)))
+            self._drop_incoming(peer, reason)
+
+    def _send_away(self, came: Incoming, reason: str) -> None:
+        """The other end of an incoming channel is told to connect anew: from here it cannot be broken."""
+        self.transport.send_control(came.channel, encode(Bye(self.rank, reason)))
+        self.transport.close_channel(came.channel)
+
+    def ban(self, rank: int, reason: str) -> None:
+        """Rule R7: its channels end, its key is struck from the allow-list; the policy knows."""
+        self.note(f"node {self.rank} bans node {rank}: {reason}")
+        self.banned.add(rank)
+        peer = self.outgoing.pop(rank, None)
+        if peer is not None:
+            del self._by_channel[peer.channel]
+            self.transport.close_channel(peer.channel)
+        came = self.incoming.pop(rank, None)
+        if came is not None:
+            del self._by_channel[came.channel]
             self.transport.close_channel(came.channel)
+        key = self.topology.key_of(rank)
+        if key:
+            self.transport.ban(key)
 
     # ---- what peers say ------------------------------------------------------------------------
 
@@ -243,11 +279,14 @@ class Peers:
             self.transport.reset(peer.channel)
 
     def on_bye(self, channel: Channel, bye: Bye) -> None:
-        """A neighbour leaves on purpose. Its end of our own channel will break in a moment; its own channel is done."""
+        """A neighbour leaves on purpose, or wants the connection made anew: either way it is over."""
         self.observers.discard(channel)
         peer = self._by_channel.get(channel)
         if isinstance(peer, Incoming):
             self._drop_incoming(peer, bye.reason)
+        elif peer is not None:
+            self.on_disconnected(channel, bye.reason)
+            self.transport.reset(channel)
 
     def say_bye(self, reason: str) -> None:
         """Tells everyone connected that this node leaves."""
@@ -282,6 +321,8 @@ class Peers:
             return Refused(self.rank, key, _short(here), _short(there))
         if hello.bundle_digest != self.bundle_digest:
             return Refused(self.rank, "bundle digest", self.bundle_digest[:12], hello.bundle_digest[:12])
+        if hello.sender in self.banned:
+            return Refused(self.rank, BANNED, "no", "yes")
         if hello.sender == NO_RANK or hello.sender not in self.topology.neighbours(self.rank):
             return Refused(self.rank, "rank", f"a neighbour of node {self.rank}", str(hello.sender))
         known = self.incoming.get(hello.sender)

@@ -16,7 +16,7 @@ from zpipe.sim.hop import HopProfile, Spread
 
 LINE = topology([[0], [1], [2, 3, 4]], [{"between": [0, 1], "latency": "2 ms"}, {"between": [1, 2], "latency": "2 ms"}])
 #: What only a process with sockets has.
-OF_A_PROCESS = {"payloads", "bad_frames", "stray_frames"}
+OF_A_PROCESS = {"forged_frames", "payloads", "bad_frames", "stray_frames"}
 
 
 def run(**more: object) -> Run:

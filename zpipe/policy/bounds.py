@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zpipe.policy.answers import MOST_STRANDED
+from zpipe.policy.credit import MISSED_TOLD
 from zpipe.policy.delivery import Source
 from zpipe.policy.node import NodePolicy
 
@@ -83,8 +85,20 @@ TABLES = (
     Table(
         "sources known",
         lambda node: len(node._tasks._sessions),
-        lambda node: len(node.config.next_hop) + 1,
+        lambda node: len(node.config.nearer) + 1,
         "one session of each source, forgotten after its last deadline (S5)",
+    ),
+    Table(
+        "numbers missed",
+        lambda node: sum(len(link.missed) for link in node._links.incoming.values()),
+        lambda node: MISSED_TOLD * len(node._links.incoming),
+        "the latest of each link's connection (C7)",
+    ),
+    Table(
+        "answers without a way",
+        lambda node: len(node._answers.stranded),
+        lambda node: MOST_STRANDED,
+        "the oldest give way (R8)",
     ),
     Table(
         "queue histogram",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.runtime.mesh import LiveMesh, live, run, topology, turns_until
+from zpipe.model import SampleKey, Task
 from zpipe.runtime import bounds
-from zpipe.wire import Stats
+from zpipe.transport.base import Origin
+from zpipe.wire import Stats, TaskBatch, encode
 
 
 def look(mesh: LiveMesh) -> None:
@@ -63,6 +67,28 @@ def test_a_stalled_link_stops_the_source_within_its_windows() -> None:
             assert source.counts.admitted <= slots
             assert sum(len(driver._payloads) for driver in mesh.drivers.values()) <= slots
             assert not mesh.outcomes
+
+    run(main)
+
+
+def test_tasks_of_a_rank_that_is_no_source_leave_nothing_behind() -> None:
+    """A row is kept of each source, so whoever invents sources could make them many."""
+
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]])) as mesh:
+            driver = mesh.drivers[1]
+            spec = mesh.bundle.stages[1].input
+            payload = np.zeros((1, *spec.shape), spec.dtype)
+            strays = driver.counts.stray_frames
+            for source in range(1, 40):
+                task = Task(SampleKey(source, 1, 0), 1, 1, (0.5,) * 4, number=source - 1, deadline=time.monotonic() + 9.0)
+                batch = TaskBatch(0, driver.peers.incoming[0].epoch, "none", 1, [task], payload)
+                frames = encode(batch, now=time.monotonic(), transit_seconds=0.0)
+                driver.on_data([bytes(frame) for frame in frames], Origin("nowhere"))
+                driver.on_drained()
+            assert driver.counts.stray_frames == strays + 39
+            assert bounds.sizes(driver)["sources known"] == 0
+            look(mesh)
 
     run(main)
 

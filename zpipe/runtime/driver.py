@@ -185,6 +185,7 @@ class Driver:
         self._recorder = Recorder(trace, self.policy, seed=seed, note=self._note) if trace is not None else None
         self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
         codecs = codecs_of(topology, bundle)
+        self._sources = frozenset(spec.rank for spec in topology.sources)
         self._limits = wire_limits(topology, bundle, codecs)
         self._packing = Packing(topology, bundle, codecs, self.policy)
         self._payloads = Payloads()
@@ -461,7 +462,8 @@ class Driver:
         if isinstance(message, TaskBatch):
             self.counts.frames_received += 1
             came = self.peers.incoming.get(message.sender)
-            if came is None or came.epoch != message.epoch:
+            known = all(task.key.source in self._sources for task in message.tasks)  # the policy keeps a row for each source
+            if came is None or came.epoch != message.epoch or not known:
                 self.counts.stray_frames += 1
                 return
             try:

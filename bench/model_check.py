@@ -39,7 +39,7 @@ def row(found: Found) -> dict[str, Any]:
         "window": case.shape.window,
         "deadlines": case.deadlines,
         "faults": {name: count for name, count in case.faults._asdict().items() if count},
-        "restarts": case.restarts,
+        "ranks": case.ranks,
         "moments": case.moments,
         "states": found.states,
         "transitions": found.transitions,

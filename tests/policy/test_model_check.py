@@ -6,15 +6,17 @@ Each mutation below breaks one rule in the policy; an explorer that does not fin
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.policy.explore.cases import LINE2, LINE3, NARROW2, OFFLOAD, SMALL, TRIANGLE, TWO
+from tests.policy.explore.cases import BACK2, LINE2, LINE3, NARROW2, OFFLOAD, REPLICAS, SMALL, TRIANGLE, TWO
 from tests.policy.explore.freeze import NO_DICE, copier, freeze
-from tests.policy.explore.nodes import Nodes
+from tests.policy.explore.nodes import Nodes, Running, Step
+from tests.policy.explore.rules import Rules
 from tests.policy.explore.search import Found, Search, explore
 from tests.policy.explore.world import FAR, Case, Faults
 from zpipe.model import Credit, ResultRow, Task
@@ -78,6 +80,45 @@ def test_copies_of_copies_do_what_the_node_itself_would() -> None:
     assert freeze(nodes.states[state].copy()) != freeze(node)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_merged_state_does_what_its_own_history_would(seed: int) -> None:
+    """What was left out of the state makes no difference: nodes with a history of their own go beside random walks through it."""
+    rng = random.Random(seed)
+    faults = Faults(lose=2, repeat=2, cut=1, linger=1, restart=1, stop=1, fail=1, cancel=1, slow=2, together=2)
+    case = Case("", rng.choice([LINE2, LINE3, BACK2, REPLICAS, TRIANGLE]), faults, (FAR, FAR, 1.5), moments=12, ranks=(0, 1))
+    rules = Rules(case)
+    for _ in range(3):  # later walks come to states that an earlier one met by another way
+        _walk_beside(rules, rng)
+
+
+def _walk_beside(rules: Rules, rng: random.Random, steps: int = 120) -> None:
+    real: dict[int, tuple[NodePolicy, Running | None]] = {}
+    world = rules.start()
+    ranks = range(len(world.nodes))
+    for rank, number in enumerate(world.nodes):
+        real[rank] = rules.nodes.states[number].copy(), None
+
+    def beside(rank: int, event: tuple[Any, ...], step: Step) -> None:
+        node, running = real[rank]
+        running, outputs = rules.nodes.carry_out(node, running, event, moment)
+        real[rank] = node, running
+        merged = rules.nodes.states[step.state]
+        assert freeze(node) == freeze(merged.copy())
+        assert tuple(outputs) == step.outputs
+        assert (running and running[1:]) == (merged.running and merged.running[1:])
+
+    rules.tell_tale = beside
+    for _ in range(steps):
+        actions = rules.actions(world)
+        action = rng.choice(actions)
+        moment = world.moment
+        if action[0] == "rise":
+            real[action[1]] = rules.nodes.states[rules.nodes.born(action[1], 2)].copy(), None
+        world = rules.after(world, action)
+    rules.tell_tale = None
+    assert len(real) == len(ranks)
+
+
 def test_state_knows_which_objects_are_one() -> None:
     one, other = [1], [1]
     assert freeze({"a": one, "b": one}) != freeze({"a": one, "b": other})
@@ -116,6 +157,10 @@ def lost_is_obeyed_twice(self: Source, row: Any, *, held: bool, now: float) -> N
         self._submit_again(entry)
 
 
+def lies_are_seen_everywhere(self: OutgoingLink, told: Credit) -> bool:
+    return not told.held
+
+
 def lost_is_ignored(self: Source, row: Any, *, held: bool, now: float) -> None:
     """And the timer with it, in `no_timer`."""
 
@@ -152,17 +197,17 @@ def tasks_of_any_epoch(self: NodePolicy, event: TaskReceived, now: float) -> Non
     on_tasks(self, TaskReceived(event.peer, link.epoch or 0, event.tasks), now)
 
 
-def credit_adds_up(self: OutgoingLink, told: Credit, *, now: float) -> bool:
+def credit_adds_up(self: OutgoingLink, told: Credit, *, now: float) -> list[Any]:
     """Relative instead of absolute (C3): a repeated Credit counts twice."""
-    limit, new = self.limit, take_credit(self, told, now=now)
-    if new and limit:
+    limit, missed = self.limit, take_credit(self, told, now=now)
+    if limit:
         self.limit = limit + 1
-    return new
+    return missed
 
 
-def slot_leaks(self: IncomingLink, epoch: int, number: int) -> None:
-    if epoch == self.epoch:
-        release(self, epoch, number)
+def slot_leaks(self: IncomingLink, connection: int, number: int) -> None:
+    if connection == self.connection:
+        release(self, connection, number)
 
 
 def blocked_is_not_answered(self: Links, event: Any, now: float) -> None:
@@ -212,7 +257,7 @@ MUTATIONS: dict[str, tuple[list[Patch], Case, str]] = {
     ),
     "a result of an earlier session counts": (
         [(Source, "result", result_without_regard_to_session)],
-        Case("", LINE2, Faults(restart=1), TWO, restarts=(0,)),
+        Case("", LINE2, Faults(restart=1), TWO, ranks=(0,)),
         "wrong answer",
     ),
     "Lost is obeyed twice": (
@@ -248,7 +293,7 @@ MUTATIONS: dict[str, tuple[list[Patch], Case, str]] = {
     "Blocked is not answered": (
         [(Links, "on_blocked", blocked_is_not_answered)],
         Case("", NARROW2, Faults(lose=1), moments=1),
-        "attempts|without an outcome|calm",
+        "which is awake and answers",
     ),
     "Blocked leaves the gap open": (
         [(IncomingLink, "settle_blocked", blocked_leaves_gaps)],
@@ -265,6 +310,11 @@ MUTATIONS: dict[str, tuple[list[Patch], Case, str]] = {
         [(Answers, "result", results_are_dropped_on_the_way)],
         Case("", LINE3, Faults(), moments=0),
         "without an outcome",
+    ),
+    "an honest neighbour is banned": (
+        [(OutgoingLink, "believable", lies_are_seen_everywhere)],
+        Case("", LINE2, Faults(), TWO, moments=0),
+        "which keeps the rules",
     ),
     "both attempts stay": ([(TaskTable, "_replaces", both_attempts_stay)], Case("", LINE2, Faults(slow=3), moments=3), "broke"),
     "every sample starts twice": ([(Source, "next_task", attempts_start_twice)], Case("", LINE2, Faults()), "with reason for 1"),

@@ -103,7 +103,10 @@ class Change:
         for session, sample, deadline in self.story.open:
             if deadline <= now and not self._due_to_fire(0):
                 raise Violation(f"sample {session}.{sample} is open at {now} s, its deadline was {deadline} s (D3)")
-        states = [None if number == DEAD else self.rules.nodes.states[number] for number in self.states]
+        still = self.story.stopped
+        states = [
+            None if number == DEAD or rank in still else self.rules.nodes.states[number] for rank, number in enumerate(self.states)
+        ]
         moment = self.rules.next_moment(self.moment, states)
         assert moment is not None
         self.moment = moment
@@ -143,9 +146,16 @@ class Change:
                 self._forget_end(at, rank)
                 if pair[1] == rank:
                     self._set(at, stray=())
+        self.story = self.story._replace(stopped=tuple([other for other in self.story.stopped if other != rank]))
         if rank == 0:  # its samples died with the program that submitted them
             ended = [*self.story.ended, *[entry[:2] for entry in self.story.open]]
             self.story = self.story._replace(open=(), ended=tuple(sorted(ended)))
+
+    def _stop(self, rank: int) -> None:
+        self.story = self.story._replace(stopped=tuple(sorted((*self.story.stopped, rank))))
+
+    def _wake(self, rank: int) -> None:
+        self.story = self.story._replace(stopped=tuple([other for other in self.story.stopped if other != rank]))
 
     def _fail(self, rank: int) -> None:
         self._tell(rank, ("failed",))
@@ -165,6 +175,11 @@ class Change:
         frames = getattr(self.connections[at], plane)
         self._set(at, **{plane: frames[1:]})
         return frames[0]  # type: ignore[no-any-return]
+
+    @property
+    def _used(self) -> Faults:
+        """The faults so far; once none are left, all that the case has."""
+        return Faults(*[had - left for had, left in zip(self.rules.case.faults, self.left, strict=True)])
 
     def _due_to_fire(self, rank: int) -> bool:
         wakeup = self.rules.nodes.states[self.states[rank]].wakeup if self.states[rank] != DEAD else None
@@ -213,6 +228,9 @@ class Change:
                 self._set(at, back=(*self.connections[at].back, frame.message))
 
     def _reset(self, rank: int, peer: int) -> None:
+        used = self._used
+        if not (used.stop or used.slow or used.refuse):
+            raise Violation(f"node {rank} resets its connections with node {peer}, which is awake and answers (R5)")
         for pair in ((rank, peer), (peer, rank)):
             at = self.rules.place.get(pair)
             if at is not None and (self.connections[at].ready if pair[0] == rank else self.connections[at].accepted):
@@ -238,7 +256,7 @@ class Change:
     def _justify(self, resolve: Resolve, deadline: float, now: float) -> None:
         """An outcome has its reason, and so has every attempt."""
         case, shown = self.rules.case, f"sample {resolve.sample} ended as {resolve.kind} ({resolve.cause}) at {now} s"
-        used = Faults(*[had - left for had, left in zip(case.faults, self.left, strict=True)])
+        used = self._used
         stage = case.leaves_at.get(resolve.sample, case.shape.stage_count - 1)
         answer = label(self.story.lives[0], resolve.sample)
         match resolve.kind:

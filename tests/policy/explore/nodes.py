@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from tests.policy.explore.freeze import NO_DICE, copier, freeze
 from tests.policy.mesh import Shape
 from zpipe.model import Task
 from zpipe.policy.messages import (
+    BanPeer,
     BlockedReceived,
     Command,
     CreditReceived,
@@ -91,11 +92,14 @@ class End(NamedTuple):
     carried: int
 
 
+Output: TypeAlias = Frame | Reset | Resolve
+
+
 class Step(NamedTuple):
     """What one event did: the state after it, and what is to be done outside, in order."""
 
     state: int
-    outputs: tuple[Frame | Reset | Resolve, ...]
+    outputs: tuple[Output, ...]
 
 
 @dataclass(slots=True)
@@ -152,18 +156,18 @@ class Nodes:
             step = self._steps[name] = self._compute(*name)
         return step
 
-    def _event(self, state: State, event: Any, now: float) -> Event:
+    def _event(self, running: Running | None, event: Any, now: float) -> Event:
         match event:
             case ("message", int(number)):
                 return self._fresh(self.messages[number])
             case ("completed",):
-                assert state.running is not None
-                run, stage, samples = state.running
+                assert running is not None
+                run, stage, samples = running
                 exited = [stage >= self._leaves_at.get(sample, self._last_stage) for _, sample in samples]
                 return StageCompleted(run, exited, [label(*sample) for sample in samples], [0.9] * len(samples), BATCH_SECONDS)
             case ("failed",):
-                assert state.running is not None
-                return StageFailed(state.running.run, "poison")
+                assert running is not None
+                return StageFailed(running.run, "poison")
             case ("submitted", int(sample), float(deadline)):
                 return SampleSubmitted(sample, deadline, now)
             case ("cancelled", int(sample)):
@@ -187,37 +191,50 @@ class Nodes:
         return event
 
     def _compute(self, state: int, event: tuple[Any, ...], moment: int) -> Step:
-        before, now = self.states[state], moment * MOMENT_SECONDS
+        before = self.states[state]
         node = before.copy()
         self.steps_computed += 1
-        try:
-            told = event[1:] if event[0] == "together" else (event,)
-            commands = node.handle_all([self._event(before, part, now) for part in told], now=now)
-            node.check()
-        except AssertionError as error:
-            raise Violation(f"an invariant of node {node.config.rank} broke: {error}") from error
-        running = None if ("completed",) in told or ("failed",) in told else before.running
-        outputs: list[Frame | Reset | Resolve] = []
-        for command in commands:
-            if isinstance(command, RunStage):
-                if running is not None:
-                    raise Violation(f"node {node.config.rank} runs two batches at once")
-                running = Running(command.run, command.stage, tuple((task.key.session, task.key.sample) for task in command.tasks))
-            else:
-                self._output(node.config.rank, command, outputs)
-        for neighbour in node.config.neighbours:
-            incoming = node.neighbour(neighbour.rank).incoming
-            if incoming is not None and incoming.overruns:
-                raise Violation(f"node {neighbour.rank} sent node {node.config.rank} a task it had no credit for")
+        running, outputs = self.carry_out(node, before.running, event, moment)
         session = node.source.config.session if node.source else 0
         after = self._intern(node, node.config.rank, session, running)
         if event == ("fired",) and after == state:
             raise Violation(f"a timer of node {node.config.rank} fires without end")
         return Step(after, tuple(outputs))
 
+    def carry_out(
+        self, node: NodePolicy, running: Running | None, event: tuple[Any, ...], moment: int
+    ) -> tuple[Running | None, list[Output]]:
+        """Tells a node of an event; returns what it runs then, and what is to be done outside.
+
+        Raises:
+            Violation: an invariant broke, or it did what it never may.
+        """
+        rank, now = node.config.rank, moment * MOMENT_SECONDS
+        told = event[1:] if event[0] == "together" else (event,)
+        try:
+            commands = node.handle_all([self._event(running, part, now) for part in told], now=now)
+            node.check()
+        except AssertionError as error:
+            raise Violation(f"an invariant of node {rank} broke: {error}") from error
+        if ("completed",) in told or ("failed",) in told:
+            running = None
+        outputs: list[Output] = []
+        for command in commands:
+            if isinstance(command, RunStage):
+                if running is not None:
+                    raise Violation(f"node {rank} runs two batches at once")
+                running = Running(command.run, command.stage, tuple((task.key.session, task.key.sample) for task in command.tasks))
+            else:
+                self._output(rank, command, outputs)
+        for neighbour in node.config.neighbours:
+            incoming = node.neighbour(neighbour.rank).incoming
+            if incoming is not None and incoming.overruns:
+                raise Violation(f"node {neighbour.rank} sent node {rank} a task it had no credit for")
+        return running, outputs
+
     # ---- out -----------------------------------------------------------------------------------
 
-    def _output(self, rank: int, command: Command, outputs: list[Frame | Reset | Resolve]) -> None:
+    def _output(self, rank: int, command: Command, outputs: list[Output]) -> None:
         match command:
             case Forward():
                 tasks = [_on_the_wire(task) for task in command.tasks]
@@ -238,6 +255,8 @@ class Nodes:
                 outputs.append(command)
             case ResetLink():
                 outputs.append(Reset(command.peer))
+            case BanPeer():
+                raise Violation(f"node {rank} bans node {command.peer}, which keeps the rules: {command.reason} (R7)")
             case Discard():
                 raise Violation(f"node {rank} discards a payload it was never given: {command}")
             case _:

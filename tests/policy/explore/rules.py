@@ -53,45 +53,57 @@ class Rules:
         states = [None if number == DEAD else self.nodes.states[number] for number in world.nodes]
         connections = [self.connections.values[number] for number in world.connections]
         story, left = self.stories.values[world.story], self.faults.values[world.left]
-        prompt = list(self._prompt(world.moment, states, connections))
-        actions = [*prompt, *self._outside(states, connections, story)]
-        if (not prompt or left.slow) and self.next_moment(world.moment, states) is not None:
+        awake = [None if rank in story.stopped else state for rank, state in enumerate(states)]
+        prompt = list(self._prompt(world.moment, awake, connections))
+        actions = [*prompt, *self._outside(states, awake, connections, story)]
+        if (not prompt or left.slow) and self.next_moment(world.moment, awake) is not None:
             actions.append(("slow",) if prompt else ("tick",))
         if any(left):
-            actions.extend(self._faults(states, connections, story, left, prompt))
+            actions.extend(self._faults(states, awake, connections, story, left, prompt))
         return actions
 
     def _prompt(self, moment: int, states: list[State | None], connections: list[Connection]) -> Iterator[Action]:
-        """What happens before time goes on."""
+        """What happens before time goes on, at nodes that are awake."""
         for rank, state in enumerate(states):
             if state is not None and state.wakeup is not None and state.wakeup <= moment:
                 yield "fire", rank
         for at, connection in enumerate(connections):
-            if connection.told[0]:
+            sender, receiver = (states[rank] is not None for rank in self.pairs[at])
+            if connection.told[0] and sender:
                 yield "notice", at, 0
-            if connection.told[1]:
+            if connection.told[1] and receiver:
                 yield "notice", at, 1
             for plane in ("data", "out", "back", "stray"):
-                if getattr(connection, plane):
+                if getattr(connection, plane) and (sender if plane == "back" else receiver):
                     yield "deliver", at, plane
         for rank, state in enumerate(states):
             if state is not None and state.running is not None:
                 yield "done", rank
 
-    def _outside(self, states: list[State | None], connections: list[Connection], story: Story) -> Iterator[Action]:
+    def _outside(
+        self, states: list[State | None], awake: list[State | None], connections: list[Connection], story: Story
+    ) -> Iterator[Action]:
         """What may take any time."""
+        for rank in story.stopped:
+            yield "wake", rank
         for rank, state in enumerate(states):
             if state is None:
                 yield "rise", rank
         for at, connection in enumerate(connections):
             sender, receiver = self.pairs[at]
-            if not (connection.whole or connection.ready or connection.told[0]) and None not in (states[sender], states[receiver]):
+            if not (connection.whole or connection.ready or connection.told[0]) and None not in (awake[sender], awake[receiver]):
                 yield "connect", at
-        if story.submitted < len(self.case.deadlines) and states[0] is not None:
+        if story.submitted < len(self.case.deadlines) and awake[0] is not None:
             yield ("submit",)
 
     def _faults(
-        self, states: list[State | None], connections: list[Connection], story: Story, left: Faults, prompt: list[Action]
+        self,
+        states: list[State | None],
+        awake: list[State | None],
+        connections: list[Connection],
+        story: Story,
+        left: Faults,
+        prompt: list[Action],
     ) -> Iterator[Action]:
         for action in prompt:
             if action[0] == "deliver" and getattr(connections[action[1]], action[2])[0] != HELLO:
@@ -112,11 +124,11 @@ class Rules:
         if left.together:
             yield from self._together(connections, prompt)
         if left.restart:
-            for rank in self.case.restarts:
-                if states[rank] is not None:
-                    yield "restart", rank
+            yield from [("restart", rank) for rank in self.case.ranks if states[rank] is not None]
+        if left.stop:
+            yield from [("stop", rank) for rank in self.case.ranks if awake[rank] is not None]
 
-        if left.cancel:
+        if left.cancel and awake[0] is not None:
             for session, sample, _ in story.open:
                 if session == story.lives[0]:
                     yield "cancel", sample

@@ -66,6 +66,8 @@ AT_NODE = {
     "done": "its executor is done",
     "rise": "it comes back, empty",
     "restart": "IT DIES",
+    "stop": "IT STANDS STILL",
+    "wake": "it goes on",
     "fail": "ITS EXECUTOR RAISES",
 }
 BREAKS = {"cut": "", "linger": ", ITS TASKS LINGER", "refuse": ", SENDS ARE REFUSED"}

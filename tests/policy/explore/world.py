@@ -9,9 +9,9 @@ took that long. Clocks are shared. What may happen, in every state and every ord
 - an end notices that its connection broke; a broken one is made anew by its sender, with the receiver's PeerUp first and the
   sender's ahead of all that the receiver then says (the answer to Hello); a node that died comes back, empty, in a new session;
 - within the budget of faults: a frame is lost, or arrives twice; a connection breaks: its frames vanish, or (`linger`) its tasks
-  still arrive in any later order, or (`refuse`) sends are refused until the sender notices; a node dies with all it holds;
-  an executor raises; the program cancels a sample; time passes early. Counted like them: two things are ready at a node and it is
-  told of both `together`, as the runtime does.
+  still arrive in any later order, or (`refuse`) sends are refused until the sender notices; a node dies with all it holds; a node
+  stops (SIGSTOP) and goes on at any later time; an executor raises; the program cancels a sample; time passes early. Counted like
+  them: two things are ready at a node and it is told of both `together`, as the runtime does.
 
 Nothing is left out because it would come to the same: every order is taken, also of what happens at different nodes. Orders that
 lead to one state go on as one. States are compared as a whole, by value, never by a hash alone; as with the nodes, parts that were
@@ -44,6 +44,7 @@ class Faults(NamedTuple):
     linger: int = 0
     refuse: int = 0
     restart: int = 0
+    stop: int = 0
     fail: int = 0
     cancel: int = 0
     slow: int = 0
@@ -61,7 +62,7 @@ class Case:
         deadlines: seconds after its submission, one per sample.
         moments: time is explored up to this moment; what comes later is run in one order.
         leaves_at: {sample: the stage at which it exits}.
-        restarts: ranks that may die.
+        ranks: those that may die or stop.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Case:
     deadlines: tuple[float, ...] = (FAR,)
     moments: int = 4
     leaves_at: dict[int, int] = field(default_factory=dict)
-    restarts: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
 
 
 class Connection(NamedTuple):
@@ -105,12 +106,14 @@ class Story(NamedTuple):
         open: (session, sample, moment of its deadline) of each sample without an outcome.
         ended: (session, sample) of each with one.
         submitted: samples so far, over all sessions.
+        stopped: nodes that stand still.
     """
 
     lives: tuple[int, ...]
     open: tuple[tuple[int, int, float], ...] = ()
     ended: tuple[tuple[int, int], ...] = ()
     submitted: int = 0
+    stopped: tuple[int, ...] = ()
 
 
 class World(NamedTuple):

@@ -149,11 +149,11 @@ def test_mdi_threshold_climbs_faster_from_an_empty_queue_than_from_a_middling_on
     assert steps == {9: 13, 10: 25, 29: 25}
 
 
-def test_mdi_threshold_walks_down_while_deadlines_turn_samples_away() -> None:
-    """They never came into a queue, and the rate contract is broken all the same."""
+def test_mdi_threshold_walks_down_while_deadlines_press() -> None:
+    """Samples that are turned away never come into a queue, and the rate contract is broken all the same."""
     strategy = threshold()
     for _ in range(40):
-        strategy.adapt(Feedback(0, True, turned_away=True))
+        strategy.adapt(Feedback(0, True, pressed=True))
     assert strategy.point == 0
 
 

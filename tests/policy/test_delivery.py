@@ -230,6 +230,18 @@ def test_what_expires_in_flight_makes_the_margin_wider(make_source: MakeSource) 
     assert source.source._forecast.margin_seconds > before
 
 
+def test_thresholds_hear_of_deadlines_that_press_before_one_is_missed(make_source: MakeSource) -> None:
+    """D4: a forecast of 2 s in 2.4 s is enough for the strategy, and no reason to reject."""
+    heard = []
+    source = busy_source(make_source, in_flight=20)
+    source.source.admission.adapt = lambda feedback: heard.append(feedback.pressed)  # type: ignore[method-assign]
+    for sample, left in ((100, 9.0), (101, 2.4)):
+        source.submit(sample, now=3.0 + sample, deadline=3.0 + sample + left)
+        source.tick(3.0 + sample)
+    assert source.outcomes() == []
+    assert heard == [False, True]
+
+
 def test_a_timer_waits_longer_when_the_load_grew_since(make_source: MakeSource) -> None:
     """R3: it was set for 1 s; now forty are in flight at ten a second, and even the youngest will be back in 4."""
     source = busy_source(make_source, in_flight=40)

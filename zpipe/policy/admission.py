@@ -28,12 +28,12 @@ class Feedback:
     Attributes:
         queue_length: |I| + |O| at the source, at its end.
         pacer_limited: some sample waited for the pacer alone (neither the application nor the slots were the limit).
-        turned_away: some sample was rejected since by the forecast it could not make its deadline.
+        pressed: in `deadline` mode some sample was expected to take most of its time, or did take all of it.
     """
 
     queue_length: int
     pacer_limited: bool
-    turned_away: bool = False
+    pressed: bool = False
 
 
 class Admission:
@@ -124,8 +124,8 @@ class MdiThreshold(Admission):
     """Alg. 4: rate contract fixed, the thresholds adapt.
 
     Source: MDI-Exit (arXiv:2408.05247), our reading of Alg. 4. Differs: the adapted value T_e in (0, 1] is a position along the
-    bundle's operating points (1 = the dearest), so that every vector in use stands in the calibration table. Samples that
-    `deadline` mode turns away count as a full queue: they never came into one, and the rate contract is broken all the same.
+    bundle's operating points (1 = the dearest), so that every vector in use stands in the calibration table. Samples whose
+    deadlines press count as a full queue: `deadline` mode turns them away before they are in one, and the rate contract is broken.
     """
 
     name = "mdi-threshold"
@@ -148,7 +148,7 @@ class MdiThreshold(Admission):
         self._alpha, self._beta, self._zeta = alpha, beta, zeta
 
     def adapt(self, feedback: Feedback) -> None:
-        if feedback.queue_length >= self._t_q2 or feedback.turned_away:
+        if feedback.queue_length >= self._t_q2 or feedback.pressed:
             factor = 1.0 - self._zeta
         elif feedback.queue_length >= self._t_q1:
             factor = 1.0 + self._beta

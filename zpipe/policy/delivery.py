@@ -35,6 +35,10 @@ RESUBMIT_TRICKLE_SECONDS = 1.0
 MAX_STAGE_FAILURES = 2
 #: Waiting-room sizes where the topology sets none. `latest` keeps one frame: the newest.
 WAITING_SAMPLES: dict[WhenFull, int] = {"block": 64, "latest": 1, "deadline": 1024}
+#: Strategies that give way (`mdi-threshold`) hear of it when a forecast takes this share of a sample's time: what they save is seen
+#: only samples later. In the simulator, line4 at 50 to 95 % of its bound with 2 s: 0.7 cost 3 points of accuracy, 0.85 answered 99 %
+#: in time, 0.8 answered 99.3 % and more.
+PRESSED_SHARE = 0.8
 #: Weights of a new sojourn in its smoothed mean and deviation (RFC 6298).
 MEAN_GAIN, DEVIATION_GAIN = 0.125, 0.25
 
@@ -124,7 +128,7 @@ class Source:
         self._rate_at = -math.inf  #: since when `_results_at_rate` counts
         self._results_at_rate = 0
         self._forecast = Forecast()
-        self._pacer_limited = self._turned_away = False
+        self._pacer_limited = self._pressed = False
         self._was_idle = True  #: no sample was open at some time since `_rate_at`
 
     # ---- what the owner asks -------------------------------------------------------------------
@@ -290,6 +294,7 @@ class Source:
             if entry is not None:
                 if entry.attempt == 1:  # of a later one the loss was the cause, not the queues
                     self._forecast.expired()
+                    self._pressed = True
                 self._resolve(sample, "expired", now=now, cause=self._why_expired(entry))
         while self._retransmits and self._retransmits[0][0] <= now:
             _, sample, attempt = heapq.heappop(self._retransmits)
@@ -360,15 +365,16 @@ class Source:
         """
         if self.config.when_full != "deadline" or not self._in_flight:
             return False
-        return self._forecast.misses(ahead + self._in_flight, left=entry.deadline - now, span=entry.deadline - entry.submitted_at)
+        ahead, left, span = ahead + self._in_flight, entry.deadline - now, entry.deadline - entry.submitted_at
+        self._pressed = self._pressed or self._forecast.misses(ahead, left=PRESSED_SHARE * left, span=span)
+        return self._forecast.misses(ahead, left=left, span=span)
 
     def _turn_away(self, sample: int, *, now: float) -> None:
-        self._turned_away = True
         self._resolve(sample, "rejected", now=now, cause="by the present queues it cannot make its deadline")
 
     def _adapt(self, queue_length: int, *, now: float) -> None:
-        self.admission.adapt(Feedback(queue_length, self._pacer_limited, self._turned_away))
-        self._pacer_limited = self._turned_away = False
+        self.admission.adapt(Feedback(queue_length, self._pacer_limited, self._pressed))
+        self._pacer_limited = self._pressed = False
         self._adapt_at = now + CONTROL_INTERVAL_SECONDS
         came = self.counts.results - self._results_at_rate
         if came:

@@ -20,7 +20,7 @@ from zpipe.configure import compared
 from zpipe.errors import ConfigError, ZpipeError
 from zpipe.load import POISSON, Order, Span, arrival_times, run_span
 from zpipe.model import Outcome
-from zpipe.report import RunLog, build_report, link_rows, node_rows
+from zpipe.report import RunLog, build_report, grown, link_rows, node_rows
 from zpipe.runtime.pipeline import Pipeline
 from zpipe.series import MOST_ROWS, AdmissionSeries
 from zpipe.topology import Topology, load_topology, override
@@ -260,7 +260,9 @@ async def _measure(
     after = await _last_stats(pipeline)
     report = _report(pipeline, options, log, before, after, recorders, seconds)
     if chaos is not None and director is not None:
-        report["chaos"] = await chaos.report(pipeline, director, log, started_at=started_at, seconds=seconds)
+        report["chaos"] = await chaos.report(
+            pipeline, director, log, started_at=started_at, seconds=seconds, bad_frames=grown(before, after, "bad_frames")
+        )
     return report, log
 
 

@@ -12,7 +12,7 @@ from zpipe.report.build import REPORT, SCHEMA, build_report, check_schema, sprea
 from zpipe.report.comparison import comparison, render_comparison
 from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, merged
 from zpipe.report.machine import machine
-from zpipe.report.nodes import link_rows, node_rows, quantile
+from zpipe.report.nodes import grown, link_rows, node_rows, quantile
 from zpipe.report.terminal import render
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "build_report",
     "check_schema",
     "comparison",
+    "grown",
     "link_rows",
     "machine",
     "merged",

@@ -66,6 +66,12 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
     return rows
 
 
+def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) -> int:
+    """How much a counter grew at all nodes together between two looks; at those started again between them, since then."""
+    first = _same_start(before, after)
+    return sum(int(stats[key]) - int(first.get(stats["rank"], {}).get(key, 0)) for stats in after)
+
+
 def _same_start(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """{rank: its counters before}, of those that ran all the time between; simulated ones have no session and always did."""
     sessions = {stats["rank"]: stats.get("session") for stats in after}

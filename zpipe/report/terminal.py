@@ -103,9 +103,8 @@ def _chaos(report: dict[str, Any]) -> RenderableType:
         lines.append(f"other answers than without faults: {labels['other_label']:,} labels, {labels['other_exit']:,} exits")
     damage = {key: sum(row[key] for row in chaos["damage"].values()) for key in ("messages", "corrupted", "flipped")}
     if damage["corrupted"] or damage["flipped"]:
-        lines.append(
-            f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
-        )
+        said = f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
+        lines.append(f"{said}; nodes refused {chaos['bad_frames']:,} frames")
     return Group(table, Text("\n".join(lines)))
 
 

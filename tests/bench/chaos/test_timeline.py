@@ -47,6 +47,7 @@ class Run:
             deadline_seconds=DEADLINE,
             seconds=seconds,
             damage={"0-1": {"messages": 10, "corrupted": 1, "flipped": 0}},
+            bad_frames=3,
             answers=answers,
         )
 
@@ -110,10 +111,7 @@ def test_throughput_with_faults_is_compared_with_the_calm_before_them() -> None:
     assert (throughput["calm_hz"], throughput["faults_hz"]) == (pytest.approx(4.0), pytest.approx(3.0))
     assert throughput["ratio"] == pytest.approx(0.75)
     assert [row["ratio"] for row in throughput["cycles"]] == [pytest.approx(0.75)] * 2  # the third was cut short
-    assert report["results_per_step"] == {
-        "step_seconds": 1,
-        "results": [4, 4, 4, 4, 3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 3, 3, 4, 4, 4, 4],
-    }
+    assert report["outcomes_per_step"]["result"] == 2 * [4, 4, 4, 4, 3, 3, 3, 3] + 4 * [4]
 
 
 def test_without_calm_there_is_nothing_to_compare_with() -> None:
@@ -147,8 +145,19 @@ def test_other_labels_and_exits_than_recorded_are_counted() -> None:
 def test_series_of_a_long_run_has_longer_steps() -> None:
     run = Run()
     run.sample(0.0, 1.0)
-    series = run.report(seconds=3 * MOST_STEPS)["results_per_step"]
-    assert (series["step_seconds"], len(series["results"])) == (3, MOST_STEPS)
+    series = run.report(seconds=3 * MOST_STEPS)["outcomes_per_step"]
+    assert (series["step_seconds"], len(series["result"])) == (3, MOST_STEPS)
+
+
+def test_expired_samples_are_told_by_second_and_how_late() -> None:
+    run = Run()
+    run.sample(0.0, DEADLINE + 0.01, kind="expired")
+    run.sample(1.0, 1.0 + DEADLINE + 0.04, kind="expired")
+    run.sample(1.0, 13.0)  # a late result is another matter
+    report = run.report(seconds=14.0)
+    assert report["outcomes_per_step"]["expired"] == 10 * [0] + [1, 1, 0, 0]
+    assert report["expired_late_seconds"] == pytest.approx(0.04)
+    assert Run().report()["expired_late_seconds"] is None
 
 
 def test_right_answers_leave_at_the_first_stage_that_is_sure_enough() -> None:

@@ -64,7 +64,7 @@ class ChaosPlan:
         return director
 
     async def report(
-        self, pipeline: Pipeline, director: Director, log: RunLog, *, started_at: float, seconds: float
+        self, pipeline: Pipeline, director: Director, log: RunLog, *, started_at: float, seconds: float, bad_frames: int
     ) -> dict[str, Any]:
         """The report's `chaos`, once the director has finished."""
         config = pipeline.source.config
@@ -75,6 +75,7 @@ class ChaosPlan:
             started_at=started_at,
             deadline_seconds=pipeline.deadline_seconds,
             seconds=seconds,
+            bad_frames=bad_frames,
             damage={} if self._links is None else await self._links.damage(),
             answers=right_answers(
                 pipeline.bundle, config.ladder, admission=config.admission, codec=replay_codec(pipeline.topology)

@@ -38,6 +38,7 @@ def chaos_report(
     deadline_seconds: float,
     seconds: float,
     damage: Mapping[str, Mapping[str, int]],
+    bad_frames: int,
     answers: Answers | None,
 ) -> dict[str, Any]:
     """The report's `chaos`; plain values.
@@ -48,6 +49,7 @@ def chaos_report(
         log: every sample, all with the same deadline; its clock began at `started_at`.
         seconds: from the first offer to the last outcome.
         damage: per link, as its relay counted.
+        bad_frames: refused by all nodes; those of a process that was killed went with it.
         answers: the right ones, where that can be said.
     """
     columns = log.columns()
@@ -61,10 +63,12 @@ def chaos_report(
         "timeline": rows[:MOST_EVENTS],
         "summary": _summary(rows),
         "throughput": _throughput(chaos, ended[answered], seconds),
-        "results_per_step": _series(ended[answered], seconds),
+        "outcomes_per_step": _series(columns["kind"], ended, seconds),
+        "expired_late_seconds": _late(columns, deadline_seconds),
         "calm": _calm(chaos, submitted, ended, answered, again),
         "labels": None if answers is None else _labels(columns, answered, answers),
         "damage": {link: dict(counts) for link, counts in damage.items()},
+        "bad_frames": bad_frames,
     }
 
 
@@ -104,11 +108,20 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _series(ended: Floats, seconds: float) -> dict[str, Any]:
-    """Results in each step of a second, or of several where there were too many."""
+def _series(kinds: npt.NDArray[Any], ended: Floats, seconds: float) -> dict[str, Any]:
+    """Outcomes of each kind in each step of a second, or of several where there were too many."""
     step = max(1, math.ceil(seconds / MOST_STEPS))
-    counts = np.bincount((ended / step).astype(int).clip(0), minlength=math.ceil(seconds / step))
-    return {"step_seconds": step, "results": counts.tolist()}
+    found: dict[str, Any] = {"step_seconds": step}
+    for number, kind in enumerate(KINDS[1:], 1):
+        steps = (ended[kinds == number] / step).astype(int).clip(0)
+        found[kind] = np.bincount(steps, minlength=math.ceil(seconds / step)).tolist()
+    return found
+
+
+def _late(columns: Mapping[str, npt.NDArray[Any]], deadline_seconds: float) -> float | None:
+    """How long after its deadline the last expired sample was told so; None of none."""
+    late = columns["latency"][columns["kind"] == KINDS.index("expired")] - deadline_seconds
+    return float(late.max()) if len(late) else None
 
 
 def _throughput(chaos: Chaos, ended: Floats, seconds: float) -> dict[str, Any]:

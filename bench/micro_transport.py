@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from zpipe.transport import Buffer, Channel, Origin
+from zpipe.transport.curve import CurveKeys
 from zpipe.transport.zeromq import ZeroMQTransport
 
 SIZES = {"4 KiB": 4096, "64 KiB": 65536, "1 MiB": 2**20}
@@ -62,8 +63,8 @@ def blocking(size: int, trips: int) -> float:
 class Peer:
     """One end; `on_message` is called for each data message."""
 
-    def __init__(self) -> None:
-        self.transport = ZeroMQTransport(self, max_message_bytes=2**21)
+    def __init__(self, keys: CurveKeys | None = None) -> None:
+        self.transport = ZeroMQTransport(self, max_message_bytes=2**21, keys=keys)
         self.ready = asyncio.Event()
         self.channel: Channel | None = None
         self.on_message: Callable[[list[Buffer]], None] = self.echo

@@ -132,7 +132,7 @@ def diagnose(*, loopback: Callable[[], str] | None) -> list[Finding]:
     """
     findings = [python_version(), *[dependency(each) for each in DEPENDENCIES], bundle(), stages()]
     if loopback is not None:
-        findings.append(zeromq(loopback))
+        findings += [zeromq(loopback), curve()]
     findings += [cores(), memory(), clock(), *governor(), nvidia_driver()]
     return findings + [extra(each) for each in EXTRAS]
 
@@ -225,6 +225,18 @@ def zeromq(loopback: Callable[[], str]) -> Finding:
     except Exception as exc:  # whatever it is, ZeroMQ does not work here
         remedy = "allow TCP on 127.0.0.1 (firewall, sandbox): sudo ip link set lo up"
         return Finding("ZeroMQ loopback", "missing", _reason(exc), remedy, required=True)
+
+
+def curve() -> Finding:
+    """Keys need a libzmq that was built with them."""
+    try:
+        from zpipe.transport.curve import check_curve
+
+        check_curve()
+    except Exception as exc:
+        remedy = "pip install --force-reinstall --only-binary pyzmq pyzmq"
+        return Finding("CURVE keys", "warning", _reason(exc), remedy)
+    return Finding("CURVE keys", "ok", "can be used; `zpipe keygen` makes them")
 
 
 # ---- this machine ------------------------------------------------------------------------------

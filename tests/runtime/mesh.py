@@ -155,7 +155,7 @@ class LiveMesh:
         bind = topology.node(rank).bind_address
         transport: Callable[[TransportHandler], Transport] = zeromq(topology, self.bundle, rank)
         if self.kind == "memory":
-            transport = partial(self.network.transport, bind=bind)
+            transport = partial(self.network.transport, bind=bind, key=topology.key_of(rank))
         driver = self.drivers[rank] = Driver(
             topology,
             self.bundle,

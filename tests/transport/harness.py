@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from zpipe.transport import Buffer, Channel, MemoryNetwork, Origin, Transport
+from zpipe.transport.curve import CurveKeys, new_keypair
 from zpipe.transport.zeromq import ZeroMQTransport
 
 T = TypeVar("T")
@@ -17,6 +18,19 @@ PATIENCE = 10.0
 
 #: Frames above this many bytes are refused in these tests.
 MAX_MESSAGE_BYTES = 4 * 2**20
+
+
+class KeyedTransport(ZeroMQTransport):
+    """CURVE with one pair of keys for everybody, so that the contract's tests need not know of keys."""
+
+    PUBLIC, SECRET = new_keypair()
+
+    def __init__(self, handler: Recorder, *, bind: str) -> None:
+        keys = CurveKeys(self.PUBLIC, self.SECRET, {self.PUBLIC})
+        super().__init__(handler, bind=bind, max_message_bytes=MAX_MESSAGE_BYTES, keys=keys)
+
+    def open(self, address: str, *, data: bool = True, key: str = "") -> Channel:
+        return super().open(address, data=data, key=key or self.PUBLIC)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -109,6 +123,8 @@ class World:
         transport: Transport
         if self.kind == "memory":
             transport = self.network.transport(handler, bind=bind, max_message_bytes=MAX_MESSAGE_BYTES)
+        elif self.kind == "curve":
+            transport = KeyedTransport(handler, bind=bind)
         else:
             transport = ZeroMQTransport(handler, bind=bind, max_message_bytes=MAX_MESSAGE_BYTES)
         self._stack.push_async_callback(transport.aclose)

@@ -1,15 +1,15 @@
-"""What every transport promises (`zpipe.transport.base`), on memory and on ZeroMQ."""
+"""What every transport promises (`zpipe.transport.base`), on memory and on ZeroMQ, with keys and without."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.transport.harness import MAX_MESSAGE_BYTES, Recorder, World, connect, run
+from tests.transport.harness import MAX_MESSAGE_BYTES, KeyedTransport, Recorder, World, connect, run
 from zpipe.errors import ConfigError
 from zpipe.transport import Channel, Origin
 from zpipe.transport.base import MAX_INCOMING
 
-pytestmark = pytest.mark.parametrize("kind", ["memory", "zeromq"])
+pytestmark = pytest.mark.parametrize("kind", ["memory", "zeromq", "curve"])
 
 
 def test_start_says_where_and_port_0_is_any(kind: str) -> None:
@@ -200,9 +200,9 @@ def test_every_data_connection_is_an_origin_of_its_own(kind: str) -> None:
             assert one.send_data(first, [b"1"])
             await other.until(lambda: len(other.data) == 7)
             assert other.origins[-1] not in spoke[b"1"] | spoke[b"2"]
-            assert {(origin.name != "", origin.key, origin.bad_in_row, origin.rank) for origin in other.origins} == {
-                (True, "", 0, None)
-            }
+            key = KeyedTransport.PUBLIC if kind == "curve" else ""
+            assert {(origin.key, origin.bad_in_row, origin.rank) for origin in other.origins} == {(key, 0, None)}
+            assert all(origin.name for origin in other.origins)
 
     run(main())
 

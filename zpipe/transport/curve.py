@@ -24,14 +24,14 @@ class CurveKeys:
     allowed: Collection[str]
 
 
-def curve_supported() -> bool:
+def is_supported() -> bool:
     """Whether the libzmq of this installation has CURVE."""
     return bool(zmq.has("curve"))
 
 
 def check_curve() -> None:
     """Raises ConfigError where the libzmq of this installation has no CURVE."""
-    if not curve_supported():
+    if not is_supported():
         raise ConfigError(
             f"keys: found libzmq {zmq.zmq_version()} without CURVE, expected one with it; "
             "install pyzmq from its wheel (pip install --force-reinstall --only-binary pyzmq pyzmq), or build libzmq with libsodium"

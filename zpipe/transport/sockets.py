@@ -25,6 +25,9 @@ HANDSHAKE_MILLISECONDS = 3000
 HEARTBEAT_MILLISECONDS = 2000
 SILENCE_MILLISECONDS = 10000
 
+#: What a frame grows by when it is sealed: libzmq compares MAXMSGSIZE with that (CurveZMQ's MESSAGE: name, nonce, MAC, flags).
+CURVE_FRAME_BYTES = 33
+
 #: Tries to find two neighbouring free ports.
 PORT_TRIES = 64
 
@@ -79,7 +82,7 @@ class SocketOptions:
         socket.linger = 0
         socket.ipv6 = ":" in host
         socket.sndhwm = socket.rcvhwm = self.high_water
-        socket.maxmsgsize = self.max_message_bytes
+        socket.maxmsgsize = self.max_message_bytes + (0 if self.keys is None else CURVE_FRAME_BYTES)
         socket.handshake_ivl = HANDSHAKE_MILLISECONDS
         socket.heartbeat_ivl = HEARTBEAT_MILLISECONDS
         socket.heartbeat_timeout = SILENCE_MILLISECONDS

@@ -59,8 +59,8 @@ class Doorkeeper:
             status, text, user_id = b"400", b"key not allowed here", b""
         elif not self._within_rate(key or address.decode("ascii", "replace")):
             self._counts.limited += 1
-            # 300 is answered with silence: the peer comes again when its handshake has timed out, not at once.
-            status, text, user_id = b"300", b"too many connections", b""
+            # Not 300, which libzmq answers with silence, keeping the connection until its handshake times out.
+            status, text, user_id = b"400", b"too many connections", b""
         else:
             status, text, user_id = b"200", b"", f"{next(self._numbers)} {key}".encode("ascii")
         return [version, request_id, status, text, user_id, b""]

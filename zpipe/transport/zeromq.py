@@ -58,12 +58,14 @@ BACKOFF_MAX_SECONDS = 2.0
 #: instance, a host name does not resolve.
 ATTEMPT_SECONDS = 6.0
 
-#: What ends a connection or an attempt, in words.
+#: What ends a connection or an attempt, in words. How a handshake fails that one side meant with keys and the other without is a
+#: matter of who sees it first.
+_NO_HANDSHAKE = "handshake failed: no node there, or keys on one side only"
 _ENDINGS = {
     int(zmq.EVENT_DISCONNECTED): "peer closed the connection",
     int(zmq.EVENT_CLOSED): "connection refused",
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "handshake failed",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "handshake failed: not ZeroMQ there, or keys on one side only",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): _NO_HANDSHAKE,
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): _NO_HANDSHAKE,
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "it refused this node's key, or too many connections",
 }
 _HANDSHAKE_SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)

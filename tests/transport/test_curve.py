@@ -12,7 +12,7 @@ import zmq
 
 from tests.transport.harness import MAX_MESSAGE_BYTES, PATIENCE, Recorder, connect, run
 from zpipe.errors import ConfigError
-from zpipe.transport import Channel, curve, zap, zeromq
+from zpipe.transport import Channel, zap, zeromq
 from zpipe.transport.curve import CurveKeys, is_supported, new_keypair
 from zpipe.transport.zeromq import ZeroMQTransport
 
@@ -100,7 +100,7 @@ def test_node_that_cannot_prove_the_key_it_should_have_gets_nothing() -> None:
             channel = friend.open(address, key=STRANGER)
             await turns_until(lambda: channel.trouble)
             assert not friend.send_data(channel, [b"x"])
-            assert friend_heard.connected == heard.data == []
+            assert (friend_heard.connected, heard.data) == ([], [])
             with pytest.raises(ConfigError, match="found '' as its public key"):
                 friend.open(address)
 
@@ -229,7 +229,7 @@ def test_refused_strangers_leave_no_descriptor() -> None:
 
 def test_installation_without_curve_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_supported()
-    monkeypatch.setattr(curve.zmq, "has", lambda capability: False)
+    monkeypatch.setattr(zmq, "has", lambda capability: False)
     with pytest.raises(
         ConfigError, match=r"^keys: found libzmq [0-9.]+ without CURVE, expected one with it; install pyzmq"
     ) as caught:

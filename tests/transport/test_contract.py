@@ -7,7 +7,7 @@ import pytest
 from tests.transport.harness import MAX_MESSAGE_BYTES, KeyedTransport, Recorder, World, connect, run
 from zpipe.errors import ConfigError
 from zpipe.transport import Channel, Origin
-from zpipe.transport.base import MAX_INCOMING
+from zpipe.transport.base import MAX_INCOMING, MAX_UNCONFIRMED
 
 pytestmark = pytest.mark.parametrize("kind", ["memory", "zeromq", "curve"])
 
@@ -103,7 +103,8 @@ def test_each_plane_keeps_its_order_and_frames_stay_apart(kind: str) -> None:
     async def main() -> None:
         async with World(kind) as world:
             one, heard, _ = await world.node()
-            _, other, address = await world.node()
+            server, other, address = await world.node()
+            other.on_control_hook = lambda incoming, message: server.confirm(incoming)
             channel = await connect(one, heard, address)
             data = [[b"%d" % number, b"y" * (number % 7)] for number in range(400)]
             control = [[b"c%d" % number] for number in range(400)]
@@ -379,6 +380,25 @@ def test_strangers_make_room_for_newer_ones_and_confirmed_channels_stay(kind: st
             assert [(channel, reason[:7]) for channel, reason in other.disconnected] == [(other.control[1][0], "evicted")]
             assert server.send_control(confirmed, [b"still"])
             await heard.until(lambda: bool(heard.control))
+
+    run(main())
+
+
+def test_a_stranger_that_talks_on_is_not_listened_to_and_others_are(kind: str) -> None:
+    async def main() -> None:
+        async with World(kind) as world:
+            one, heard, _ = await world.node()
+            server, other, address = await world.node()
+            stranger, friend = await connect(one, heard, address), await connect(one, heard, address)
+            assert one.send_control(friend, [b"friend"])
+            await other.until(lambda: bool(other.control))
+            server.confirm(other.control[0][0])
+            for _ in range(3 * MAX_UNCONFIRMED):
+                assert one.send_control(stranger, [b"stranger"])
+                assert one.send_control(friend, [b"friend"])
+            await other.until(lambda: len(other.control) == 4 * MAX_UNCONFIRMED + 1)
+            assert [message for _, message in other.control].count([b"stranger"]) == MAX_UNCONFIRMED
+            assert server.counts.dropped == 2 * MAX_UNCONFIRMED
 
     run(main())
 

@@ -71,9 +71,13 @@ def test_who_comes_too_often_waits_and_nobody_else_does(keys: bool) -> None:
     assert door.knock(other if keys else "", address="10.0.0.2")[0] == "200"
     door.now += 1.5 / CONNECTIONS_HZ
     assert [friend(), friend()] == ["200", "400"]
+    door.now += 0.3 / CONNECTIONS_HZ
+    assert friend() == "400"
+    door.now += 0.3 / CONNECTIONS_HZ  # half a connection was left, and the refusals did not take it
+    assert friend() == "200"
     door.now += 1e6
     assert [friend() for _ in range(int(CONNECTIONS_BURST) + 1)].count("400") == 1
-    assert door.counts == TransportCounts(limited=4)
+    assert door.counts == TransportCounts(limited=5)
 
 
 def test_strangers_use_up_nobodys_rate() -> None:

@@ -224,7 +224,12 @@ def test_it_runs_on_uvloop() -> None:
         async with World("zeromq") as world:
             one, heard, _ = await world.node()
             server, other, address = await world.node()
-            other.on_control_hook = lambda channel, message: server.send_control(channel, message)
+
+            def confirm_and_answer(incoming: Channel, message: list[bytes]) -> None:
+                server.confirm(incoming)
+                server.send_control(incoming, message)
+
+            other.on_control_hook = confirm_and_answer
             channel = await connect(one, heard, address)
             for number in range(500):
                 assert one.send_data(channel, [b"%d" % number])

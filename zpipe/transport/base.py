@@ -28,6 +28,9 @@ MAX_FRAMES = 4
 #: Incoming channels kept at most. Above it the oldest that was never confirmed makes room.
 MAX_INCOMING = 256
 
+#: Control messages of an incoming channel that are delivered before it is confirmed. A Hello is one; strangers have no more to say.
+MAX_UNCONFIRMED = 64
+
 #: Incoming data connections told apart at most; above it the one seen first is forgotten and counts as a new one.
 MAX_ORIGINS = 256
 
@@ -37,7 +40,8 @@ class TransportCounts:
     """Totals since the start: what this transport kept away from its handler.
 
     Attributes:
-        dropped: messages of too many frames, or of a stranger while MAX_INCOMING channels are confirmed.
+        dropped: messages of too many frames, of a stranger while MAX_INCOMING channels are confirmed, or after its first
+            MAX_UNCONFIRMED.
         evicted: channels closed to make room for newer ones, none of them confirmed.
         unknown_keys: connections refused because no key, or none of the allow-list, was shown.
         limited: connections refused because their key, or without keys their address, made too many in too short a time.
@@ -86,11 +90,12 @@ class Channel:
         data: an outgoing channel that has a data plane.
         connected: sends have somewhere to go now.
         confirmed: the runtime accepted this incoming channel's Hello.
+        heard: messages that came by this incoming channel before it was confirmed.
         closed: for good; nothing is sent or delivered on it any more.
         trouble: why an outgoing channel's last attempt to connect failed, in words; "" while it is connected or none has failed.
     """
 
-    __slots__ = ("closed", "confirmed", "connected", "data", "key", "name", "outgoing", "trouble")
+    __slots__ = ("closed", "confirmed", "connected", "data", "heard", "key", "name", "outgoing", "trouble")
 
     def __init__(self, name: str, *, outgoing: bool, data: bool = False, key: str = "") -> None:
         self.name = name
@@ -100,7 +105,15 @@ class Channel:
         self.data = data
         self.connected = not outgoing
         self.confirmed = False
+        self.heard = 0
         self.closed = False
+
+    def may_speak(self) -> bool:
+        """Counts a message of an incoming channel: whether it is to be delivered."""
+        if self.confirmed:
+            return True
+        self.heard += 1
+        return self.heard <= MAX_UNCONFIRMED
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "connected" if self.connected else "seeking"

@@ -300,7 +300,10 @@ class MemoryTransport:
                 return
             connection.incoming = Channel(connection.client.address, outgoing=False, key=connection.client.key)
             self._incoming[connection.incoming] = connection
-        self._handler.on_control(connection.incoming, frames)
+        if connection.incoming.may_speak():
+            self._handler.on_control(connection.incoming, frames)
+        else:
+            self.counts.dropped += 1
 
     def _evict(self) -> bool:
         for channel in self._incoming:

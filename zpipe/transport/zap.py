@@ -77,10 +77,11 @@ class Doorkeeper:
         now = self._clock()
         left, since = self._rates.pop(who, (CONNECTIONS_BURST, now))
         left = min(CONNECTIONS_BURST, left + (now - since) * CONNECTIONS_HZ)
+        allowed = left >= 1.0
         if len(self._rates) >= MAX_RATES:
             del self._rates[next(iter(self._rates))]
-        self._rates[who] = (max(0.0, left - 1.0), now)
-        return left >= 1.0
+        self._rates[who] = (left - allowed, now)  # who is refused loses nothing, or a flood would never let anybody in
+        return allowed
 
 
 def key_of(user_id: str) -> str:

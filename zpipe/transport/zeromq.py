@@ -9,7 +9,8 @@
 3. **Peers that vanish.** A closed connection shows in the monitor at once, on both ends: the ROUTER's monitor names a file
    descriptor, and a message's metadata says which descriptor it came by. Half-open ones end by ZMTP heartbeat.
 4. **Limits.** MAXMSGSIZE per frame (libzmq drops the connection of a peer that exceeds it), high-water marks, frames per
-   message, number of incoming channels and origins, new connections per second (`zap`), and a deadline for handshakes. Known
+   message, number of incoming channels and origins, messages of a channel before it is confirmed, new connections per second
+   (`zap`), and a deadline for handshakes. Known
    limits, none of which libzmq has an option for: it buffers an unfinished multipart message without bound, accepts any number
    of connections that have not shaken hands yet (a descriptor each, until HANDSHAKE_MILLISECONDS), and can't close a single
    connection of a bound socket. Against the first and the last only CURVE helps: who has no key gets no further.
@@ -304,7 +305,7 @@ class ZeroMQTransport:
             if self._ending:
                 delivered = True
                 self._end_incoming()
-            if self._ended_origins and self._pull not in self._dirty:
+            if self._ended_origins and (self._pull not in self._dirty or len(self._ended_origins) > MAX_ORIGINS):
                 self._forget_origins()
             if delivered and not self._closed:
                 self._handler.on_drained()
@@ -338,8 +339,12 @@ class ZeroMQTransport:
     def _on_router(self, frames: list[zmq.Frame]) -> None:
         user_id = connection_property(frames[0], "User-Id")
         channel = self._incoming.get(user_id) or self._new_incoming(user_id, frames[0])
-        if channel is not None:
+        if channel is None:
+            return
+        if channel.may_speak():
             self._handler.on_control(channel, [buffer(frame) for frame in frames[1:]])
+        else:
+            self.counts.dropped += 1
 
     def _on_question(self, frames: list[zmq.Frame]) -> None:
         assert self._questions is not None

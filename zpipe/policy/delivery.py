@@ -36,7 +36,7 @@ MAX_STAGE_FAILURES = 2
 #: Waiting-room sizes where the topology sets none. `latest` keeps one frame: the newest.
 WAITING_SAMPLES: dict[WhenFull, int] = {"block": 64, "latest": 1, "deadline": 1024}
 #: Strategies that give way (`mdi-threshold`) hear of it when a forecast takes this share of a sample's time: what they save is seen
-#: only samples later. In the simulator, line4 at 50 to 95 % of its bound with 2 s: 0.7 cost 3 points of accuracy, 0.85 answered 99 %
+#: only later. In the simulator, line4 at 50 to 95 % of its bound with 2 s: 0.7 cost 3 points of accuracy, 0.85 answered 99 %
 #: in time, 0.8 answered 99.3 % and more.
 PRESSED_SHARE = 0.8
 #: Weights of a new sojourn in its smoothed mean and deviation (RFC 6298).

@@ -7,6 +7,7 @@
         ExecutorError           a stage could not be run
             EngineMismatchError an engine was built for another model, device or version
             BackendUnavailable  the library or device an executor needs is not here
+            ExecutorLost        the executor died: it will not run anything any more
         WireError               bytes from a peer that the protocol refuses
         PeerLost                a neighbour went away
         SampleError             this sample ended without a result
@@ -47,6 +48,10 @@ class EngineMismatchError(ExecutorError):
 
 class BackendUnavailable(ExecutorError):
     """The library or device an executor needs is not here; the message says how to get it."""
+
+
+class ExecutorLost(ExecutorError):
+    """The executor died - its device is gone, or its memory - and will not run anything any more; its node serves no stage."""
 
 
 class WireError(ZpipeError):

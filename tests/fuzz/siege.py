@@ -58,6 +58,7 @@ class EnemyTransport:
         self.opened: list[Channel] = []
         self.sent = 0
         self.refuses = False  #: sends are not taken
+        self.broken: list[Channel] = []  #: reset, and the driver not yet told
 
     async def start(self) -> str:
         return "10.0.0.1:5800"
@@ -70,7 +71,9 @@ class EnemyTransport:
         channel.confirmed = True
 
     def reset(self, channel: Channel) -> None:
-        channel.connected = False
+        if channel.connected:
+            channel.connected = False
+            self.broken.append(channel)
 
     def close_channel(self, channel: Channel) -> None:
         channel.closed, channel.connected = True, False
@@ -161,6 +164,8 @@ class Siege:
     async def step(self) -> None:
         """The enemy does something; then the driver looks at it, and must hold what `check` asserts."""
         rng, driver = self._rng, self.driver
+        while self.transport.broken:
+            driver.inbox.on_disconnected(self.transport.broken.pop(), "reset")
         dice = rng.random()
         if dice < 0.06:
             self._connect_or_not()
@@ -182,7 +187,7 @@ class Siege:
             for _ in range(rng.choice((1, 1, 2, 8))):
                 self._say(self._message())
         if rng.random() < 0.7:
-            driver.on_drained()
+            driver.inbox.on_drained()
         self.check()
 
     def check(self) -> None:
@@ -202,7 +207,7 @@ class Siege:
         self.transport.refuses = False
         self.clock.now += 100.0
         for _ in range(4):
-            self.driver.on_drained()
+            self.driver.inbox.on_drained()
             self.driver.emit(TimerFired())
             await asyncio.sleep(0)
             self.clock.now += 1.0
@@ -215,17 +220,18 @@ class Siege:
     # ---- what the enemy does -------------------------------------------------------------------
 
     def _connect_or_not(self) -> None:
-        channel = self._rng.choice(self.transport.opened) if self.transport.opened else None
-        if channel is None or channel.closed:
+        opened = [channel for channel in self.transport.opened if not channel.closed]
+        if not opened:
             return
+        channel = self._rng.choice([channel for channel in opened if not channel.connected] or opened)
         if channel.connected:
             if self._rng.random() < 0.7:
                 return
             channel.connected = False
-            self.driver.on_disconnected(channel, "the enemy closed it")
+            self.driver.inbox.on_disconnected(channel, "the enemy closed it")
         else:
             channel.connected = True
-            self.driver.on_connected(channel)
+            self.driver.inbox.on_connected(channel)
 
     def _come_or_go(self) -> None:
         self._incoming = [channel for channel in self._incoming if not channel.closed]
@@ -234,7 +240,7 @@ class Siege:
         elif self._incoming:
             channel = self._incoming.pop(self._rng.randrange(len(self._incoming)))
             channel.closed, channel.connected = True, False
-            self.driver.on_disconnected(channel, "the enemy went")
+            self.driver.inbox.on_disconnected(channel, "the enemy went")
 
     def _submit(self) -> None:
         source = self.driver.policy.source
@@ -263,11 +269,11 @@ class Siege:
 
     def _deliver(self, frames: Frames, *, data: bool) -> None:
         if data:
-            self.driver.on_data(frames, self.transport.origin)
+            self.driver.inbox.on_data(frames, self.transport.origin)
             return
         channels = [channel for channel in (*self.transport.opened, *self._incoming) if channel.connected and not channel.closed]
         if channels:
-            self.driver.on_control(self._rng.choice(channels), frames)
+            self.driver.inbox.on_control(self._rng.choice(channels), frames)
 
     # ---- what the enemy says -------------------------------------------------------------------
 

@@ -79,14 +79,14 @@ def test_tasks_of_a_rank_that_is_no_source_leave_nothing_behind() -> None:
             driver = mesh.drivers[1]
             spec = mesh.bundle.stages[1].input
             payload = np.zeros((1, *spec.shape), spec.dtype)
-            strays = driver.counts.stray_frames
+            strays = driver.inbox.counts.stray_frames
             for source in range(1, 40):
                 task = Task(SampleKey(source, 1, 0), 1, 1, (0.5,) * 4, number=source - 1, deadline=time.monotonic() + 9.0)
                 batch = TaskBatch(0, driver.peers.incoming[0].epoch, "none", 1, [task], payload)
                 frames = encode(batch, now=time.monotonic(), transit_seconds=0.0)
-                driver.on_data([bytes(frame) for frame in frames], Origin("nowhere"))
-                driver.on_drained()
-            assert driver.counts.stray_frames == strays + 39
+                driver.inbox.on_data([bytes(frame) for frame in frames], Origin("nowhere"))
+                driver.inbox.on_drained()
+            assert driver.inbox.counts.stray_frames == strays + 39
             assert bounds.sizes(driver)["sources known"] == 0
             look(mesh)
 
@@ -113,10 +113,10 @@ def test_a_question_nobody_answers_is_forgotten_with_its_asker(monkeypatch: pyte
             monkeypatch.setattr(mesh.drivers[1], "_answer", lambda channel, message: isinstance(message, Stats))
             for _ in range(3):
                 asking = asyncio.ensure_future(driver.stats_of(1))
-                await turns_until(lambda: bool(driver._stats_waiters))
+                await turns_until(lambda: bool(driver.inbox.stats_waiters))
                 asking.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await asking
-                assert not driver._stats_waiters
+                assert not driver.inbox.stats_waiters
 
     run(main)

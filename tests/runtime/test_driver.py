@@ -36,7 +36,7 @@ def test_every_sample_leaves_where_its_gate_says_with_its_own_label(kind: str, s
                 driver.policy.check()
                 assert driver.policy.held_count == 0
                 assert driver.stats()["payloads"] == 0
-                assert driver.counts.bad_frames == driver.counts.stray_frames == 0
+                assert driver.inbox.counts.bad_frames == driver.inbox.counts.stray_frames == 0
             assert mesh.drivers[0].inputs == {}
 
     run(main)
@@ -71,7 +71,7 @@ def test_frames_of_a_connection_that_is_gone_reach_nobody(kind: str) -> None:
             assert source.transport.send_data(source.peers.outgoing[1].channel, frames)
             mesh.submit(1)  # behind it on the same plane: once this is answered the stale one has been read
             await mesh.until(1)
-            assert server.counts.stray_frames == 1
+            assert server.inbox.counts.stray_frames == 1
             assert mesh.executors[1].ran == [(1, [1])]
 
     run(main)
@@ -122,7 +122,7 @@ def test_a_hello_that_comes_before_a_node_knows_all_addresses_is_kept(kind: str)
         await mesh.complete()
         mesh.submit(3)
         await mesh.until(1)
-        assert mesh.drivers[1].counts.stray_frames == 0
+        assert mesh.drivers[1].inbox.counts.stray_frames == 0
         await mesh.aclose()
 
     run(main)

@@ -36,7 +36,7 @@ def test_every_sample_arrives_through_every_codec_and_its_bytes_are_counted(kind
                 (number, "result", number % 10) for number in range(COUNT)
             }
             for rank, driver in mesh.drivers.items():
-                assert driver.counts.bad_frames == driver.counts.stray_frames == 0
+                assert driver.inbox.counts.bad_frames == driver.inbox.counts.stray_frames == 0
                 assert driver.stats()["payloads"] == 0
                 for link in driver.stats()["links"]:
                     image = rank == 0
@@ -53,7 +53,7 @@ def test_the_learned_codec_runs_on_a_live_link_at_a_sixteenth_of_the_bytes() -> 
             await mesh.until(COUNT)
             link = mesh.drivers[0].stats()["links"][0]
             assert 10 < link["raw_bytes"] / link["bytes"] < 16  # headers and scales take their part
-            assert mesh.drivers[1].counts.bad_frames == 0
+            assert mesh.drivers[1].inbox.counts.bad_frames == 0
 
     run(main)
 
@@ -70,7 +70,7 @@ def test_a_frame_that_cannot_be_unpacked_is_counted_dropped_and_sent_again() -> 
             mesh.submit(3)
             outcomes = await mesh.until(1)
             assert outcomes[0].kind == "result"
-            assert server.counts.bad_frames == 3
+            assert server.inbox.counts.bad_frames == 3
             server.policy.check()
 
     run(main)

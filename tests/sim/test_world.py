@@ -12,11 +12,12 @@ from tests.sim.worlds import Run, topology
 from zpipe.load import poisson
 from zpipe.policy.messages import Command, Event
 from zpipe.runtime.driver import Carried, DriverCounts
+from zpipe.runtime.inbox import InboxCounts
 from zpipe.sim.hop import HopProfile, Spread
 
 LINE = topology([[0], [1], [2, 3, 4]], [{"between": [0, 1], "latency": "2 ms"}, {"between": [1, 2], "latency": "2 ms"}])
 #: What only a process with sockets has.
-OF_A_PROCESS = {"forged_frames", "payloads", "bad_frames", "stray_frames"}
+OF_A_PROCESS = {"payloads", "bad_frames", "stray_frames", "forged_frames", "banned_frames", "out_of_step"}
 
 
 def run(**more: object) -> Run:
@@ -47,7 +48,7 @@ def test_stats_have_the_keys_of_a_live_node() -> None:
     running = run()
     running.offer(islice(poisson(150.0, seed=2), 300))
     stats = running.world.stats()
-    known = {field.name for field in fields(DriverCounts)} - OF_A_PROCESS
+    known = {field.name for kind in (DriverCounts, InboxCounts) for field in fields(kind)} - OF_A_PROCESS
     for row in stats:
         assert known <= row.keys()
         assert {"rank", "stages", "cpu_seconds", "rss_bytes", "clock_seconds", "held", "queue_histogram"} <= row.keys()

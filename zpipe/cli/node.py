@@ -20,7 +20,7 @@ from zpipe.errors import ConfigError
 @click.option("--trace", type=FILE, help="Record what this node's policy is told and answers, for `zpipe replay`.")
 @INSECURE
 def node(rank: int, topology: str, trace: Path | None, insecure: bool) -> None:
-    """Run one node until it is stopped."""
+    """Run one node until it is stopped: SIGTERM and Ctrl-C let it finish what it holds, a second one ends it at once."""
     from zpipe.runtime.node import Node, by_hand
     from zpipe.topology import load_topology
 
@@ -32,14 +32,23 @@ def node(rank: int, topology: str, trace: Path | None, insecure: bool) -> None:
     served = Node(by_hand(loaded), rank, waiting=click.echo, trace=trace)
 
     async def serve() -> None:
-        stop = asyncio.Event()
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def signalled() -> None:
+            (hurry if stop.is_set() else stop).set()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, signalled)
         async with served:
             stages = ", ".join(map(str, served.topology.node(rank).stages))
             click.echo(f"node {rank} serves stage {stages} of {served.bundle.name} at {served.topology.node(rank).address}")
             await served.serve(stop)
+            held = served.driver.policy.held_count
+            if held:
+                click.echo(f"node {rank} finishes the {held} tasks it holds; once more to end at once")
+            drained = await served.drain(hurry=hurry)
             done = served.driver.policy.counts
-        click.echo(f"node {rank} stopped: {done.tasks_run} tasks run, {done.exited} answered here, {done.sent} handed on")
+        left = "" if drained else ", not all finished"
+        click.echo(f"node {rank} stopped: {done.tasks_run} tasks run, {done.exited} answered here, {done.sent} handed on{left}")
 
     run_interruptible(serve())

@@ -46,7 +46,7 @@ def sizes(driver: Driver) -> dict[str, int]:
         "channels": len(peers._by_channel),
         "observers": len(peers.observers),
         "observed nodes": len(peers._watched),
-        "stats asked for": len(driver._stats_waiters),
+        "stats asked for": len(driver.inbox.stats_waiters),
         "links counted": len(driver._carried),
     }
 

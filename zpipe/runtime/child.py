@@ -53,7 +53,7 @@ async def _lines() -> asyncio.StreamReader:
 async def serve() -> int:
     """The whole life of a child; returns its exit code."""
     lines = await _lines()
-    stop = asyncio.Event()
+    stop, orphaned = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     spec = json.loads(await lines.readline() or b"null")
     if spec is None:
@@ -69,10 +69,12 @@ async def serve() -> int:
             return 0
         addresses = {int(rank): address for rank, address in json.loads(line)["addresses"].items()}
         node.connect(node.topology.with_addresses(addresses))
-        watch = asyncio.ensure_future(_until_end(lines, stop))
+        watch = asyncio.ensure_future(_until_end(lines, stop, orphaned))
         greet = asyncio.ensure_future(_greet(node))
         try:
             await node.serve(stop)
+            if not orphaned.is_set():
+                await node.drain(hurry=orphaned)
         finally:
             watch.cancel()
             greet.cancel()
@@ -86,9 +88,10 @@ async def _greet(node: Node) -> None:
     say({"ready": True})
 
 
-async def _until_end(lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
+async def _until_end(lines: asyncio.StreamReader, stop: asyncio.Event, orphaned: asyncio.Event) -> None:
     while await lines.read(4096):
         pass
+    orphaned.set()
     stop.set()
 
 

@@ -21,24 +21,20 @@ import psutil
 
 from zpipe.bundle import Bundle
 from zpipe.configure import node_config
-from zpipe.errors import ConfigError, WireError, ZpipeError
+from zpipe.errors import ConfigError, ZpipeError
 from zpipe.executors.base import StageExecutor
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
     BanPeer,
-    BlockedReceived,
     Command,
-    CreditReceived,
     Discard,
+    DrainStarted,
     Event,
     Forward,
     GrantCredit,
-    LostReceived,
-    ReportReceived,
     ResetLink,
     Resolve,
-    ResultReceived,
     RunStage,
     SendBlocked,
     SendCompleted,
@@ -48,10 +44,10 @@ from zpipe.policy.messages import (
     SendResults,
     StageCompleted,
     StageFailed,
-    TaskReceived,
     TimerFired,
 )
 from zpipe.runtime import bounds
+from zpipe.runtime.inbox import Inbox
 from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
@@ -59,24 +55,18 @@ from zpipe.runtime.stages import Stages
 from zpipe.security import node_keys
 from zpipe.topology import Topology
 from zpipe.trace import Recorder
-from zpipe.transport.base import Buffer, Channel, Origin, Transport, TransportHandler
+from zpipe.transport.base import Buffer, Channel, Transport, TransportHandler
 from zpipe.transport.zeromq import ZeroMQTransport
 from zpipe.wire import (
     NO_RANK,
     Blocked,
-    Bye,
     CreditUpdate,
-    Hello,
     Lost,
     Message,
-    Ping,
-    Refused,
     ReportUpdate,
     Results,
-    Stats,
     StatsRequest,
     TaskBatch,
-    decode,
     encode,
 )
 
@@ -87,20 +77,18 @@ T = TypeVar("T")
 #: uvloop rounds delays to milliseconds, so asking for less than half of one is a busy loop until the time has come.
 TIMER_GRAIN_SECONDS = 0.001
 
+#: A drain looks this often whether anything is left, and is over after so many looks in a row that found nothing: tasks sent
+#: before the neighbours knew are on their way for as long as that.
+LOOK_SECONDS, QUIET_LOOKS = 0.05, 4
+
 
 @dataclass(slots=True)
 class DriverCounts:
     """Totals since the start."""
 
-    bad_frames: int = 0
-    stray_frames: int = 0
-    forged_frames: int = 0  #: said to be of a rank whose key their connection does not have
     sent_bytes: int = 0
-    received_bytes: int = 0
     frames_sent: int = 0
-    frames_received: int = 0
     control_sent: int = 0
-    control_received: int = 0
     stage_cpu_seconds: float = 0.0
     busy_seconds: float = 0.0
 
@@ -171,7 +159,6 @@ class Driver:
         self.topology = topology
         self.bundle = bundle
         self.rank = rank
-        self.transport = transport(self)
         self.session = session
         self.counts = DriverCounts()
         self.inputs: dict[int, npt.NDArray[Any]] = {}  #: {sample: [1, *shape]}, kept until its outcome (policy rule D2)
@@ -185,8 +172,6 @@ class Driver:
         self._recorder = Recorder(trace, self.policy, seed=seed, note=self._note) if trace is not None else None
         self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
         codecs = codecs_of(topology, bundle)
-        self._sources = frozenset(spec.rank for spec in topology.sources)
-        self._limits = wire_limits(topology, bundle, codecs)
         self._packing = Packing(topology, bundle, codecs, self.policy)
         self._payloads = Payloads()
         self._events: list[Event] = []
@@ -195,18 +180,26 @@ class Driver:
         self._timer_at = 0.0
         self._stages = Stages(executor, self._payloads, rank=rank, done=self._ran) if executor is not None else None
         self._carried: dict[int, Carried] = {}  #: by peer
-        self._stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._stats_token = 0
         self._process = psutil.Process()
         self._closed = self._stopped = False  #: _stopped: no further event is taken in, by closing or by an internal error
-        self.peers = self._make_peers()
-
-    def _make_peers(self) -> Peers:
-        return Peers(
-            rank=self.rank,
-            session=self.session,
-            topology=self.topology,
-            bundle_digest=self.bundle.digest,
+        self.inbox = Inbox(
+            rank=rank,
+            limits=wire_limits(topology, bundle, codecs),
+            sources=frozenset(spec.rank for spec in topology.sources),
+            packing=self._packing,
+            payloads=self._payloads,
+            events=self._events,
+            drained=self._on_drained,
+            answer=self._answer,
+            stats=self.stats,
+        )
+        self.transport = transport(self.inbox)
+        self.peers = self.inbox.peers = Peers(
+            rank=rank,
+            session=session,
+            topology=topology,
+            bundle_digest=bundle.digest,
             transport=self.transport,
             emit=self.emit,
             refused=self._on_refused,
@@ -243,8 +236,29 @@ class Driver:
         await self.transport.aclose()
         if self._stages is not None:
             self._stages.close()
-        for waiter in self._stats_waiters.values():
+        for waiter in self.inbox.stats_waiters.values():
             waiter.cancel()
+
+    async def drain(self, seconds: float, *, hurry: asyncio.Event | None = None) -> bool:
+        """Takes no more tasks, finishes and hands over what is here (policy rule R6); `aclose` comes after it.
+
+        Args:
+            seconds: how long at most.
+            hurry: ends it at once when set.
+
+        Returns:
+            Whether nothing is left.
+        """
+        self.emit(DrainStarted())
+        until = time.monotonic() + seconds
+        quiet, received = 0, -1
+        while time.monotonic() < until and not (hurry is not None and hurry.is_set()) and not self._stopped:
+            quiet = quiet + 1 if self.policy.drained and self.policy.counts.received == received else 0
+            received = self.policy.counts.received
+            if quiet >= QUIET_LOOKS:
+                return True
+            await asyncio.sleep(LOOK_SECONDS)
+        return False
 
     # ---- events in, commands out ---------------------------------------------------------------
 
@@ -270,7 +284,8 @@ class Driver:
         self._pumping = True
         try:
             while self._events:
-                events, self._events = self._events, []
+                events = self._events.copy()
+                self._events.clear()
                 commands = self._decide(events, now=time.monotonic())
                 if commands and isinstance(commands[-1], RunStage):
                     self._perform(commands.pop())  # the executor has its thread: it need not wait until all is sent
@@ -297,6 +312,11 @@ class Driver:
         self._timer_at = wakeup
         delay = wakeup - time.monotonic()
         self._timer = self._loop.call_later(max(TIMER_GRAIN_SECONDS, delay) if delay > 0.0 else 0.0, self._timer_fired)
+
+    def _on_drained(self) -> None:
+        """All that was readable has been delivered: decide once."""
+        if self._events and not self._pumping and not self._stopped:
+            self._pump()
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -400,7 +420,7 @@ class Driver:
 
     def _split(self, rows: list[T]) -> list[list[T]]:
         """Rows as messages may carry them."""
-        most = self._limits.max_entries
+        most = self.inbox.limits.max_entries
         return [rows] if len(rows) <= most else [rows[start : start + most] for start in range(0, len(rows), most)]
 
     def _answer(self, channel: Channel, message: Message) -> None:
@@ -425,6 +445,9 @@ class Driver:
             "payloads": len(self._payloads),
             "held": policy.held_count,
             **asdict(self.counts),
+            **asdict(self.inbox.counts),
+            "accepting": policy.accepting,
+            "serving": policy.serving,
             "transport": asdict(self.transport.counts),
             **asdict(policy.counts),
         }
@@ -443,125 +466,11 @@ class Driver:
         """Another node's counters, asked for as an observer. Waits until that node answers: bound it with a timeout."""
         channel = await self.peers.observe(rank)
         self._stats_token += 1
-        waiter = self._stats_waiters[self._stats_token] = self._loop.create_future()
+        waiter = self.inbox.stats_waiters[self._stats_token] = self._loop.create_future()
         token = self._stats_token
         try:
             self.transport.send_control(channel, encode(StatsRequest(NO_RANK, token)))
             stats: dict[str, Any] = await waiter
         finally:
-            self._stats_waiters.pop(token, None)  # the caller may have given up on a node that does not answer
+            self.inbox.stats_waiters.pop(token, None)  # the caller may have given up on a node that does not answer
         return stats
-
-    # ---- receiving (TransportHandler) ----------------------------------------------------------
-
-    def on_data(self, frames: Sequence[Buffer], origin: Origin) -> None:
-        """One message of the data plane."""
-        message = self._decode(frames)
-        if message is not None and self._forged(message.sender, origin.key):
-            return
-        if isinstance(message, TaskBatch):
-            self.counts.frames_received += 1
-            came = self.peers.incoming.get(message.sender)
-            known = all(task.key.source in self._sources for task in message.tasks)  # the policy keeps a row for each source
-            if came is None or came.epoch != message.epoch or not known:
-                self.counts.stray_frames += 1
-                return
-            try:
-                activations = self._packing.unpack(message)
-            except WireError as exc:
-                self._drop_bad(exc)
-                return
-            for index, task in enumerate(message.tasks):
-                task.token = self._payloads.add(activations, index)
-            self._events.append(TaskReceived(message.sender, message.epoch, message.tasks))
-        elif isinstance(message, Blocked):
-            came = self.peers.incoming.get(message.sender)
-            if came is not None and came.epoch == message.epoch:
-                self._events.append(BlockedReceived(message.sender, message.epoch, message.next_number))
-        elif message is not None:
-            self.counts.stray_frames += 1
-
-    def on_control(self, channel: Channel, frames: Sequence[Buffer]) -> None:
-        """One message of the control plane. Before its Hello a channel may say nothing else."""
-        message = self._decode(frames)
-        if message is None or self._forged(message.sender, channel.key):
-            return
-        self.counts.control_received += 1
-        if isinstance(message, Hello):
-            self.peers.on_hello(channel, message)
-        elif isinstance(message, Refused):
-            self.peers.on_refused(channel, message)
-        elif isinstance(message, Stats):
-            waiter = self._stats_waiters.pop(message.token, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(message.body)
-        elif channel in self.peers.observers:
-            self._from_observer(channel, message)
-        else:
-            rank = self.peers.rank_of(channel)
-            if rank is None or message.sender != rank:
-                self.counts.stray_frames += 1
-            else:
-                self._from_peer(channel, rank, message)
-
-    def _forged(self, sender: int, key: str) -> bool:
-        """Whether a message is said to be of a rank whose key its connection does not have. Observers have no rank."""
-        if not key or sender == NO_RANK or self.topology.key_of(sender) == key:
-            return False
-        self.counts.forged_frames += 1
-        return True
-
-    def _from_observer(self, channel: Channel, message: Message) -> None:
-        if isinstance(message, StatsRequest):
-            self._answer(channel, Stats(self.rank, message.token, self.stats()))
-        elif isinstance(message, Ping) and not message.echo:
-            self._answer(channel, Ping(self.rank, message.token, echo=True))
-        elif isinstance(message, Bye):
-            self.peers.on_bye(channel, message)
-        else:
-            self.counts.stray_frames += 1
-
-    def _from_peer(self, channel: Channel, rank: int, message: Message) -> None:
-        match message:
-            case CreditUpdate():
-                self._events.append(CreditReceived(rank, message.credit))
-            case Results():
-                self._events.append(ResultReceived(rank, message.rows))
-            case ReportUpdate():
-                self._events.append(ReportReceived(rank, message.report))
-            case Lost():
-                self._events.append(LostReceived(rank, message.rows))
-            case Bye():
-                self.peers.on_bye(channel, message)
-            case StatsRequest():
-                self._answer(channel, Stats(self.rank, message.token, self.stats()))
-            case Ping():
-                if not message.echo:
-                    self._answer(channel, Ping(self.rank, message.token, echo=True))
-            case _:
-                self.counts.stray_frames += 1
-
-    def on_drained(self) -> None:
-        """All that was readable has been delivered: decide once."""
-        if self._events and not self._pumping and not self._stopped:
-            self._pump()
-
-    def on_connected(self, channel: Channel) -> None:
-        """A channel we opened stands."""
-        self.peers.on_connected(channel)
-
-    def on_disconnected(self, channel: Channel, reason: str) -> None:
-        """A channel broke."""
-        self.peers.on_disconnected(channel, reason)
-
-    def _decode(self, frames: Sequence[Buffer]) -> Message | None:
-        self.counts.received_bytes += sum(len(frame) for frame in frames)
-        try:
-            return decode(frames, limits=self._limits, now=time.monotonic())
-        except WireError as exc:
-            self._drop_bad(exc)
-            return None
-
-    def _drop_bad(self, error: WireError) -> None:
-        self.counts.bad_frames += 1
-        log.debug("node %d dropped a frame: %s", self.rank, error)

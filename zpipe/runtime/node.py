@@ -25,6 +25,8 @@ log = logging.getLogger("zpipe.node")
 FIRST_PORT = 5800
 #: A node that misses neighbours says so this often.
 WAITING_NOTE_SECONDS = 10.0
+#: A node that is told to end gets so long to finish what it holds.
+DRAIN_SECONDS = 5.0
 
 
 def new_session() -> int:
@@ -145,6 +147,18 @@ class Node:
                 self.refusal.result()
         finally:
             stopping.cancel()
+
+    async def drain(self, seconds: float = DRAIN_SECONDS, *, hurry: asyncio.Event | None = None) -> bool:
+        """Takes no more tasks, finishes and hands over what it holds: to be called before `aclose`, so that nothing is lost.
+
+        Args:
+            seconds: how long at most; what is left then its neighbours tell the sources of, who submit it again.
+            hurry: ends it at once when set.
+
+        Returns:
+            Whether nothing is left.
+        """
+        return await self.driver.drain(seconds, hurry=hurry)
 
     async def aclose(self) -> None:
         """Says Bye and lets everything go."""

@@ -203,6 +203,9 @@ class Peers:
             self.note(f"node {self.rank} wants node {peer.rank} to connect anew: {reason}")
             self.transport.send_control(peer.channel, encode(Bye(self.rank, reason)))
             self._drop_incoming(peer, reason)
+        elif isinstance(channel_or_rank, Channel) and not channel_or_rank.outgoing:
+            self.observers.discard(channel_or_rank)
+            self.transport.close_channel(channel_or_rank)
 
     def _send_away(self, came: Incoming, reason: str) -> None:
         """The other end of an incoming channel is told to connect anew: from here it cannot be broken."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.policy.messages import RunStage, StageCompleted, StageFailed
 from zpipe.runtime.payloads import Payloads
-from zpipe.runtime.worker import Worker
+from zpipe.runtime.worker import Failure, Worker
 
 log = logging.getLogger("zpipe.node")
 
@@ -65,13 +65,17 @@ class Stages:
         if not self._closed:
             self._ran(command, *worker.run(command, inputs))
 
-    def _ran(self, command: RunStage, output: StageOutput | None, error: str) -> None:
+    def _ran(self, command: RunStage, output: StageOutput | None, failure: Failure | None) -> None:
         """A batch is done: keep what goes on, tell the policy."""
         if self._closed:
             return
         if output is None:
-            log.warning("node %d: stage %d failed on %d samples: %s", self._rank, command.stage, len(command.tasks), error)
-            self._done(StageFailed(command.run, error), 0.0)
+            assert failure is not None
+            samples, lost = len(command.tasks), failure.executor_lost
+            log.warning("node %d: stage %d failed on %d samples: %s", self._rank, command.stage, samples, failure.error)
+            if lost:
+                log.error("node %d lost its executor and runs no stage any more; start it again", self._rank)
+            self._done(StageFailed(command.run, failure.error, lost), 0.0)
             return
         tokens = [
             self._keep(task.token, output.activation, index, exited=exited)

@@ -6,15 +6,25 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from zpipe.errors import ExecutorLost
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.policy.messages import RunStage
 
-#: Takes a finished batch: its command, and either the output or the error.
-Ran = Callable[[RunStage, StageOutput | None, str], None]
+#: Takes a finished batch: its command, and either the output or what it raised.
+Ran = Callable[[RunStage, StageOutput | None, "Failure | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a batch raised, in one line, and whether the executor is lost with it."""
+
+    error: str
+    executor_lost: bool
 
 
 class Worker:
@@ -37,12 +47,14 @@ class Worker:
         self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, str]:
-        """Runs a batch here and now. Whatever the executor raises becomes the error: one bad sample must not stop a node."""
+    def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, Failure | None]:
+        """Runs a batch here and now. Whatever the executor raises becomes a Failure: one bad sample must not stop a node."""
         try:
-            return self._executor.run(command.stage, inputs, command.gate), ""
+            return self._executor.run(command.stage, inputs, command.gate), None
         except Exception as exc:
-            return None, " ".join(f"{type(exc).__name__}: {exc}".split())[:240]
+            # Out of memory for one row alone, there is not enough for any other; a larger batch is tried row by row first.
+            lost = isinstance(exc, ExecutorLost) or (isinstance(exc, MemoryError) and len(command.tasks) == 1)
+            return None, Failure(" ".join(f"{type(exc).__name__}: {exc}".split())[:240], lost)
 
     def put(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
         """Runs a batch on the thread."""
@@ -61,8 +73,8 @@ class Worker:
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             command, inputs = item
-            output, error = self.run(command, inputs)
+            output, failure = self.run(command, inputs)
             try:
-                self._loop.call_soon_threadsafe(self._ran, command, output, error)
+                self._loop.call_soon_threadsafe(self._ran, command, output, failure)
             except RuntimeError:  # the loop closed while the batch ran: nobody waits for it
                 return

@@ -91,11 +91,12 @@ class Channel:
         connected: sends have somewhere to go now.
         confirmed: the runtime accepted this incoming channel's Hello.
         heard: messages that came by this incoming channel before it was confirmed.
+        bad_in_row: for the runtime: messages in a row that could not be decoded.
         closed: for good; nothing is sent or delivered on it any more.
         trouble: why an outgoing channel's last attempt to connect failed, in words; "" while it is connected or none has failed.
     """
 
-    __slots__ = ("closed", "confirmed", "connected", "data", "heard", "key", "name", "outgoing", "trouble")
+    __slots__ = ("bad_in_row", "closed", "confirmed", "connected", "data", "heard", "key", "name", "outgoing", "trouble")
 
     def __init__(self, name: str, *, outgoing: bool, data: bool = False, key: str = "") -> None:
         self.name = name
@@ -106,6 +107,7 @@ class Channel:
         self.connected = not outgoing
         self.confirmed = False
         self.heard = 0
+        self.bad_in_row = 0
         self.closed = False
 
     def may_speak(self) -> bool:

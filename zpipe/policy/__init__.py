@@ -37,9 +37,10 @@ rules below by their numbers.
       `carried` per lane, so that C2 stays true.
   C5. Credit is sent when a quarter of the window came free, when a lane's last task went while the shared slots are full
       (nothing else would let that lane send), and at the latest with the next report.
-  C6. A sender with something to send and no credit for one report interval sends Blocked(next number) *behind its tasks*, on
-      the data plane: whatever it had sent before has arrived or is lost, so the receiver closes the gap and answers with
-      Credit. (A Blocked on the control plane could overtake tasks still on their way.)
+  C6. A sender with something to send and no credit for one report interval, or with a task whose arrival a Credit should have
+      told by now, sends Blocked(next number) *behind its tasks*, on the data plane: whatever it had sent before has arrived or is
+      lost, so the receiver closes the gap and answers with Credit. (On the control plane it could overtake tasks on their way.)
+  C7. Credit also names the latest numbers that never arrived (`missed`); their sender tells their source at once (R1).
 
 **D. Delivery at the source**
   D1. Every submitted sample ends in exactly one outcome: result, rejected, expired or failed.
@@ -53,14 +54,27 @@ rules below by their numbers.
 **R. Repair**
   R1. A node that loses a neighbour tells the sources of everything that was outstanding there: Lost(sample, attempt, cause).
   R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
-      while the task is held or already waits to be submitted again, changes nothing.
-  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, at least 1 s and twice
-      what those in flight take at the present rate, doubled per attempt, looked at again when it is over. It stays within a
-      budget (resubmissions <= results / 10 + 10, beyond it one a second), so that overload cannot feed itself.
+      while the task is held or already waits to be submitted again, changes nothing. After MAX_PROMPT_ATTEMPTS only R3 tries.
+  R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, or twice the time the
+      forecast (D4) gives what is in flight, at least 1 s, doubled each time it fires for a sample. What is held here or still on
+      a link of this node is not lost. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second),
+      so that overload cannot feed itself.
   R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such
       failure the sample ends as failed.
-  R5. A neighbour that says nothing for `hang_seconds` is treated as lost, and its connection is made anew. Time in which this
-      node itself did not run does not count.
+  R5. Silence. A node at work reports every interval. A neighbour that owes a sign of life for longer (three more Reports, four
+      times their lateness, what the link still carries) is *suspected*: what is outstanding there is Lost, nothing more is sent
+      there; its next word ends that, and the connection stays. After `hang_seconds` it is treated as lost and its connection
+      made anew; likewise when it is heard, but a Blocked is not answered: damage can leave a stream waiting for bytes without
+      end. Time in which this node itself did not run does not count.
+  R6. Leaving. A node that drains, or whose executor died, reports `accepting` false: neighbours send it nothing more. A draining
+      one finishes and hands over what it holds; one without an executor passes on what a neighbour can run and tells Lost of
+      the rest.
+  R7. Bans. A neighbour that says what nobody who keeps the rules can - a result for a sample that never left its source, a
+      Credit beyond what was sent or beyond the window - is banned: lost, and never listened to again. (The source can only tell
+      who brought a false result: behind an honest neighbour a liar costs that neighbour its place.)
+  R8. Answers - results and Lost - go to a neighbour nearer to their source that is up and speaks; else to one as far from it as
+      this node, unless they came from such a one; else to a nearer one that is silent. While no way is up, they wait, the latest
+      MOST_STRANDED of them.
 
 **A. Queues at a node** (MDI-Exit, arXiv:2408.05247, our reading of Alg. 1-2)
   A1. I: tasks this node will run. O: tasks a neighbour will run. After stage k a task goes where the offload strategy says; a

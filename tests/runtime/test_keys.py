@@ -43,7 +43,7 @@ def test_line_with_keys_answers_and_forges_nothing(kind: str, tmp_path: Path) ->
             assert {outcome.kind for outcome in await mesh.until(60)} == {"result"}
             assert (await mesh.drivers[0].stats_of(2))["rank"] == 2  # an observer that is no neighbour
             for driver in mesh.drivers.values():
-                assert driver.counts.forged_frames == driver.counts.stray_frames == 0
+                assert driver.inbox.counts.forged_frames == driver.inbox.counts.stray_frames == 0
 
     run(main)
 
@@ -59,7 +59,7 @@ def test_frames_in_another_ranks_name_are_dropped_and_counted(kind: str, tmp_pat
 
             assert liar.transport.send_data(way, task_of(mesh, 0, 2, real.epoch))
             assert liar.transport.send_control(way, encode(hello))
-            await turns_until(lambda: victim.counts.forged_frames == 2)
+            await turns_until(lambda: victim.inbox.counts.forged_frames == 2)
 
             assert victim.peers.incoming[0] is real
             assert victim.policy.held_count == 0
@@ -81,7 +81,7 @@ def test_without_keys_the_same_frames_are_believed(kind: str) -> None:
             way = liar.peers.outgoing[2].channel
             assert liar.transport.send_data(way, task_of(mesh, 0, 2, victim.peers.incoming[0].epoch))
             await turns_until(lambda: bool(mesh.executors[2].ran))
-            assert victim.counts.forged_frames == 0
+            assert victim.inbox.counts.forged_frames == 0
 
     run(main)
 

@@ -312,7 +312,7 @@ class NodePolicy:
 
     def _lose_executor(self, run: Run, error: str, now: float) -> None:
         """Rule R6: this node takes nothing more, and what it held goes elsewhere."""
-        self._lost_executor, self._accepting = error, False
+        self._lost_executor, self._accepting, self._outlet.serving = error, False, False
         waiting = [task for queue in self._tasks.input.values() for task in queue]
         for queue in self._tasks.input.values():
             queue.clear()

@@ -39,6 +39,7 @@ class Outlet:
 
     Attributes:
         weighs: whether the strategy looks at loads.
+        serving: whether this node can run what it hosts (R6).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Outlet:
         self._rng = rng
         self._offload = OFFLOADS[config.offload](config.output_threshold)
         self.weighs = self._offload.weighs
+        self.serving = True
         self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
 
     def keeps(self, task: Task) -> bool:
@@ -94,7 +96,7 @@ class Outlet:
         tasks, max_batch = self._tasks, self._config.max_batch
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
         for lane, queue in tasks.output.items():
-            hosted = lane in tasks.input
+            hosted = self.serving and lane in tasks.input
             if hosted and better_waits:
                 continue
             frames: dict[int, Forward] = {}
@@ -124,7 +126,7 @@ class Outlet:
     def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
         able = []
-        hosted = task.stage in self._tasks.input
+        hosted = self.serving and task.stage in self._tasks.input
         within = self._config.farther.get(task.key.source, ()) if hosted and task.stage == 0 else None
         for neighbour in self._links.takers[task.stage]:
             if not neighbour.takes or (within is not None and neighbour.config.rank not in within):

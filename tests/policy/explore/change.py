@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.policy.explore.nodes import MOMENT_SECONDS, Frame, Reset, Violation, label
 from tests.policy.explore.world import DEAD, FAR, HELLO, Action, Connection, Faults, Story, World
-from zpipe.policy.delivery import MAX_STAGE_FAILURES
+from zpipe.policy.delivery import MAX_PROMPT_ATTEMPTS, MAX_STAGE_FAILURES
 
 if TYPE_CHECKING:
     from tests.policy.explore.rules import Rules
@@ -81,6 +81,9 @@ class Change:
         lives = [life + (near == rank) for near, life in enumerate(self.story.lives)]
         self.story = self.story._replace(lives=tuple(lives))
         self.states[rank] = self.rules.nodes.born(rank, lives[rank])
+
+    def _leave(self, rank: int) -> None:
+        self._restart(rank)
 
     def _connect(self, at: int) -> None:
         sender, receiver = self.rules.pairs[at]
@@ -159,6 +162,12 @@ class Change:
 
     def _fail(self, rank: int) -> None:
         self._tell(rank, ("failed",))
+
+    def _break_down(self, rank: int) -> None:
+        self._tell(rank, ("broken",))
+
+    def _drain(self, rank: int) -> None:
+        self._tell(rank, ("draining",))
 
     def _cancel(self, sample: int) -> None:
         self._tell(0, ("cancelled", sample))
@@ -275,7 +284,9 @@ class Change:
         if self.story.submitted > len(case.deadlines) and resolve.kind != "result":
             raise Violation(f"{shown}, though all was calm when it was submitted")
         by_timer = self.rules.nodes.states[self.states[0]].by_timer
-        causes = by_timer + sum(used) - used.repeat - used.cancel - used.together
+        # Until neighbours hear that its executor is lost, attempts bounce off a node: at most so many before the timer.
+        bounced = used.break_down * MAX_PROMPT_ATTEMPTS
+        causes = by_timer + bounced + sum(used) - used.repeat - used.cancel - used.together
         if resolve.attempts > 1 + causes:
             raise Violation(
                 f"{shown} after {resolve.attempts} attempts, with reason for {1 + causes}: {used}, {by_timer} timers (R2)"

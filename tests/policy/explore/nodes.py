@@ -20,6 +20,7 @@ from zpipe.policy.messages import (
     Command,
     CreditReceived,
     Discard,
+    DrainStarted,
     Event,
     Forward,
     GrantCredit,
@@ -110,6 +111,8 @@ class State:
         wakeup: the moment its timer is due, None when it waits for no time.
         sends, receives: {neighbour: our end of the link}.
         idle: it holds no task and runs none.
+        accepting: it takes tasks.
+        leaves: it drained, or its executor is lost: whoever runs it may start it anew.
     """
 
     copy: Callable[[], NodePolicy]
@@ -118,6 +121,8 @@ class State:
     sends: dict[int, End]
     receives: dict[int, End]
     idle: bool
+    accepting: bool
+    leaves: bool
     by_timer: int
     shown: str
 
@@ -168,6 +173,11 @@ class Nodes:
             case ("failed",):
                 assert running is not None
                 return StageFailed(running.run, "poison")
+            case ("broken",):
+                assert running is not None
+                return StageFailed(running.run, "device lost", executor_lost=True)
+            case ("draining",):
+                return DrainStarted()
             case ("submitted", int(sample), float(deadline)):
                 return SampleSubmitted(sample, deadline, now)
             case ("cancelled", int(sample)):
@@ -216,7 +226,7 @@ class Nodes:
             node.check()
         except AssertionError as error:
             raise Violation(f"an invariant of node {rank} broke: {error}") from error
-        if ("completed",) in told or ("failed",) in told:
+        if ("completed",) in told or ("failed",) in told or ("broken",) in told:
             running = None
         outputs: list[Output] = []
         for command in commands:
@@ -294,6 +304,8 @@ class Nodes:
                 sends,
                 receives,
                 not node.held_count and running is None,
+                node.accepting,
+                node.drained or not node.serving,
                 node.source.counts.by_timer if node.source else 0,
                 repr(node),
             )

@@ -89,6 +89,8 @@ class Rules:
         for rank, state in enumerate(states):
             if state is None:
                 yield "rise", rank
+            elif state.leaves and awake[rank] is not None:
+                yield "leave", rank
         for at, connection in enumerate(connections):
             sender, receiver = self.pairs[at]
             if not (connection.whole or connection.ready or connection.told[0]) and None not in (awake[sender], awake[receiver]):
@@ -113,6 +115,8 @@ class Rules:
                     yield "repeat", *action[1:]
             elif action[0] == "done" and left.fail:
                 yield "fail", action[1]
+            if action[0] == "done" and left.break_down and action[1] in self.case.ranks:
+                yield "break_down", action[1]
         for at, connection in enumerate(connections):
             if connection.whole:
                 if left.cut:
@@ -125,6 +129,8 @@ class Rules:
             yield from self._together(connections, prompt)
         if left.restart:
             yield from [("restart", rank) for rank in self.case.ranks if states[rank] is not None]
+        if left.drain:
+            yield from [("drain", rank) for rank in self.case.ranks if (state := awake[rank]) is not None and state.accepting]
         if left.stop:
             yield from [("stop", rank) for rank in self.case.ranks if awake[rank] is not None]
 

@@ -10,8 +10,9 @@ took that long. Clocks are shared. What may happen, in every state and every ord
   sender's ahead of all that the receiver then says (the answer to Hello); a node that died comes back, empty, in a new session;
 - within the budget of faults: a frame is lost, or arrives twice; a connection breaks: its frames vanish, or (`linger`) its tasks
   still arrive in any later order, or (`refuse`) sends are refused until the sender notices; a node dies with all it holds; a node
-  stops (SIGSTOP) and goes on at any later time; an executor raises; the program cancels a sample; time passes early. Counted like
-  them: two things are ready at a node and it is told of both `together`, as the runtime does.
+  stops (SIGSTOP) and goes on at any later time; a node is told to leave (`drain`), or its executor is lost (`break_down`), and it
+  leaves when it may, to come back as one that died would; an executor raises; the program cancels a sample; time passes early.
+  Counted like them: two things are ready at a node and it is told of both `together`, as the runtime does.
 
 Nothing is left out because it would come to the same: every order is taken, also of what happens at different nodes. Orders that
 lead to one state go on as one. States are compared as a whole, by value, never by a hash alone; as with the nodes, parts that were
@@ -45,13 +46,18 @@ class Faults(NamedTuple):
     refuse: int = 0
     restart: int = 0
     stop: int = 0
+    drain: int = 0
+    break_down: int = 0
     fail: int = 0
     cancel: int = 0
     slow: int = 0
     together: int = 0
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in zip(self._fields, self, strict=True) if count) or "none"
+        return (
+            ", ".join(f"{count} {name}" for name, count in zip(self._fields, self, strict=True) if count).replace("_", " ")
+            or "none"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Case:
         deadlines: seconds after its submission, one per sample.
         moments: time is explored up to this moment; what comes later is run in one order.
         leaves_at: {sample: the stage at which it exits}.
-        ranks: those that may die or stop.
+        ranks: those that may die, stop, leave or break down.
     """
 
     name: str

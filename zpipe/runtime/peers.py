@@ -331,6 +331,8 @@ class Peers:
         known = self.incoming.get(hello.sender)
         if known is not None and hello.session < known.session:
             return Refused(self.rank, SESSION, f"{known.session} or later", str(hello.session))
+        if known is not None and hello.session == known.session and hello.epoch <= known.epoch:  # a replay: epochs rise
+            return Refused(self.rank, SESSION, f"a connection after {known.epoch}", str(hello.epoch))
         return None
 
     def _other_than_before(self, channel: Channel, hello: Hello) -> Refused | None:

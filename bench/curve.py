@@ -132,7 +132,7 @@ def cost(rounds: int) -> dict[str, Any]:
 
 
 class Counting:
-    """A handler that counts what reaches it, and answers on the control plane."""
+    """A handler that counts what reaches it, and takes everybody whom it hears for a friend."""
 
     def __init__(self) -> None:
         self.heard: Counter[bytes] = Counter()
@@ -144,6 +144,8 @@ class Counting:
         self._count(frames)
 
     def on_control(self, channel: Channel, frames: list[Buffer]) -> None:
+        assert self.transport is not None
+        self.transport.confirm(channel)
         self._count(frames)
 
     def _count(self, frames: list[Buffer]) -> None:
@@ -169,6 +171,7 @@ class Site:
         self.handler, self.friend_handler = Counting(), Counting()
         self.node = ZeroMQTransport(self.handler, max_message_bytes=2**20, keys=self.keys)
         self.friend = ZeroMQTransport(self.friend_handler, max_message_bytes=2**20, keys=self.friend_keys)
+        self.handler.transport = self.node
         self.address = await self.node.start()
         await self.friend.start()
         return self

@@ -52,7 +52,7 @@ def _nested(depth: int) -> list[Any]:
 
 
 #: Where range checks, types and arithmetic have their edges.
-INTS = (0, 1, -1, -2, 2, 127, 255, 65535, 65536, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
+INTS = (0, 1, -1, -2, 2, 127, 255, 65535, 65536, 2**31, 2**32, 2**53, 2**53 + 1, 2**60, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
 FLOATS = (
     math.nan,
     math.inf,

@@ -19,6 +19,7 @@ from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted, TimerFired
 from zpipe.runtime.driver import Driver
+from zpipe.runtime.peers import Outgoing
 from zpipe.topology import Topology
 from zpipe.transport.base import Buffer, Channel, Origin, TransportCounts, TransportHandler
 from zpipe.wire import (
@@ -189,6 +190,8 @@ class Siege:
         if rng.random() < 0.7:
             driver.inbox.on_drained()
         self.check()
+        if rng.random() < 0.2:
+            self._pardon()
 
     def check(self) -> None:
         """What no enemy may break."""
@@ -219,6 +222,16 @@ class Siege:
 
     # ---- what the enemy does -------------------------------------------------------------------
 
+    def _pardon(self) -> None:
+        """Bans are for ever, and would end every siege at its first lie (policy rule R7)."""
+        self.driver.peers.banned.clear()
+        peers = self.driver.peers
+        for rank in self._others:
+            self.driver.policy.neighbour(rank).banned = False
+            if peers.opens(rank) and (rank not in peers.outgoing or peers.outgoing[rank].channel.closed):
+                channel = self.transport.open("10.6.6.6:5800")
+                peers.outgoing[rank] = peers._by_channel[channel] = Outgoing(rank, channel)
+
     def _connect_or_not(self) -> None:
         opened = [channel for channel in self.transport.opened if not channel.closed]
         if not opened:
@@ -232,6 +245,11 @@ class Siege:
         else:
             channel.connected = True
             self.driver.inbox.on_connected(channel)
+            ours = next((each for each in self.driver.peers.outgoing.values() if each.channel is channel), None)
+            if ours is not None and self._rng.random() < 0.8:  # as an honest one would answer
+                mine = self.driver.peers._hello(self.rank, "peer", 0)
+                hello = Hello(ours.rank, "peer", SESSION, ours.epoch, mine.bundle_digest, mine.topology_digest, {})
+                self.driver.inbox.on_control(channel, self._frames(hello))
 
     def _come_or_go(self) -> None:
         self._incoming = [channel for channel in self._incoming if not channel.closed]
@@ -312,12 +330,12 @@ class Siege:
     def _rarely(self, usual: int, *odd: int) -> int:
         return self._rng.choice(odd) if self._rng.random() < 0.03 else usual
 
-    def _key(self) -> SampleKey:
+    def _key(self, *, lately: bool = False) -> SampleKey:
         rng = self._rng
         return SampleKey(
             self._rarely(0, self.rank, 1, 77),
             self._rarely(SESSION, *(SESSION - 1,) * 15, 2**63 - 1),  # a later session makes all else stale
-            self._rarely(max(0, self._submitted - 1 - rng.randrange(10)) if rng.random() < 0.5 else rng.randrange(300), 2**63 - 1),
+            self._rarely(max(0, self._submitted - 1 - rng.randrange(10)) if lately else rng.randrange(300), 2**63 - 1),
         )
 
     def _tasks(self) -> Message:
@@ -356,9 +374,9 @@ class Siege:
         opened = self.driver.peers.outgoing.get(sender)
         link = self.driver.policy.neighbour(sender).outgoing if sender in self._others else None
         known = link.next_number if link else 0
-        expected = max(0, known + rng.choice((0, 0, 0, -1, -3, 1, 2**40)))
+        expected = max(0, known + self._rarely(rng.choice((0, -1, -3)), 1, 2**40))
         held = tuple(sorted({rng.randrange(expected) for _ in range(rng.randrange(4))})) if expected else ()
-        limit = expected + rng.choice((0, 1, link.window if link else 8, 100, 2**40))
+        limit = expected + self._rarely(rng.choice((0, 1, link.window if link else 8)), 100, 2**40)
         carried = {stage: rng.choice((0, 1, 99, 2**62)) for stage in rng.sample(range(5), rng.randrange(3))}
         epoch = opened.epoch if opened and rng.random() < 0.9 else 3
         return CreditUpdate(sender, Credit(epoch, expected, held, limit, carried, rng.choice((-1.0, 0.0, 0.1, 1e300))))
@@ -386,10 +404,10 @@ class Siege:
         rng = self._rng
         rows = [
             ResultRow(
-                self._key(),
+                self._key(lately=rng.random() < 0.95),
                 rng.choice((1, 2, 2**63 - 1)),
                 rng.randrange(5),
-                rng.choice((0, 3, 9, 10, 2**63 - 1)),
+                self._rarely(rng.choice((0, 3, 9)), 10, 2**63 - 1),
                 rng.choice((0.0, 0.5, 1.0)),
                 rng.choice((0.0, 0.01, 1e300)),
                 rng.choice((0.0, 0.01, 1e300)),

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from tests.fuzz.siege import Clock, Siege
 from tests.runtime.mesh import run, topology
-from zpipe.model import LostRow
-from zpipe.policy.links import Links
-from zpipe.policy.messages import Command, ResetLink
 from zpipe.topology import Topology
 from zpipe.transport.base import Channel
 from zpipe.wire import Hello, Role, encode
 
-STEPS = 600
+STEPS = 250
+SEEDS = range(5)
 
 #: {what is besieged: (topology, rank)}
 PLACES: dict[str, tuple[Topology, int]] = {
@@ -47,50 +46,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def forgives(self: Links, peer: int, reason: str, commands: list[Command]) -> list[LostRow]:
-    """Instead of a ban: the connection is made anew, so that the siege goes on."""
-    self._counts.bans += 1
-    commands.append(ResetLink(peer, reason))
-    return self._give_up(self.neighbours[peer], reason)
-
-
-@pytest.mark.parametrize("where", PLACES)
-def test_a_neighbour_that_lies_is_banned_and_the_driver_goes_on(where: str, clock: Clock) -> None:
-    async def main() -> None:
-        siege = Siege(*PLACES[where], clock=clock, rng=random.Random(7))
-        await siege.start()
-        for _ in range(STEPS):
-            await siege.step()
-        counts = siege.driver.stats()
-        await siege.driver.aclose()
-        assert counts["bans"] == len(siege.driver.peers.banned) > 0
-        assert counts["banned_frames"] > 0
-
-    run(main)
-
-
 @pytest.mark.parametrize("where", PLACES)
 def test_no_neighbour_breaks_a_driver(where: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Links, "ban", forgives)
     monkeypatch.setattr("zpipe.runtime.inbox.BAD_IN_ROW", 50)  # the twelve mutants of a step would close every channel
 
     async def main() -> None:
         raised: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
-        siege = await besiege(PLACES[where], clock, seed=7, steps=STEPS)
+        total: Counter[str] = Counter()
+        source, lanes_in = False, False
+        for seed in SEEDS:  # a few short ones: a driver bans a neighbour at its first lie, and then hears less
+            siege = await besiege(PLACES[where], clock, seed=seed, steps=STEPS)
+            total.update({name: count for name, count in siege.driver.stats().items() if type(count) is int})
+            total["outcomes"] += len(siege.outcomes)
+            source = siege.driver.policy.source is not None
+            lanes_in = any(each.lanes_in for each in siege.driver.policy.config.neighbours)
         assert not raised
-        counts = siege.driver.stats()
-        # The enemy came far enough for this to mean something: it was believed, refused, and given work to do.
-        assert counts["bad_frames"] > STEPS / 10
-        assert counts["stray_frames"] > STEPS / 10
-        assert counts["control_sent"] > STEPS / 100  # a Bye ends its connection, and the enemy says many
-        assert counts["wrong_epoch_credit"] > 0
-        assert counts["bans"] > 0
-        if siege.driver.policy.source is not None:
-            assert len(siege.outcomes) > 10
-        if any(each.lanes_in for each in siege.driver.policy.config.neighbours):
-            assert counts["received"] > 20
-            assert counts["tasks_run"] > 20
+        # The enemy came far enough for this to mean something: it was believed, refused, banned, and given work to do.
+        steps = STEPS * len(SEEDS)
+        assert total["bad_frames"] > steps / 10
+        assert total["stray_frames"] > steps / 10
+        assert total["relayed"] > steps / 100
+        assert total["control_sent"] > 10
+        assert total["bans"] > 0
+        if source:
+            assert total["outcomes"] > 20
+        if lanes_in:
+            assert total["received"] > 20
+            assert total["tasks_run"] > 10
 
     run(main)
 

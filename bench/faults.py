@@ -98,6 +98,8 @@ def bench(name: str, chaos: str, *, deadline: float, seed: int, load: tuple[str,
         if not report_file.exists():
             raise SystemExit(f"{' '.join(command)}: exit code {os.waitstatus_to_exitcode(status)} and no report")
         report: dict[str, Any] = json.loads(report_file.read_text(encoding="utf-8"))
+    if not any("skipped" not in event for event in report["chaos"]["timeline"]):
+        raise SystemExit(f"{name}, {chaos}: found no fault in {report['seconds']:.0f} s, expected some; ask for more --samples")
     cores = len(os.sched_getaffinity(0))
     report["cores_busy"] = (used.ru_utime + used.ru_stime) / wall / cores
     report["machine_busy"] = (machine_seconds() - all_before) / wall / cores

@@ -137,6 +137,10 @@ CLAIMS = (
 )
 
 
+#: About as many bytes an edit may make of a header; 64 KiB are refused for their length.
+MOST_BYTES = 70_000
+
+
 class Mutator:
     """Mutants without end.
 
@@ -200,7 +204,7 @@ class Mutator:
             del place[index]
             return f"field {index} dropped"
         if dice < 0.94:
-            place[index:index] = [_copied(place[index])] * rng.choice((1, 1, 2, 16, 70, 1100))
+            place[index:index] = self._times([place[index]], rng.choice((1, 1, 2, 16, 70, 1100)))
             return f"field {index} repeated"
         other = rng.randrange(len(place))
         place[index], place[other] = place[other], place[index]
@@ -234,11 +238,17 @@ class Mutator:
     def _list(self, old: list[Any]) -> list[Any]:
         rng = self._rng
         dice = rng.random()
-        if dice < 0.3:
+        if dice < 0.3 and _weight(old) < 2_000:
             return [self._value(rng.choice(old) if old else 0) for _ in range(rng.randrange(6))]
         if dice < 0.6:
             return old[: rng.randrange(len(old) + 1)]
-        return [_copied(each) for each in old * rng.choice((0, 2, 3, 9, 520))]
+        return self._times(old, rng.choice((0, 2, 3, 9, 520)))
+
+    @staticmethod
+    def _times(old: list[Any], times: int) -> list[Any]:
+        """So many copies, or fewer where the header would be far above any limit: edits of edits multiply."""
+        most = MOST_BYTES // max(1, _weight(old))
+        return [_copied(each) for each in old * min(times, most)]
 
     def _document(self, old: bytes) -> bytes:
         rng = self._rng
@@ -355,6 +365,13 @@ def _place(tree: list[Any], path: tuple[int, ...]) -> tuple[list[Any], int]:
 
 def _copied(tree: Any) -> Any:
     return [_copied(each) for each in tree] if isinstance(tree, list) else tree
+
+
+def _weight(tree: Any) -> int:
+    """About the bytes it packs to; an empty list is one."""
+    if isinstance(tree, list):
+        return 1 + sum(map(_weight, tree))
+    return 1 + len(tree) if isinstance(tree, str | bytes) else 5
 
 
 def _leaves(tree: Any) -> Sequence[Any]:

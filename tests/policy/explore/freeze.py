@@ -136,7 +136,9 @@ def _take_shared(number: int) -> Any:
 def _new_function(number: int) -> FunctionType:
     model = _functions[number]
     cells = tuple(CellType() for _ in model.__closure__ or ())
-    return FunctionType(model.__code__, model.__globals__, model.__name__, model.__defaults__, cells)
+    copy = FunctionType(model.__code__, model.__globals__, model.__name__, model.__defaults__, cells)
+    copy.__qualname__ = model.__qualname__  # Python 3.10 does not take it from the code
+    return copy
 
 
 def _fill_cells(function: FunctionType, contents: tuple[Any, ...]) -> None:

@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,8 @@ def knock(context: Any, kind: int, endpoint: str, prepare: Callable[[Any, str], 
     monitor = socket.get_monitor_socket()
     try:
         socket.connect(endpoint)
-        socket.send(b"stranger")
+        with suppress(zmq.Again):  # refused already: there is no connection left to queue it for
+            socket.send(b"stranger", zmq.NOBLOCK)
         until = time.monotonic() + GIVE_UP_SECONDS
         while monitor.poll(max(0.0, 1e3 * (until - time.monotonic()))):
             event = recv_monitor_message(monitor)["event"]

@@ -10,10 +10,10 @@
    descriptor, and a message's metadata says which descriptor it came by. Half-open ones end by ZMTP heartbeat.
 4. **Limits.** MAXMSGSIZE per frame (libzmq drops the connection of a peer that exceeds it), high-water marks, frames per
    message, number of incoming channels and origins, messages of a channel before it is confirmed, new connections per second
-   (`zap`), and a deadline for handshakes. Known
-   limits, none of which libzmq has an option for: it buffers an unfinished multipart message without bound, accepts any number
-   of connections that have not shaken hands yet (a descriptor each, until HANDSHAKE_MILLISECONDS), and can't close a single
-   connection of a bound socket. Against the first and the last only CURVE helps: who has no key gets no further.
+   (`zap`), and a deadline for handshakes. Known limits, none of which libzmq has an option for: it buffers an unfinished
+   multipart message without bound, accepts any number of connections that have not shaken hands yet (a descriptor each, until
+   HANDSHAKE_MILLISECONDS), and can't close a single connection of a bound socket: a banned peer can go on sending what is
+   thrown away. Against strangers CURVE helps with the first, since who has no key gets no message begun.
 5. **CURVE.** With keys every socket is encrypted, each side proves its key, and who is let in is asked of `zap` before anything
    of a connection is read. A recorded session is worth nothing: the handshake has fresh keys of both sides.
 
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -45,11 +44,9 @@ from zpipe.transport.base import (
     TransportHandler,
 )
 from zpipe.transport.curve import CurveKeys, check_curve
-from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, receive, send
+from zpipe.transport.readers import QUOTA, Connections, Reader, Readers
+from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, send
 from zpipe.transport.zap import MAX_REQUEST_FRAMES, Doorkeeper, key_of
-
-#: Messages read from one socket per turn of the event loop.
-QUOTA = 64
 
 #: Pause before a lost or refused connection is tried again: first, and at most.
 BACKOFF_SECONDS = 0.1
@@ -73,29 +70,16 @@ _HANDSHAKE_SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _CHANNEL_EVENTS = sum(_ENDINGS) | _HANDSHAKE_SUCCEEDED
 
 
-class _Reader:
-    """A watched socket and what is done with its messages."""
-
-    __slots__ = ("closed", "deliver", "fd", "max_frames", "socket")
-
-    def __init__(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None], max_frames: int) -> None:
-        self.socket = socket
-        self.fd = int(socket.get(zmq.FD))
-        self.deliver = deliver
-        self.max_frames = max_frames
-        self.closed = False
-
-
 class _Link:
     """The sockets behind an outgoing channel, all made and closed together."""
 
     __slots__ = ("awaited", "backoff", "connected_at", "dealer", "push", "readers", "sockets", "timer")
 
     def __init__(self) -> None:
-        self.dealer: _Reader | None = None
+        self.dealer: Reader | None = None
         self.push: Socket | None = None
         self.sockets: list[Socket] = []
-        self.readers: list[_Reader] = []
+        self.readers: list[Reader] = []
         #: planes without a handshake yet
         self.awaited = 0
         #: ends an attempt, or starts the next one
@@ -135,29 +119,19 @@ class ZeroMQTransport:
         self._options = SocketOptions(max_message_bytes, high_water, keys)
         self._doorkeeper = Doorkeeper(None if keys is None else keys.allowed, self.counts)
         self._context: Context = zmq.Context()
-        self._bound: list[_Reader] = []
-        self._pull: _Reader | None = None
-        self._router: _Reader | None = None
-        self._pull_monitor: _Reader | None = None
-        self._router_monitor: _Reader | None = None
-        self._questions: _Reader | None = None
+        self._readers = Readers(self.counts, settle=self._settle, drained=handler.on_drained)
+        self._bound: list[Reader] = []
+        self._pull: Reader | None = None
+        self._router: Reader | None = None
+        self._pull_monitor: Reader | None = None
+        self._router_monitor: Reader | None = None
         self._links: dict[Channel, _Link] = {}
-        #: {connection's User-Id: its channel}, oldest first; {channel: (User-Id, routing id)}; {descriptor: channel}
-        self._incoming: dict[str, Channel] = {}
+        self._origins: Connections[Origin] = Connections()
+        self._incoming: Connections[Channel] = Connections()
+        #: {incoming channel: (User-Id, routing id)}
         self._routes: dict[Channel, tuple[str, bytes]] = {}
-        self._descriptors: dict[int, Channel] = {}
-        #: incoming channels whose connection ended, until what they sent before has been read
-        self._ending: list[Channel] = []
-        #: {connection's User-Id: its origin}, oldest first; {descriptor: User-Id}; those whose connection ended, as in _ending
-        self._origins: dict[str, Origin] = {}
-        self._origin_descriptors: dict[int, str] = {}
-        self._ended_origins: list[str] = []
         #: keys struck from the allow-list, some of whose connections may stand: libzmq can't close one of a bound socket's
         self._banned: set[str] = set()
-        #: insertion-ordered set of sockets that may have something to read
-        self._dirty: dict[_Reader, None] = {}
-        self._notices: deque[Callable[[], None]] = deque()
-        self._scheduled = False
         self._closed = False
         self._monitor_numbers = count()
 
@@ -165,17 +139,18 @@ class ZeroMQTransport:
 
     async def start(self) -> str:
         self._loop = asyncio.get_running_loop()
-        self._questions = self._watch(self._options.questions(self._context), self._on_question, MAX_REQUEST_FRAMES)
-        self._bound = [self._questions]
+        self._readers.start(self._loop)
+        questions = self._options.questions(self._context)
+        self._bound = [self._readers.watch(questions, partial(self._on_question, questions), MAX_REQUEST_FRAMES)]
         try:
             pull, router, address = self._options.bind_planes(self._context, self._bind)
         except ConfigError:
             await self.aclose()
             raise
         self._pull_monitor = self._monitor(pull, int(zmq.EVENT_DISCONNECTED), self._on_pull_event)
-        self._router_monitor = self._monitor(router, int(zmq.EVENT_DISCONNECTED), self._on_router_event)
-        self._pull = self._watch(pull, self._on_pull)
-        self._router = self._watch(router, self._on_router, MAX_FRAMES + 1)  # it puts its routing id before the message
+        self._router_monitor = self._monitor(router, int(zmq.EVENT_DISCONNECTED), self._incoming.on_event)
+        self._pull = self._readers.watch(pull, self._on_pull)
+        self._router = self._readers.watch(router, self._on_router, MAX_FRAMES + 1)  # it puts its routing id before the message
         self._bound += [self._pull, self._router, self._pull_monitor, self._router_monitor]
         return address
 
@@ -183,9 +158,7 @@ class ZeroMQTransport:
         if self._closed:
             return
         self._closed = True
-        self._notices.clear()
-        self._ending.clear()
-        self._ended_origins.clear()
+        self._readers.close()
         for channel in list(self._links):
             self.close_channel(channel)
         for channel in self._routes:
@@ -194,7 +167,7 @@ class ZeroMQTransport:
             if monitored is not None:
                 monitored.socket.disable_monitor()
         for reader in self._bound:
-            self._forget(reader)
+            self._readers.forget(reader)
         # A wait of about a millisecond for ZeroMQ's thread: every socket is closed with linger 0, and only then are the
         # ports free again.
         self._context.term()
@@ -223,15 +196,15 @@ class ZeroMQTransport:
             self._disconnect(link)
         route = self._routes.pop(channel, None)
         if route is not None:
-            del self._incoming[route[0]]
-            self._descriptors = {fd: other for fd, other in self._descriptors.items() if other is not channel}
+            self._incoming.by_user_id.pop(route[0], None)
 
     def ban(self, key: str) -> None:
         if not self._doorkeeper.ban(key):
             return
         self._banned.add(key)
-        self._origins = {user_id: origin for user_id, origin in self._origins.items() if origin.key != key}
-        for channel in [channel for channel in self._incoming.values() if channel.key == key]:
+        for user_id in [user_id for user_id, origin in self._origins.by_user_id.items() if origin.key == key]:
+            del self._origins.by_user_id[user_id]
+        for channel in [channel for channel in self._routes if channel.key == key]:
             self._gone(channel, "banned")
 
     # ---- sending -----------------------------------------------------------------------------
@@ -247,12 +220,12 @@ class ZeroMQTransport:
         link = self._links.get(channel)
         if link is None or link.dealer is None or not channel.connected:
             return False
-        self._mark(link.dealer)
+        self._readers.mark(link.dealer)
         return send(link.dealer.socket, frames)
 
     def _answer(self, channel: Channel, routing_id: bytes, frames: Sequence[Buffer]) -> bool:
         assert self._router is not None
-        self._mark(self._router)
+        self._readers.mark(self._router)
         try:
             return send(self._router.socket, [routing_id, *frames])
         except zmq.ZMQError as exc:
@@ -263,73 +236,9 @@ class ZeroMQTransport:
 
     # ---- receiving ---------------------------------------------------------------------------
 
-    def _watch(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None], max_frames: int = MAX_FRAMES) -> _Reader:
-        reader = _Reader(socket, deliver, max_frames)
-        self._loop.add_reader(reader.fd, self._on_readable, reader)
-        self._mark(reader)
-        return reader
-
-    def _forget(self, reader: _Reader) -> None:
-        self._loop.remove_reader(reader.fd)
-        self._dirty.pop(reader, None)
-        reader.closed = True
-        reader.socket.close(0)
-
-    def _mark(self, reader: _Reader) -> None:
-        self._dirty[reader] = None
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._scheduled and not self._closed:
-            self._scheduled = True
-            self._loop.call_soon(self._on_scheduled)
-
-    def _on_scheduled(self) -> None:
-        self._scheduled = False
-        self._drain()
-
-    def _on_readable(self, reader: _Reader) -> None:
-        # At once and not by _mark: a turn of asyncio costs more than the few messages do.
-        self._dirty[reader] = None
-        self._drain()
-
-    def _drain(self) -> None:
-        """Delivers notices and what the dirty sockets hold, up to QUOTA each, then says so once."""
-        delivered = False
-        try:
-            while self._notices:
-                delivered = True
-                self._notices.popleft()()
-            for reader in list(self._dirty):
-                delivered |= self._drain_one(reader)
-            if self._ending:
-                delivered = True
-                self._end_incoming()
-            if self._ended_origins and (self._pull not in self._dirty or len(self._ended_origins) > MAX_ORIGINS):
-                self._forget_origins()
-            if delivered and not self._closed:
-                self._handler.on_drained()
-        finally:
-            if self._dirty or self._notices or self._ending:
-                self._schedule()
-
-    def _drain_one(self, reader: _Reader) -> bool:
-        socket = reader.socket
-        for taken in range(QUOTA):
-            # The handler may have closed this very socket.
-            if reader.closed or not readable(socket):
-                self._dirty.pop(reader, None)
-                return taken > 0
-            frames = receive(socket, reader.max_frames)
-            if frames:
-                reader.deliver(frames)
-            elif frames is not None:
-                self.counts.dropped += 1
-        return True
-
     def _on_pull(self, frames: list[zmq.Frame]) -> None:
         user_id = connection_property(frames[0], "User-Id")
-        origin = self._origins.get(user_id) or self._new_origin(user_id, frames[0])
+        origin = self._origins.by_user_id.get(user_id) or self._new_origin(user_id, frames[0])
         if origin is not None:
             self._handler.on_data([buffer(frame) for frame in frames], origin)
 
@@ -338,7 +247,7 @@ class ZeroMQTransport:
 
     def _on_router(self, frames: list[zmq.Frame]) -> None:
         user_id = connection_property(frames[0], "User-Id")
-        channel = self._incoming.get(user_id) or self._new_incoming(user_id, frames[0])
+        channel = self._incoming.by_user_id.get(user_id) or self._new_incoming(user_id, frames[0])
         if channel is None:
             return
         if channel.may_speak():
@@ -346,65 +255,57 @@ class ZeroMQTransport:
         else:
             self.counts.dropped += 1
 
-    def _on_question(self, frames: list[zmq.Frame]) -> None:
-        assert self._questions is not None
-        self._questions.socket.send_multipart(self._doorkeeper.answer([frame.bytes for frame in frames]))
+    def _on_question(self, questions: Socket, frames: list[zmq.Frame]) -> None:
+        questions.send_multipart(self._doorkeeper.answer([frame.bytes for frame in frames]))
 
-    # ---- who sends us data -------------------------------------------------------------------
+    def _settle(self) -> bool:
+        """Forgets the connections that ended, once what they sent before has been read."""
+        # Under a load that never pauses some of it may be left, and comes from a new origin.
+        if self._origins.ended and (len(self._origins.ended) > MAX_ORIGINS or not self._readers.is_dirty(self._pull)):
+            self._origins.take_ended()
+        if not self._incoming.ended:
+            return False
+        self._end_incoming()
+        return True
+
+    # ---- incoming connections ----------------------------------------------------------------
+
+    def _banned_frame(self, user_id: str) -> bool:
+        """Counts a message of a banned key's connection, which libzmq can't be told to close."""
+        if key_of(user_id) not in self._banned:
+            return False
+        self.counts.banned_frames += 1
+        return True
 
     def _new_origin(self, user_id: str, frame: zmq.Frame) -> Origin | None:
-        key = key_of(user_id)
-        if key in self._banned:
-            self.counts.banned_frames += 1
-            return None
         assert self._pull_monitor is not None
-        self._drain_one(self._pull_monitor)  # as in _new_incoming
+        if self._banned_frame(user_id):
+            return None
+        self._readers.drain_one(self._pull_monitor)
         if len(self._origins) >= MAX_ORIGINS:
-            del self._origins[next(iter(self._origins))]
-        origin = self._origins[user_id] = Origin(connection_property(frame, "Peer-Address"), key)
-        descriptor = int(connection_property(frame, "__fd") or -1)
-        if descriptor in self._origin_descriptors:
-            self._ended_origins.append(self._origin_descriptors[descriptor])
-        self._origin_descriptors[descriptor] = user_id
-        return origin
+            del self._origins.by_user_id[next(iter(self._origins.by_user_id))]
+        return self._origins.add(user_id, frame, Origin(connection_property(frame, "Peer-Address"), key_of(user_id)))
 
     def _on_pull_event(self, frames: list[zmq.Frame]) -> None:
-        user_id = self._origin_descriptors.pop(event_of(frames)[1], None)
-        if user_id is not None and self._pull is not None:
-            self._ended_origins.append(user_id)
-            self._dirty[self._pull] = None  # what came by it before is read first
-
-    def _forget_origins(self) -> None:
-        for user_id in self._ended_origins:
-            self._origins.pop(user_id, None)
-        self._ended_origins.clear()
-
-    # ---- incoming channels -------------------------------------------------------------------
+        self._origins.on_event(frames)
+        assert self._pull is not None  # its monitor is older, but no event comes before the next turn of the loop
+        self._readers.mark(self._pull)  # what came by it before is read first
 
     def _new_incoming(self, user_id: str, frame: zmq.Frame) -> Channel | None:
-        key = key_of(user_id)
-        if key in self._banned:
-            self.counts.banned_frames += 1
-            return None
-        # First what the monitor knows: descriptors are used again, and the end of the last connection on this one was
-        # reported before this message could be read.
         assert self._router_monitor is not None
-        self._drain_one(self._router_monitor)
+        if self._banned_frame(user_id):
+            return None
+        self._readers.drain_one(self._router_monitor)
         if len(self._incoming) >= MAX_INCOMING and not self._evict():
             self.counts.dropped += 1
             return None
-        channel = Channel(connection_property(frame, "Peer-Address"), outgoing=False, key=key)
-        self._incoming[user_id] = channel
+        channel = Channel(connection_property(frame, "Peer-Address"), outgoing=False, key=key_of(user_id))
         self._routes[channel] = (user_id, frame.bytes)
-        descriptor = int(connection_property(frame, "__fd") or -1)
-        if descriptor in self._descriptors:
-            self._ending.append(self._descriptors[descriptor])
-        self._descriptors[descriptor] = channel
-        return channel
+        return self._incoming.add(user_id, frame, channel)
 
     def _evict(self) -> bool:
         """Closes the oldest channel that was never confirmed; False when there is none."""
-        oldest = next((channel for channel in self._incoming.values() if not channel.confirmed), None)
+        oldest = next((channel for channel in self._routes if not channel.confirmed), None)
         if oldest is None:
             return False
         self.counts.evicted += 1
@@ -414,26 +315,17 @@ class ZeroMQTransport:
     def _gone(self, channel: Channel, reason: str) -> None:
         """An incoming channel ended."""
         self.close_channel(channel)
-        self._notices.append(partial(self._handler.on_disconnected, channel, reason))
-        self._schedule()
-
-    def _on_router_event(self, frames: list[zmq.Frame]) -> None:
-        _, descriptor = event_of(frames)
-        channel = self._descriptors.pop(descriptor, None)
-        if channel is not None:
-            self._ending.append(channel)
+        self._readers.post(partial(self._handler.on_disconnected, channel, reason))
 
     def _end_incoming(self) -> None:
         """Closes the channels whose end the monitor reported, after their last messages: those are in the ROUTER by then."""
         assert self._router is not None
-        ending, self._ending = self._ending, []
         for _ in range(self._options.high_water // QUOTA + 1):
-            if self._closed or not self._drain_one(self._router):
+            if self._closed or not self._readers.drain_one(self._router):
                 break
-        for channel in ending:
-            if channel in self._routes:
-                self.close_channel(channel)
-                self._handler.on_disconnected(channel, "peer closed the connection")
+        for channel in self._incoming.take_ended():
+            self.close_channel(channel)
+            self._handler.on_disconnected(channel, "peer closed the connection")
 
     # ---- outgoing channels -------------------------------------------------------------------
 
@@ -443,7 +335,7 @@ class ZeroMQTransport:
         host, _, port = channel.name.rpartition(":")
         link.timer = self._loop.call_later(ATTEMPT_SECONDS, self._lost, channel, "no answer")
         dealer = self._join(channel, link, zmq.DEALER, host, int(port) + 1)
-        link.dealer = self._watch(dealer, partial(self._on_dealer, channel))
+        link.dealer = self._readers.watch(dealer, partial(self._on_dealer, channel))
         link.readers.append(link.dealer)
         if channel.data:
             link.push = self._join(channel, link, zmq.PUSH, host, int(port))
@@ -463,7 +355,7 @@ class ZeroMQTransport:
             # Before its monitor's other end goes: ZeroMQ's thread would wait for a reader.
             socket.disable_monitor()
         for reader in link.readers:
-            self._forget(reader)
+            self._readers.forget(reader)
         for socket in link.sockets:
             socket.close(0)
         link.dealer = link.push = link.timer = None
@@ -474,7 +366,7 @@ class ZeroMQTransport:
         if event != _HANDSHAKE_SUCCEEDED:
             dealer = self._links[channel].dealer
             if channel.connected and dealer is not None:
-                self._drain_one(dealer)  # the peer's last words
+                self._readers.drain_one(dealer)  # the peer's last words
             if channel in self._links:
                 self._lost(channel, _ENDINGS.get(event, "connection ended"))
             return
@@ -500,8 +392,7 @@ class ZeroMQTransport:
             channel.trouble = reason
         else:
             channel.connected = False
-            self._notices.append(partial(self._tell_disconnected, channel, reason))
-            self._schedule()
+            self._readers.post(partial(self._tell_disconnected, channel, reason))
             if self._loop.time() - link.connected_at >= BACKOFF_MAX_SECONDS:
                 link.backoff = BACKOFF_SECONDS
         link.timer = self._loop.call_later(link.backoff, self._connect, channel)
@@ -513,7 +404,7 @@ class ZeroMQTransport:
 
     # ---- sockets -----------------------------------------------------------------------------
 
-    def _monitor(self, socket: Socket, events: int, deliver: Callable[[list[zmq.Frame]], None]) -> _Reader:
+    def _monitor(self, socket: Socket, events: int, deliver: Callable[[list[zmq.Frame]], None]) -> Reader:
         address = f"inproc://monitor-{next(self._monitor_numbers)}"
         socket.monitor(address, events)
         end = self._context.socket(zmq.PAIR)
@@ -521,4 +412,4 @@ class ZeroMQTransport:
         # Unbounded: at a high-water mark ZeroMQ's thread would wait for us, and closing would wait for that thread.
         end.rcvhwm = 0
         end.connect(address)
-        return self._watch(end, deliver)
+        return self._readers.watch(end, deliver)

@@ -19,7 +19,6 @@ from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted, TimerFired
 from zpipe.runtime.driver import Driver
-from zpipe.runtime.peers import Outgoing
 from zpipe.topology import Topology
 from zpipe.transport.base import Buffer, Channel, Origin, TransportCounts, TransportHandler
 from zpipe.wire import (
@@ -190,8 +189,6 @@ class Siege:
         if rng.random() < 0.7:
             driver.inbox.on_drained()
         self.check()
-        if rng.random() < 0.2:
-            self._pardon()
 
     def check(self) -> None:
         """What no enemy may break."""
@@ -221,16 +218,6 @@ class Siege:
         await self.driver.aclose()
 
     # ---- what the enemy does -------------------------------------------------------------------
-
-    def _pardon(self) -> None:
-        """Bans are for ever, and would end every siege at its first lie (policy rule R7)."""
-        self.driver.peers.banned.clear()
-        peers = self.driver.peers
-        for rank in self._others:
-            self.driver.policy.neighbour(rank).banned = False
-            if peers.opens(rank) and (rank not in peers.outgoing or peers.outgoing[rank].channel.closed):
-                channel = self.transport.open("10.6.6.6:5800")
-                peers.outgoing[rank] = peers._by_channel[channel] = Outgoing(rank, channel)
 
     def _connect_or_not(self) -> None:
         opened = [channel for channel in self.transport.opened if not channel.closed]

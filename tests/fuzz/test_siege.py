@@ -55,7 +55,7 @@ def test_no_neighbour_breaks_a_driver(where: str, clock: Clock, monkeypatch: pyt
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
         total: Counter[str] = Counter()
         source, lanes_in = False, False
-        for seed in SEEDS:  # a few short ones: a driver bans a neighbour at its first lie, and then hears less
+        for seed in SEEDS:
             siege = await besiege(PLACES[where], clock, seed=seed, steps=STEPS)
             total.update({name: count for name, count in siege.driver.stats().items() if type(count) is int})
             total["outcomes"] += len(siege.outcomes)

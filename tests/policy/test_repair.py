@@ -125,13 +125,14 @@ def test_the_receiver_names_what_a_blocked_showed_missing(middle: Driven) -> Non
 def test_a_plane_that_answers_no_blocked_is_made_anew_each_time_later(middle: Driven) -> None:
     """R5: the neighbour is heard, its data plane is stuck."""
     send_one(middle)
-    (reset,) = of(ResetLink, beat(middle, until=1.6, heard=(0, 2)))
+    assert of(ResetLink, beat(middle, until=0.85, heard=(0, 2))) == []
+    (reset,) = of(ResetLink, beat(middle, until=1.15, heard=(0, 2)))
     assert reset == ResetLink(2, "what we send there does not arrive")
     middle.tell(PeerUp(2, OUT + 1, outgoing=True), CreditReceived(2, Credit(OUT + 1, 0, (), 4)), now=2.0)
     middle.receive(task(6, 1, 1), now=2.0)
     middle.complete(False, now=2.0)
-    assert of(ResetLink, beat(middle, until=3.9, heard=(0, 2))) == []
-    assert len(of(ResetLink, beat(middle, until=4.7, heard=(0, 2)))) == 1
+    assert of(ResetLink, beat(middle, until=3.55, heard=(0, 2))) == []
+    assert len(of(ResetLink, beat(middle, until=3.85, heard=(0, 2)))) == 1
 
 
 # ---- leaving (R6) --------------------------------------------------------------------------------
@@ -148,6 +149,19 @@ def test_a_draining_node_says_so_soon_and_finishes(middle: Driven) -> None:
     middle.complete(True, now=0.04)
     middle.tell(TimerFired(), now=0.2)
     assert middle.policy.drained
+
+
+def test_who_leaves_grants_no_more_credit(middle: Driven) -> None:
+    """R6: a neighbour that missed the Report, or connects anew, has nothing to send with."""
+    middle.receive(task(5, 1, 0), now=0.0)
+    (grant,) = of(GrantCredit, middle.tell(DrainStarted(), BlockedReceived(0, INTO, 1), now=0.01))
+    assert (grant.credit.expected, grant.credit.limit) == (1, 4)  # as told before
+    commands = middle.tell(PeerUp(0, INTO + 1, outgoing=False), now=0.02)
+    assert [granted.credit.limit for granted in of(GrantCredit, commands)] == [0]
+    middle.complete(True, now=0.03)
+    assert [granted.credit.limit for granted in of(GrantCredit, middle.tell(TimerFired(), now=0.2))] == []
+    middle.receive(task(6, 1, 0), epoch=INTO + 1, now=0.3)
+    assert middle.policy.held_count == 0
 
 
 def test_nothing_is_sent_to_a_neighbour_that_does_not_accept(middle: Driven) -> None:
@@ -180,13 +194,13 @@ def test_without_an_executor_tasks_go_elsewhere_or_back(make_node: MakeNode) -> 
 
 
 def test_credit_beyond_the_window_bans(middle: Driven) -> None:
-    """R7: what is outstanding there is lost, and it cannot come back."""
+    """R7: what is outstanding there is lost, and nothing is sent there unless the runtime lets it in again."""
     send_one(middle)
     commands = middle.tell(CreditReceived(2, Credit(OUT, 1, (), 6)), now=0.05)
     assert [command.peer for command in of(BanPeer, commands)] == [2]
     assert [row.key.sample for command in of(SendLost, commands) for row in command.rows] == [5]
-    middle.tell(PeerUp(2, OUT + 1, outgoing=True), now=0.1)
     assert not middle.policy.neighbour(2).up
+    assert of(BanPeer, middle.tell(CreditReceived(2, Credit(OUT, 1, (), 6)), now=0.06)) == []
     assert middle.counts.bans == 1
 
 

@@ -207,6 +207,16 @@ def test_a_source_is_forgotten_after_the_last_deadline_heard_of(two: Driven) -> 
     assert discards(two.receive(task(0, 1, 3, session=3, deadline=60.0), now=30.5)) == []
 
 
+def test_a_session_that_never_was_shuts_out_the_right_one_for_a_minute_at_most(two: Driven) -> None:
+    """S5: whoever said it."""
+    two.receive(task(0, 1, 0, session=2**63 - 1, deadline=1e9))
+    two.complete(True)
+    two.tell(TimerFired(), now=59.0)
+    assert discards(two.receive(task(0, 1, 1, session=3), now=59.5)) == [101]
+    two.tell(TimerFired(), now=61.0)
+    assert discards(two.receive(task(0, 1, 2, session=3), now=61.5)) == []
+
+
 def test_a_samples_own_source_drops_what_it_does_not_know(make_node: MakeNode) -> None:
     """S5: nobody submits at this node, or not any more."""
     node = make_node(0, (0, 2), NeighbourConfig(1, lanes_in=(2,), window_in=4))

@@ -13,11 +13,11 @@ import pytest
 import zpipe
 from tests.runtime.mesh import LiveMesh, live, run, topology, turns_until
 from zpipe.errors import ConfigError
-from zpipe.model import SampleKey, Task
+from zpipe.model import ResultRow, SampleKey, Task
 from zpipe.runtime.node import Node
 from zpipe.security import make_keys
 from zpipe.topology import SecuritySpec, Topology
-from zpipe.wire import NO_CODEC, Hello, TaskBatch, encode
+from zpipe.wire import NO_CODEC, Hello, Results, TaskBatch, encode
 
 KINDS = ["memory", "zeromq"]
 
@@ -82,6 +82,45 @@ def test_without_keys_the_same_frames_are_believed(kind: str) -> None:
             assert liar.transport.send_data(way, task_of(mesh, 0, 2, victim.peers.incoming[0].epoch))
             await turns_until(lambda: bool(mesh.executors[2].ran))
             assert victim.inbox.counts.forged_frames == 0
+
+    run(main)
+
+
+LIE = ResultRow(SampleKey(0, 0, 99), 1, 4, 7, 0.9, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_liar_with_a_key_is_kept_out_for_good(kind: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with live(secured(tmp_path, [[0], [1, 2, 3, 4], [1, 2, 3, 4]], "mesh"), kind=kind) as mesh:
+            source, liar = mesh.drivers[0], mesh.drivers[1]
+            lie = replace(LIE, key=SampleKey(0, source.session, 99))
+            assert liar.transport.send_control(liar.peers.incoming[0].channel, encode(Results(1, [lie])))
+            await turns_until(lambda: source.peers.banned == {1})
+            assert source.peers.missing() == [1]
+            for number in range(20):
+                mesh.submit(number)
+            assert {outcome.kind for outcome in await mesh.until(20)} == {"result"}
+            assert mesh.executors[1].ran == []
+            assert source.stats()["bans"] == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_keys_a_liar_is_sent_away_and_its_rank_may_come_back(kind: str) -> None:
+    """Else whoever can reach a port could shut out any node for ever."""
+
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]]), kind=kind) as mesh:
+            source, liar = mesh.drivers[0], mesh.drivers[1]
+            epoch = source.peers.outgoing[1].epoch
+            lie = replace(LIE, key=SampleKey(0, source.session, 99))
+            assert liar.transport.send_control(liar.peers.incoming[0].channel, encode(Results(1, [lie])))
+            await turns_until(lambda: source.peers.outgoing[1].ready and source.peers.outgoing[1].epoch > epoch)
+            mesh.submit(1)
+            assert [outcome.kind for outcome in await mesh.until(1)] == ["result"]
+            assert source.stats()["bans"] == 1
 
     run(main)
 

@@ -15,7 +15,7 @@ rules below by their numbers.
       threshold per row); the executor evaluates it; the policy takes the answer as given.
   S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
       deadline are dropped where they are met: nobody waits for them. A source is forgotten when the last deadline heard
-      of has passed.
+      of has passed, or a minute after its last task.
 
 **L. Links**
   L1. A link has a direction, sender to receiver, and an epoch: new on every connection, never used again. Frames of another
@@ -66,12 +66,13 @@ rules below by their numbers.
       there; its next word ends that, and the connection stays. After `hang_seconds` it is treated as lost and its connection
       made anew; likewise when it is heard, but a Blocked is not answered: damage can leave a stream waiting for bytes without
       end. Time in which this node itself did not run does not count.
-  R6. Leaving. A node that drains, or whose executor died, reports `accepting` false: neighbours send it nothing more. A draining
+  R6. Leaving. A node that drains, or whose executor died, reports `accepting` false and grants no more credit. A draining
       one finishes and hands over what it holds; one without an executor passes on what a neighbour can run and tells Lost of
       the rest.
   R7. Bans. A neighbour that says what nobody who keeps the rules can - a result for a sample that never left its source, a
-      Credit beyond what was sent or beyond the window - is banned: lost, and never listened to again. (The source can only tell
-      who brought a false result: behind an honest neighbour a liar costs that neighbour its place.)
+      Credit beyond what was sent or beyond the window - is banned: lost, and where nodes have keys never listened to again.
+      Without keys anybody can claim a rank, so there it may connect anew. (The source can only tell who brought a false result:
+      behind an honest neighbour a liar costs that neighbour its place.)
   R8. Answers - results and Lost - go to a neighbour nearer to their source that is up and speaks; else to one as far from it as
       this node, unless they came from such a one; else to a nearer one that is silent. While no way is up, they wait, the latest
       MOST_STRANDED of them.

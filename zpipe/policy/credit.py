@@ -200,6 +200,7 @@ class IncomingLink:
         self.carried: dict[tuple[int, int], int] = {}
         self.missed: deque[int] = deque(maxlen=MISSED_TOLD)
         self.due = False  #: a Credit is due now (C5), but for the report's turn
+        self._shut = False  #: no number beyond those told may come any more (R6)
         self._told_limit = self._told_expected = 0
         self._urgent = False
         self._arrived_at = -1.0
@@ -213,7 +214,9 @@ class IncomingLink:
 
     @property
     def limit(self) -> int:
-        """The first number that may not come: expected + free slots."""
+        """The first number that may not come: expected + free slots, or as told once it was shut."""
+        if self._shut:
+            return max(self.expected, self._told_limit)
         return self.expected + self.window - len(self.held) - len(self.carried)
 
     def open(self, epoch: int) -> None:
@@ -234,6 +237,16 @@ class IncomingLink:
         self._told_limit = self._told_expected = 0
         self._arrived_at = -1.0
         self._urgent = self.due = False
+
+    def shut(self) -> None:
+        """Grants nothing more, on no later connection either (R6)."""
+        self._shut = True
+        self._see_due()
+
+    def tell_again(self) -> None:
+        """A Credit is due in any case."""
+        self._urgent = True
+        self._see_due()
 
     def accept(self, task: Task, *, now: float) -> bool:
         """Takes a slot for `task` unless it is a repeat (L2) or beyond the limit."""
@@ -256,8 +269,7 @@ class IncomingLink:
         self.gaps += until - self.expected
         self.missed.extend(range(max(self.expected, until - MISSED_TOLD), until))
         self.expected = until
-        self._urgent = True
-        self._see_due()
+        self.tell_again()
 
     def release(self, connection: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
@@ -288,8 +300,7 @@ class IncomingLink:
         if self.expected < next_number <= self._told_limit:
             self._miss(next_number)
             self._arrived_at = -1.0  # the last number did not arrive: no holding time belongs to it
-        self._urgent = True
-        self._see_due()
+        self.tell_again()
 
     def _see_due(self) -> None:
         self.due = self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)

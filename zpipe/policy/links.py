@@ -33,8 +33,9 @@ HEARTBEAT_SECONDS = 1.0
 MISSED_REPORTS = 3
 #: ... and the lateness its Reports show, so many times over (as RFC 6298 takes deviations).
 LATENESS_FACTOR = 4.0
-#: A Blocked that nothing answers for so long says that its data plane is stuck, while the neighbour itself is heard ...
-STUCK_SECONDS = 1.0
+#: A Blocked that nothing answers for so long says that its data plane is stuck, while the neighbour itself is heard: TCP sends a
+#: lost segment again after 0.2 s, and when that is lost too after 0.6 s ...
+STUCK_SECONDS = 0.7
 #: ... twice as long after each reset that brought nothing, up to this factor: a link may be slower than anybody thought.
 STUCK_FACTOR = 64
 
@@ -108,7 +109,7 @@ class Links:
     def on_peer_up(self, event: PeerUp, now: float) -> list[LostRow]:
         """Opens a direction; a repeat of what stands changes nothing (L1). Returns what an unnoticed end of the old one lost."""
         neighbour = self.heard(event.peer, now)
-        if neighbour is None or neighbour.banned:
+        if neighbour is None:
             return []
         self.returned = True
         lost: list[LostRow] = []
@@ -121,6 +122,7 @@ class Links:
                 link.open(event.epoch)
         if event.outgoing:
             neighbour.sends = True
+            _credit_again(neighbour)
         else:
             neighbour.receives = True
         return lost
@@ -134,6 +136,7 @@ class Links:
         if event.outgoing:
             neighbour.sends = False
             lost = _close(neighbour, f"peer-lost: node {event.peer}: {event.reason}")
+            _credit_again(neighbour)
         else:
             neighbour.receives = False
             if neighbour.incoming is not None:
@@ -197,15 +200,14 @@ class Links:
         if link is None or link.asked_at is None or neighbour.suspected:
             return False
         transfer = link.estimate.transfer_seconds(self._largest[neighbour.config.rank], now=now)
-        return now - link.asked_at > neighbour.stuck_factor * STUCK_SECONDS + transfer
+        return neighbour.heard_at - link.asked_at > neighbour.stuck_factor * STUCK_SECONDS + transfer
 
     def ban(self, peer: int, reason: str, commands: list[Command]) -> list[LostRow]:
         """Rule R7."""
         neighbour = self.neighbours[peer]
-        if neighbour.banned:
-            return []
+        if not neighbour.up:
+            return []  # what it said before it was banned
         self._counts.bans += 1
-        neighbour.banned = True
         commands.append(BanPeer(peer, reason))
         return self._give_up(neighbour, f"peer-lost: node {peer} was banned: {reason}")
 
@@ -256,6 +258,11 @@ class Links:
             if link.due:
                 commands.append(GrantCredit(rank, link.credit(now=now)))
 
+    def shut(self) -> None:
+        """Rule R6: no more credit to anybody."""
+        for link in self.incoming.values():
+            link.shut()
+
     def credit_changed(self) -> bool:
         """Whether some sender knows less than it could."""
         return any(link.credit_changed() for link in self.incoming.values())
@@ -291,12 +298,17 @@ class Links:
                 neighbour.incoming.check()
                 assert neighbour.receives or neighbour.incoming.epoch is None, neighbour
             assert neighbour.up or not neighbour.suspected, neighbour
-            assert not neighbour.up or not neighbour.banned, neighbour
 
 
 def _outgoing(config: NeighbourConfig) -> OutgoingLink:
     estimate = LinkEstimate(bandwidth_bps=config.bandwidth_bps, latency_seconds=config.latency_seconds)
     return OutgoingLink(config.lanes_out, config.window_out, lane_bytes=config.lane_bytes, estimate=estimate)
+
+
+def _credit_again(neighbour: Neighbour) -> None:
+    """The last Credit may have gone with the connection it was told on, which need not be the one its tasks come by."""
+    if neighbour.incoming is not None:
+        neighbour.incoming.tell_again()
 
 
 def _forget(neighbour: Neighbour) -> None:

@@ -224,7 +224,7 @@ class NodePolicy:
             case PeerLost():
                 self._answers.lost(self._links.on_peer_lost(event), now)
             case DrainStarted():
-                self._accepting = False
+                self._stop_accepting()
 
     def _on_submitted(self, event: SampleSubmitted, now: float) -> None:
         assert self.source is not None, "samples are submitted at a source"
@@ -312,7 +312,8 @@ class NodePolicy:
 
     def _lose_executor(self, run: Run, error: str, now: float) -> None:
         """Rule R6: this node takes nothing more, and what it held goes elsewhere."""
-        self._lost_executor, self._accepting, self._outlet.serving = error, False, False
+        self._lost_executor, self._outlet.serving = error, False
+        self._stop_accepting()
         waiting = [task for queue in self._tasks.input.values() for task in queue]
         for queue in self._tasks.input.values():
             queue.clear()
@@ -322,6 +323,11 @@ class NodePolicy:
                 self._tasks.drop_stale(task)
             else:
                 self._hand_over(task, now)
+
+    def _stop_accepting(self) -> None:
+        """Rule R6: the Report says so, and whoever does not hear it gets no credit."""
+        self._accepting = False
+        self._links.shut()
 
     def _hand_over(self, task: Task, now: float) -> None:
         """A task that would run here, had this node an executor: to O, or back to its source. Its own samples wait (S5)."""

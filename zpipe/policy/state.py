@@ -107,7 +107,7 @@ class NodeCounts:
     blocked: int = 0
     suspicions: int = 0  #: neighbours that were silent too long (R5)
     resets: int = 0
-    bans: int = 0  #: neighbours that lied (R7)
+    bans: int = 0  #: times a neighbour lied (R7)
     handed_over: int = 0  #: tasks that had to go elsewhere, since this node's executor was lost (R6)
     queue_histogram: dict[int, int] = field(default_factory=dict)  #: {|I| + |O|: times seen}, looked at when tasks come and go
 
@@ -123,7 +123,6 @@ class Neighbour:
         heard_at: its last sign of life.
         suspected: it is silent for too long: nothing is sent there (R5).
         accepting: as its last Report said (R6).
-        banned: it lied (R7).
         stuck_factor: how much longer than at first its data plane may give no answer (R5).
         arrived_then, released_then: what its Credits had told when that Report came: the rest was sent, or released, since.
         sends, receives: whether the connection we opened, and the one it opened, stands.
@@ -143,7 +142,6 @@ class Neighbour:
     heard_at: float = -math.inf
     suspected: bool = False
     accepting: bool = True
-    banned: bool = False
     stuck_factor: int = 1
     sends: bool = False
     receives: bool = False

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from zpipe.policy.state import NodeCounts
 
 
+#: A source of which nothing came for so long is forgotten, whatever deadline it last told: a wrong session cannot shut out the
+#: right one for ever, and all that is lost with it is which tasks are old (S5).
+MAX_MEMORY_SECONDS = 60.0
+
+
 class TaskTable:
     """Every task here is in exactly one place - I, O or a run - and holds exactly one slot until it leaves.
 
@@ -57,7 +62,7 @@ class TaskTable:
         self.own_held = 0
         self.discards: list[int] = []
         self._sessions: dict[int, tuple[int, int]] = {}  #: {source: (session, oldest)} (S1, S5)
-        self._heard_until: dict[int, float] = {}  #: {source: latest deadline of its present session}
+        self._heard_until: dict[int, float] = {}  #: {source: latest deadline of its present session, MAX_MEMORY_SECONDS at most}
 
     @property
     def queue_length(self) -> int:
@@ -72,7 +77,7 @@ class TaskTable:
 
     def receive(self, task: Task, now: float) -> bool:
         """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
-        self._note_session(task)
+        self._note_session(task, now)
         if self.is_stale(task, now):
             self.drop_stale(task)
             return False
@@ -81,17 +86,18 @@ class TaskTable:
             self.hold(task)
         return stays
 
-    def _note_session(self, task: Task) -> None:
+    def _note_session(self, task: Task, now: float) -> None:
         source, session, _ = task.key
+        until = min(task.deadline, now + MAX_MEMORY_SECONDS)
         known = self._sessions.get(source)
         if known is None or session > known[0]:
             self._sessions[source] = (session, task.oldest)
-            self._heard_until[source] = task.deadline
+            self._heard_until[source] = until
         elif session == known[0]:
             if task.oldest > known[1]:
                 self._sessions[source] = (session, task.oldest)
-            if task.deadline > self._heard_until[source]:
-                self._heard_until[source] = task.deadline
+            if until > self._heard_until[source]:
+                self._heard_until[source] = until
 
     def _replaces(self, task: Task) -> bool:
         """Rule S2. Returns whether the newcomer stays; whichever goes frees its slot."""

@@ -213,8 +213,18 @@ class Peers:
         self.transport.close_channel(came.channel)
 
     def ban(self, rank: int, reason: str) -> None:
-        """Rule R7: its channels end, its key is struck from the allow-list; the policy knows."""
-        self.note(f"node {self.rank} bans node {rank}: {reason}")
+        """Rule R7: its channels end and its key is struck from the allow-list; without keys it may connect anew."""
+        key = self.topology.key_of(rank)
+        if key:
+            self.note(f"node {self.rank} bans node {rank}: {reason}")
+            self._strike(rank, key)
+        else:
+            self.note(f"node {self.rank} ends its connection with node {rank}: {reason}")
+            self.reset(rank, reason)
+        for outgoing in (True, False):  # the policy knows, but a new connection may have been on its way to it
+            self._emit(PeerLost(rank, outgoing=outgoing, reason=BANNED))
+
+    def _strike(self, rank: int, key: str) -> None:
         self.banned.add(rank)
         peer = self.outgoing.pop(rank, None)
         if peer is not None:
@@ -224,9 +234,7 @@ class Peers:
         if came is not None:
             del self._by_channel[came.channel]
             self.transport.close_channel(came.channel)
-        key = self.topology.key_of(rank)
-        if key:
-            self.transport.ban(key)
+        self.transport.ban(key)
 
     # ---- what peers say ------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tests.executors.tiny import FakeClock
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.errors import ExecutorLost
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.executors.emulated import EmulatedExecutor
 from zpipe.model import GateSpec
@@ -63,13 +64,15 @@ def image(number: int) -> npt.NDArray[np.uint8]:
 
 
 class FakeExecutor:
-    """Answers at once and by number; `broken` numbers raise; `hold` makes stages wait for `release`."""
+    """Answers at once and by number; `broken` numbers raise, a `deadly` one is its last."""
 
     inline = True
 
     def __init__(self, bundle: Bundle, stages: tuple[int, ...]) -> None:
         self.stages = stages
         self.broken: set[int] = set()
+        self.deadly: set[int] = set()
+        self.dead = False
         self.ran: list[tuple[int, list[int]]] = []
         self._bundle = bundle
 
@@ -85,6 +88,9 @@ class FakeExecutor:
         else:
             numbers = [round(float(row.flat[0])) for row in inputs]  # a codec may have passed over it
         self.ran.append((stage, numbers))
+        self.dead = self.dead or not self.deadly.isdisjoint(numbers)
+        if self.dead:
+            raise ExecutorLost("its device is gone")
         if self.broken.intersection(numbers):
             raise ValueError("cannot look\nat this one")
         activation = None
@@ -108,6 +114,16 @@ def topology(stages: list[list[int]], links: Any = "line", **source: Any) -> Top
     if len(stages) > 1:
         plain["links"] = links
     return from_dict(plain)
+
+
+def answers(outcomes: list[Resolve]) -> dict[int, tuple[str, int, int]]:
+    """{sample: (kind, label, exit stage)}, the last two -1 without a result."""
+    return {o.sample: (o.kind, o.row.label, o.row.exit_stage) if o.row else (o.kind, -1, -1) for o in outcomes}
+
+
+def expected(count: int) -> dict[int, tuple[str, int, int]]:
+    """What `answers` gives when every image of these is the sample of the same number and ends as result."""
+    return {number: ("result", number % 10, number % 5) for number in range(count)}
 
 
 class LiveMesh:

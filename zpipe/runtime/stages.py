@@ -71,11 +71,12 @@ class Stages:
             return
         if output is None:
             assert failure is not None
-            samples, lost = len(command.tasks), failure.executor_lost
-            log.warning("node %d: stage %d failed on %d samples: %s", self._rank, command.stage, samples, failure.error)
-            if lost:
-                log.error("node %d lost its executor and runs no stage any more; start it again", self._rank)
-            self._done(StageFailed(command.run, failure.error, lost), 0.0)
+            if failure.executor_lost:
+                log.error("node %d lost its executor (%s) and runs no stage any more; start it again", self._rank, failure.error)
+            else:
+                samples = len(command.tasks)
+                log.warning("node %d: stage %d failed on %d samples: %s", self._rank, command.stage, samples, failure.error)
+            self._done(StageFailed(command.run, failure.error, failure.executor_lost), 0.0)
             return
         tokens = [
             self._keep(task.token, output.activation, index, exited=exited)

@@ -77,9 +77,37 @@ def test_poison_samples_fail_with_their_cause_and_nothing_else_does(kind: str, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_replica_samples_wait_for_a_dead_executor_until_their_deadline(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_replica_takes_over_from_an_executor_that_died(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with live(topology(REPLICAS, SQUARE), kind=kind) as mesh:
+            before = epochs(mesh)
+            mesh.executors[1].deadly = set(range(40))
+            for number in range(40):
+                mesh.submit(number)
+            await mesh.until(40)
+            for number in range(40, 80):
+                mesh.submit(number)
+            assert answers(await mesh.until(80)) == expected(80)
+
+            dead, replica = mesh.drivers[1].stats(), mesh.drivers[2].stats()
+            assert (dead["serving"], dead["accepting"], dead["tasks_run"], dead["stage_failures"]) == (False, False, 0, 1)
+            assert (replica["serving"], replica["stage_failures"]) == (True, 0)
+            assert dead["handed_over"] >= len(mesh.executors[1].ran[0][1])
+            assert len(mesh.executors[1].ran) == 1, "it was never asked again"
+            assert not mesh.drivers[0].policy.neighbour(1).accepting
+            assert epochs(mesh) == before, "the node itself stays up"
+            delivery = mesh.drivers[0].stats()["delivery"]
+            assert delivery["resubmitted"] <= 16 + 4, "once for each task that was there or on its way"
+            await emptied(mesh)
+
+    with caplog.at_level(logging.ERROR, logger="zpipe.node"):
+        run(main)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "node 1 lost its executor (ExecutorLost: its device is gone) and runs no stage any more; start it again"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_replica_samples_wait_for_a_dead_executor_until_their_deadline(kind: str) -> None:
     async def main() -> None:
         async with live(topology(LINE), kind=kind) as mesh:
             before = epochs(mesh)
@@ -102,7 +130,4 @@ def test_without_a_replica_samples_wait_for_a_dead_executor_until_their_deadline
             assert causes[12].endswith("(last loss: executor-lost: node 1: ExecutorLost: its device is gone)")
             await emptied(mesh)
 
-    with caplog.at_level(logging.ERROR, logger="zpipe.node"):
-        run(main)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "node 1 lost its executor (ExecutorLost: its device is gone) and runs no stage any more; start it again"
+    run(main)

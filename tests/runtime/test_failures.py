@@ -94,7 +94,7 @@ def test_a_replica_takes_over_from_an_executor_that_died(kind: str, caplog: pyte
             assert (replica["serving"], replica["stage_failures"]) == (True, 0)
             assert dead["handed_over"] >= len(mesh.executors[1].ran[0][1])
             assert len(mesh.executors[1].ran) == 1, "it was never asked again"
-            assert not mesh.drivers[0].policy.neighbour(1).accepting
+            await turns_until(lambda: not mesh.drivers[0].policy.neighbour(1).accepting)
             assert epochs(mesh) == before, "the node itself stays up"
             delivery = mesh.drivers[0].stats()["delivery"]
             assert delivery["resubmitted"] <= 16 + 4, "once for each task that was there or on its way"

@@ -60,6 +60,9 @@ class EnemyTransport:
         self.refuses = False  #: sends are not taken
         self.broken: list[Channel] = []  #: reset, and the driver not yet told
 
+    def tables(self) -> dict[str, tuple[int, int]]:
+        return {}
+
     async def start(self) -> str:
         return "10.0.0.1:5800"
 

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.mesh import LiveMesh, live, run, topology, turns_until
 from zpipe.model import SampleKey, Task
 from zpipe.runtime import bounds
-from zpipe.transport.base import Origin
+from zpipe.transport.base import MAX_INCOMING, Origin
 from zpipe.wire import Stats, TaskBatch, encode
 
 
@@ -94,12 +94,16 @@ def test_tasks_of_a_rank_that_is_no_source_leave_nothing_behind() -> None:
 
 
 def test_stats_show_every_table_beside_its_limit() -> None:
+    """The policy's, the runtime's and the transport's."""
+
     async def main() -> dict[str, Any]:
-        async with live(topology([[0], [1, 2, 3, 4]])) as mesh:
-            return mesh.drivers[0].stats()
+        async with live(topology([[0], [1, 2, 3, 4]]), kind="zeromq") as mesh:
+            return mesh.drivers[1].stats()
 
     tables = run(main)["tables"]
+    assert tables["tasks held"]["now"] == 0
     assert tables["links counted"] == {"now": 0, "most": 1}
+    assert tables["incoming channels"] == {"now": 1, "most": MAX_INCOMING}
     assert all(table["now"] <= table["most"] for table in tables.values())
 
 

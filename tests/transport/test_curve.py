@@ -137,7 +137,7 @@ def test_banned_key_is_cut_off_ignored_and_kept_out() -> None:
             assert [message for message in heard.data if message == [b"liar"]] == [[b"liar"]]
             assert [message for _, message in heard.control if message == [b"liar"]] == [[b"liar"]]
             assert (server.counts.banned_keys, len(liar_heard.connected)) == (1, 1)
-            assert server._origins.ended == []
+            assert not server._origins.ended
 
     run(main())
 
@@ -209,7 +209,7 @@ def test_tables_stay_bounded_while_connections_come_and_go(monkeypatch: pytest.M
                 await turns_until(lambda: not server._origins._descriptors)
             await turns_until(lambda: not server._origins.by_user_id)
             assert (server._routes, server._incoming._descriptors) == ({}, {})
-            assert (server._incoming.ended, server._origins.ended) == ([], [])
+            assert (server._incoming.ended, server._origins.ended) == ({}, {})
 
     run(main())
 

@@ -10,12 +10,18 @@ observers              incoming channels, so MAX_INCOMING
 observed nodes         one channel for each other node
 stats asked for        one for each call of `stats_of` that still waits: it leaves with its call, answered or not
 links counted          one for each neighbour
+origins                incoming data connections told apart: above MAX_ORIGINS the oldest makes room
+incoming channels      above MAX_INCOMING the oldest stranger makes room, and while there is none nobody is let in
+keys banned            each was on the allow-list
+connection rates       of MAX_RATES keys or addresses: the one that came first makes room
+calls posted           one for each channel that ended in this turn of the loop
 =====================  ===================================================================================================
 
-Bounded elsewhere, and no table here: events and commands of a turn (QUOTA messages of each socket), ZeroMQ's queues (high-water
-marks), the worker's queue (the policy runs one batch at a time), a trace (LIMIT_BYTES), codecs chosen (links times stages),
-`Pipeline.stream` (`ahead`), callers that wait in `submit()` (they are the caller's own). A `RunLog` takes 79 bytes a sample for as
-long as it is kept: it belongs to `zpipe bench`, not to a pipeline. In the report `series` and `memory` keep MOST_ROWS.
+Bounded elsewhere, and no table here: channels the transport opened (those of `channels` and `observed nodes`) and their sockets,
+events and commands of a turn (QUOTA messages of each socket), ZeroMQ's queues (high-water marks), the worker's queue (the policy
+runs one batch at a time), a trace (LIMIT_BYTES), codecs chosen (links times stages), `Pipeline.stream` (`ahead`), callers that wait
+in `submit()` (they are the caller's own). A `RunLog` takes 79 bytes a sample for as long as it is kept: it belongs to
+`zpipe bench`, not to a pipeline. In the report `series` and `memory` keep MOST_ROWS.
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ def sizes(driver: Driver) -> dict[str, int]:
         "observed nodes": len(peers._watched),
         "stats asked for": len(driver.inbox.stats_waiters),
         "links counted": len(driver._carried),
+        **{name: now for name, (now, _) in driver.transport.tables().items()},
     }
 
 
@@ -65,6 +72,7 @@ def limits(driver: Driver) -> dict[str, int]:
         "observed nodes": nodes,
         "stats asked for": nodes,
         "links counted": neighbours,
+        **{name: most for name, (_, most) in driver.transport.tables().items()},
     }
 
 

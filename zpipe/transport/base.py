@@ -148,6 +148,9 @@ class Transport(Protocol):
     def counts(self) -> TransportCounts:
         """What was kept away from the handler."""
 
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """{what it keeps: (entries now, at most)}."""
+
     async def start(self) -> str:
         """Binds both planes and returns `host:port` of the data plane; control is at the next port.
 

@@ -147,6 +147,9 @@ class MemoryTransport:
         #: {incoming channel: the connection it answers on}, oldest first
         self._incoming: dict[Channel, _Connection] = {}
 
+    def tables(self) -> dict[str, tuple[int, int]]:
+        return {"incoming channels": (len(self._incoming), MAX_INCOMING)}
+
     async def start(self) -> str:
         self._loop = asyncio.get_running_loop()
         self.address = self._network._add(self.address, self)

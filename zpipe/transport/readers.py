@@ -46,7 +46,7 @@ class Readers:
         self._drained = drained
         #: insertion-ordered set of sockets that may have something to read
         self._dirty: dict[Reader, None] = {}
-        self._posted: deque[Callable[[], None]] = deque()
+        self.posted: deque[Callable[[], None]] = deque()
         self._scheduled = False
         self.closed = False
 
@@ -57,7 +57,7 @@ class Readers:
     def close(self) -> None:
         """Delivers nothing more. The sockets are the owner's to forget."""
         self.closed = True
-        self._posted.clear()
+        self.posted.clear()
 
     def watch(self, socket: Socket, deliver: Callable[[list[zmq.Frame]], None], max_frames: int = MAX_FRAMES) -> Reader:
         """Delivers what a socket receives."""
@@ -84,7 +84,7 @@ class Readers:
 
     def post(self, call: Callable[[], None]) -> None:
         """Has something called in the next turn, before any message is delivered."""
-        self._posted.append(call)
+        self.posted.append(call)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -105,16 +105,16 @@ class Readers:
         """Delivers what was posted and what the dirty sockets hold, up to QUOTA each, then says so once."""
         delivered = settled = False
         try:
-            while self._posted:
+            while self.posted:
                 delivered = True
-                self._posted.popleft()()
+                self.posted.popleft()()
             for reader in list(self._dirty):
                 delivered |= self.drain_one(reader)
             settled = self._settle()
             if (delivered or settled) and not self.closed:
                 self._drained()
         finally:
-            if self._dirty or self._posted or settled:
+            if self._dirty or self.posted or settled:
                 self._schedule()
 
     def drain_one(self, reader: Reader) -> bool:
@@ -136,14 +136,16 @@ class Readers:
 class Connections(Generic[T]):
     """What is kept for each living connection to a bound socket.
 
+    All three tables are of the connections in `by_user_id`, one entry each at most: who adds keeps that one bounded.
+
     A message shows its connection's User-Id (`zap`), which no other connection ever has. The socket's monitor names one that ended
     by its descriptor alone, and descriptors are used again at once: so whoever adds a connection reads the monitor first.
     """
 
     def __init__(self) -> None:
         self.by_user_id: dict[str, T] = {}  #: oldest first
-        #: ended by the monitor's word, until what came by them before has been read
-        self.ended: list[str] = []
+        #: insertion-ordered set: ended by the monitor's word, until what came by them before has been read
+        self.ended: dict[str, None] = {}
         self._descriptors: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -154,7 +156,7 @@ class Connections(Generic[T]):
         descriptor = int(connection_property(frame, "__fd") or -1)
         before = self._descriptors.get(descriptor, user_id)
         if before != user_id:
-            self.ended.append(before)
+            self.ended[before] = None
         self._descriptors[descriptor] = user_id
         self.by_user_id[user_id] = kept
         return kept
@@ -162,10 +164,17 @@ class Connections(Generic[T]):
     def on_event(self, frames: list[zmq.Frame]) -> None:
         """An EVENT_DISCONNECTED of the monitor."""
         user_id = self._descriptors.pop(event_of(frames)[1], None)
-        if user_id in self.by_user_id:
-            self.ended.append(user_id)
+        if user_id is not None:
+            self.ended[user_id] = None
+
+    def forget(self, user_id: str) -> None:
+        """Keeps nothing of a connection, which may go on."""
+        self.by_user_id.pop(user_id, None)
+        self.ended.pop(user_id, None)
+        for descriptor in [descriptor for descriptor, whose in self._descriptors.items() if whose == user_id]:
+            del self._descriptors[descriptor]
 
     def take_ended(self) -> list[T]:
         """What was kept for the connections that ended; it is kept no longer."""
-        ended, self.ended = self.ended, []
-        return [self.by_user_id.pop(user_id) for user_id in ended if user_id in self.by_user_id]
+        ended, self.ended = self.ended, {}
+        return [self.by_user_id.pop(user_id) for user_id in ended]

@@ -73,6 +73,11 @@ class Doorkeeper:
         self._counts.banned_keys += 1
         return True
 
+    @property
+    def rates(self) -> int:
+        """Keys or addresses whose rate is remembered; at most MAX_RATES."""
+        return len(self._rates)
+
     def _within_rate(self, who: str) -> bool:
         now = self._clock()
         left, since = self._rates.pop(who, (CONNECTIONS_BURST, now))

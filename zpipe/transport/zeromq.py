@@ -46,7 +46,7 @@ from zpipe.transport.base import (
 from zpipe.transport.curve import CurveKeys, check_curve
 from zpipe.transport.readers import QUOTA, Connections, Reader, Readers
 from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, send
-from zpipe.transport.zap import MAX_REQUEST_FRAMES, Doorkeeper, key_of
+from zpipe.transport.zap import MAX_RATES, MAX_REQUEST_FRAMES, Doorkeeper, key_of
 
 #: Pause before a lost or refused connection is tried again: first, and at most.
 BACKOFF_SECONDS = 0.1
@@ -132,8 +132,20 @@ class ZeroMQTransport:
         self._routes: dict[Channel, tuple[str, bytes]] = {}
         #: keys struck from the allow-list, some of whose connections may stand: libzmq can't close one of a bound socket's
         self._banned: set[str] = set()
+        self._most_banned = 0 if keys is None else len(keys.allowed)
         self._closed = False
         self._monitor_numbers = count()
+
+    def tables(self) -> dict[str, tuple[int, int]]:
+        # Calls posted: of each channel one, and of each that a newer one's message pushes out in the same turn.
+        in_a_turn = self._options.high_water + 2 * QUOTA
+        return {
+            "origins": (len(self._origins), MAX_ORIGINS),
+            "incoming channels": (max(len(self._incoming), len(self._routes)), MAX_INCOMING),
+            "keys banned": (len(self._banned), self._most_banned),
+            "connection rates": (self._doorkeeper.rates, MAX_RATES),
+            "calls posted": (len(self._readers.posted), len(self._links) + MAX_INCOMING + in_a_turn),
+        }
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -196,14 +208,14 @@ class ZeroMQTransport:
             self._disconnect(link)
         route = self._routes.pop(channel, None)
         if route is not None:
-            self._incoming.by_user_id.pop(route[0], None)
+            self._incoming.forget(route[0])
 
     def ban(self, key: str) -> None:
         if not self._doorkeeper.ban(key):
             return
         self._banned.add(key)
         for user_id in [user_id for user_id, origin in self._origins.by_user_id.items() if origin.key == key]:
-            del self._origins.by_user_id[user_id]
+            self._origins.forget(user_id)
         for channel in [channel for channel in self._routes if channel.key == key]:
             self._gone(channel, "banned")
 
@@ -260,8 +272,7 @@ class ZeroMQTransport:
 
     def _settle(self) -> bool:
         """Forgets the connections that ended, once what they sent before has been read."""
-        # Under a load that never pauses some of it may be left, and comes from a new origin.
-        if self._origins.ended and (len(self._origins.ended) > MAX_ORIGINS or not self._readers.is_dirty(self._pull)):
+        if self._origins.ended and not self._readers.is_dirty(self._pull):
             self._origins.take_ended()
         if not self._incoming.ended:
             return False
@@ -283,7 +294,10 @@ class ZeroMQTransport:
             return None
         self._readers.drain_one(self._pull_monitor)
         if len(self._origins) >= MAX_ORIGINS:
-            del self._origins.by_user_id[next(iter(self._origins.by_user_id))]
+            # Under a load that never pauses something of these may be left to read, and comes from a new origin.
+            self._origins.take_ended()
+        if len(self._origins) >= MAX_ORIGINS:
+            self._origins.forget(next(iter(self._origins.by_user_id)))
         return self._origins.add(user_id, frame, Origin(connection_property(frame, "Peer-Address"), key_of(user_id)))
 
     def _on_pull_event(self, frames: list[zmq.Frame]) -> None:

@@ -218,11 +218,16 @@ class Report:
 
 @dataclass(slots=True)
 class LostRow:
-    """One attempt that will not come to a result: which, and why (`peer-lost`, `stage-failed: ...`)."""
+    """One attempt that will not come to a result: which, and why (`peer-lost`, `stage-failed: ...`).
+
+    Attributes:
+        shut_out_by: the session of its source that made a node drop it as old (policy rule S5); 0 where that was not the cause.
+    """
 
     key: SampleKey
     attempt: int
     cause: str
+    shut_out_by: int = 0
 
 
 @dataclass(slots=True)

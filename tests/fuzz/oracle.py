@@ -149,6 +149,7 @@ def _report(report: Report, limits: WireLimits) -> None:
 def _lost(row: LostRow, limits: WireLimits) -> None:
     _key(row.key, row.attempt)
     _texts(limits, row.cause)
+    _counts(row.shut_out_by)
 
 
 def _result(row: ResultRow, limits: WireLimits) -> None:

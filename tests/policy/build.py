@@ -127,12 +127,11 @@ class DrivenSource:
 
     def outcomes(self) -> list[tuple[int, str]]:
         """(sample, kind) since the last look."""
-        resolved, self.source.resolved = self.source.resolved, []
-        return [(resolve.sample, resolve.kind) for resolve in resolved]
+        return [(resolve.sample, resolve.kind) for resolve in self.resolves()]
 
     def resolves(self) -> list[Resolve]:
-        resolved, self.source.resolved = self.source.resolved, []
-        return resolved
+        told, self.source.told = self.source.told, []
+        return [command for command in told if isinstance(command, Resolve)]
 
     def check(self) -> None:
         self.source.check()

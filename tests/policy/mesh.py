@@ -37,6 +37,7 @@ from zpipe.policy.messages import (
     SendLost,
     SendReport,
     SendResults,
+    SessionRaised,
     StageCompleted,
     StageFailed,
     TaskReceived,
@@ -292,8 +293,8 @@ class Mesh:
                 self.outcomes.append((self.now, 1 + self._lives[rank], command))
             case ResetLink():
                 self.cut(rank, command.peer)
-            case BanPeer():
-                raise AssertionError(f"an honest neighbour was banned: {command}")
+            case BanPeer() | SessionRaised():
+                raise AssertionError(f"an honest neighbour was blamed: {command}")
             case Discard():
                 pass
 

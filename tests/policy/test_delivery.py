@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.policy.build import DrivenSource, lost
-from zpipe.model import SampleKey
+from zpipe.model import LostRow, SampleKey
 from zpipe.policy.admission import Aimd
+from zpipe.policy.messages import SessionRaised
 
 MakeSource = Callable[..., DrivenSource]
 
@@ -54,6 +55,59 @@ def test_an_answer_of_another_session_or_to_nothing_asked_is_a_stranger(source: 
     source.result(5)
     assert source.outcomes() == []
     assert (source.counts.strangers, source.counts.second_results) == (3, 0)
+
+
+def shut_out(sample: int, attempt: int, by: int, *, session: int = 1) -> LostRow:
+    return LostRow(SampleKey(0, session, sample), attempt, "shut-out: node 1", by)
+
+
+def test_a_source_that_is_shut_out_goes_on_under_a_later_session(source: DrivenSource) -> None:
+    """S5: all that is in flight goes again, answers of the older session no longer count, and nothing has two outcomes."""
+    source.submit(0, 1)
+    source.start()
+    source.source.lost(shut_out(0, 1, 7), held=False, now=0.1)
+    assert source.source.told == [SessionRaised(8, "shut-out: node 1")]
+    task = source.source.next_task(now=0.1)
+    assert task is not None
+    assert (task.key, task.attempt) == (SampleKey(0, 8, 0), 2)
+    assert source.start() == [(1, 2)]
+    source.result(0, 1)
+    source.result(0, 2, session=8)
+    assert source.outcomes() == [(0, "result")]
+    assert (source.counts.strangers, source.counts.second_results, source.counts.sessions) == (1, 0, 1)
+
+
+def test_a_lie_about_the_present_session_is_answered_by_the_next(source: DrivenSource) -> None:
+    """S5: somebody told of a lowest open number that never was."""
+    source.submit(0)
+    source.start()
+    source.source.lost(shut_out(0, 1, 1), held=False, now=0.1)
+    assert source.source.session == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [shut_out(0, 1, 0), shut_out(0, 2, 9), shut_out(9, 1, 9), shut_out(0, 1, 9, session=3), shut_out(0, 1, 2**62)],
+    ids=["an earlier session", "another attempt", "another sample", "another session", "beyond what a message holds"],
+)
+def test_what_shuts_nobody_out_raises_nothing(source: DrivenSource, row: LostRow) -> None:
+    """S5: and there is room left below what a message can hold."""
+    source.submit(0)
+    source.start()
+    source.source.lost(row, held=False, now=0.1)
+    assert source.source.session == 1
+
+
+def test_sessions_are_raised_once_a_second_at_most(source: DrivenSource) -> None:
+    """S5: in between the timer tries again, and not at once, or a liar could keep the source busy."""
+    source.submit(0)
+    source.start()
+    source.source.lost(shut_out(0, 1, 7), held=False, now=0.1)
+    assert source.start() == [(0, 2)]
+    source.source.lost(shut_out(0, 2, 20, session=8), held=False, now=0.2)
+    assert (source.source.session, source.start()) == (8, [])
+    source.source.lost(shut_out(0, 2, 20, session=8), held=False, now=1.2)
+    assert source.source.session == 21
 
 
 def test_a_cancelled_sample_fails_once(source: DrivenSource) -> None:

@@ -140,7 +140,7 @@ def second_result_resolves_again(self: Source, row: ResultRow, *, now: float) ->
     if row.key.sample in self._open:
         result(self, row, now=now)
     else:
-        self.resolved.append(Resolve(row.key.sample, "result", 0.0, row.attempt, row, ""))
+        self.told.append(Resolve(row.key.sample, "result", 0.0, row.attempt, row, ""))
 
 
 def result_without_regard_to_session(self: Source, row: ResultRow, *, now: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.policy.build import Driven, lost, task
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import no_exit
-from zpipe.policy.messages import Command, Discard, Forward, GrantCredit, PeerLost, RunStage, StageFailed, TimerFired
+from zpipe.policy.messages import Command, Discard, Forward, GrantCredit, PeerLost, RunStage, SendLost, StageFailed, TimerFired
 from zpipe.policy.state import NeighbourConfig, NodeCounts
 from zpipe.policy.tasks import TaskTable
 
@@ -215,6 +215,23 @@ def test_a_session_that_never_was_shuts_out_the_right_one_for_a_minute_at_most(t
     assert discards(two.receive(task(0, 1, 1, session=3), now=59.5)) == [101]
     two.tell(TimerFired(), now=61.0)
     assert discards(two.receive(task(0, 1, 2, session=3), now=61.5)) == []
+
+
+def shut_out(commands: list[Command]) -> list[tuple[int, int]]:
+    return [(row.key.sample, row.shut_out_by) for sent in commands if isinstance(sent, SendLost) for row in sent.rows]
+
+
+def test_what_comes_and_is_dropped_as_old_is_told_to_its_source(two: Driven) -> None:
+    """S5: of an earlier session, or below the lowest open number; what is too late is no news."""
+    two.receive(task(5, 1, 0, session=7, oldest=4))
+    commands = two.receive(task(6, 1, 1, session=3), task(3, 1, 2, session=7), task(7, 1, 3, session=3, deadline=0.5), now=1.0)
+    assert shut_out(commands) == [(6, 7), (3, 7)]
+
+
+def test_what_was_held_and_grew_old_is_told_to_nobody(two: Driven) -> None:
+    """S5: its source said so."""
+    two.receive(task(0, 1, 0), task(1, 1, 1))
+    assert shut_out(two.receive(task(5, 1, 2, oldest=5)) + two.tell(TimerFired(), now=1.0)) == []
 
 
 def test_a_samples_own_source_drops_what_it_does_not_know(make_node: MakeNode) -> None:

@@ -49,6 +49,28 @@ def test_a_node_that_comes_back_rejoins_and_what_it_held_is_sent_again(kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_source_that_comes_back_with_an_earlier_clock_gets_its_answers(kind: str) -> None:
+    """S5: a board without a battery for its clock was started again; what the nodes knew of it has 15 s to live."""
+
+    async def main() -> None:
+        async with live(topology(LINE4), kind=kind) as mesh:
+            for number in range(20):
+                mesh.submit(number)
+            await mesh.until(20)
+            before = mesh.drivers[0].session
+            mesh.session = 500
+            await mesh.restart(0)
+            for number in range(20, 40):
+                mesh.submit(number)
+            assert {outcome.kind for outcome in (await mesh.until(40))[20:]} == {"result"}
+            source = mesh.drivers[0].policy.source
+            assert source is not None
+            assert (source.session, source.counts.sessions) == (before + 1, 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_frames_of_a_connection_that_is_gone_reach_nobody(kind: str) -> None:
     async def main() -> None:
         async with live(topology([[0], [1, 2, 3, 4]]), kind=kind) as mesh:

@@ -199,6 +199,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "negative next number": ("Blocked", (4,), -1, "next number"),
     "no lost rows": ("Lost", (3,), [], "0 rows"),
     "lost row without cause": ("Lost", (3, 0), [0, 1, 2, 1], "has not the types"),
+    "lost row shut out by a negative session": ("Lost", (3, 0, 5), -1, "out of range"),
     "lost attempt 0": ("Lost", (3, 0, 3), 0, "out of range"),
     "result of an unknown stage": ("Results", (3, 0, 5), 3, "out of range"),
     "result with a negative label": ("Results", (3, 0, 6), -1, "out of range"),

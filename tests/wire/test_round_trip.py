@@ -69,7 +69,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
         ranks,
         st.builds(Report, counts, counts, st.dictionaries(stages, seconds), st.dictionaries(stages, seconds), st.booleans()),
     ),
-    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, texts), min_size=1, max_size=20)),
+    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, texts, st.integers(0, 2**63 - 1)), min_size=1, max_size=20)),
     st.builds(
         Results,
         ranks,

@@ -5,7 +5,7 @@ a clock, a socket or a random source; time and `rng` are arguments, payloads are
 rules below by their numbers.
 
 **S. Samples and tasks**
-  S1. A sample is named by (source rank, source session, number). Sessions of a source grow; numbers count from 0 in each.
+  S1. A sample is named by (source rank, source session, number). Sessions of a source grow; numbers of each start count from 0.
   S2. A task is a sample waiting for a stage. A node holds at most one task per sample and part: of two attempts that meet,
       the one at the later stage stays and takes the higher attempt number; the other's slot is free at once.
   S3. A task leaves a node only after a stage ran on it, so it makes at most K-1 hops and cannot ping-pong. (A source may
@@ -15,7 +15,9 @@ rules below by their numbers.
       threshold per row); the executor evaluates it; the policy takes the answer as given.
   S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
       deadline are dropped where they are met: nobody waits for them. A source is forgotten when the last deadline heard
-      of has passed, or a minute after its last task.
+      of has passed, or a minute after its last task. A task that comes and is dropped as old is told to its source (Lost, with
+      the session that shuts it out): one that still waits for it was started again with an earlier clock, or somebody lied about
+      it, and goes on under a session later than that one.
 
 **L. Links**
   L1. A link has a direction, sender to receiver, and an epoch: new on every connection, never used again. Frames of another

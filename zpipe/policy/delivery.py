@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from zpipe.model import OutcomeKind, ResultRow, SampleKey, Task
 from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, MODE_OPTIONS, Feedback
 from zpipe.policy.forecast import Forecast
-from zpipe.policy.messages import Resolve
+from zpipe.policy.messages import Resolve, SessionRaised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,10 @@ MAX_RETRANSMIT_SECONDS = 30.0
 RESUBMIT_SHARE, RESUBMIT_FREE = 0.1, 10
 #: ... and beyond it one in this long: a trickle cannot feed an overload, and a slow source on a bad link still gets its answers.
 RESUBMIT_TRICKLE_SECONDS = 1.0
+#: A source goes on under a later session at most so often: what was on its way goes again each time.
+RAISE_SECONDS = 1.0
+#: ... and not beyond what a message holds with some room.
+MAX_SESSION = 2**62
 #: A sample whose stage raised this often on it, alone, is poison (R4).
 MAX_STAGE_FAILURES = 2
 #: Waiting-room sizes where the topology sets none. `latest` keeps one frame: the newest.
@@ -48,7 +52,7 @@ class SourceConfig:
     """How this node's own samples are admitted.
 
     Attributes:
-        session: of this source; a later session is larger (S1).
+        session: the first of this source; a later session is larger (S1).
         ladder: the thresholds samples may carry.
         admission, options: strategy name and its keyword arguments.
         waiting: size of the waiting room; 0 = the mode's default.
@@ -95,12 +99,17 @@ class DeliveryCounts:
     resubmitted: int = 0
     by_timer: int = 0
     strangers: int = 0  #: answers of another session, or for samples that never were
+    sessions: int = 0  #: times it had to go on under a later session (S5)
 
 
 class Source:
     """Every sample of this source, from submit to its outcome.
 
-    The owner (NodePolicy) calls in events, pulls tasks with `next_task` while it has own slots, and drains `resolved`.
+    The owner (NodePolicy) calls in events, pulls tasks with `next_task` while it has own slots, and drains `told`.
+
+    Attributes:
+        session: #: of every task that leaves; raised where a node takes ours for those of an earlier start (S5).
+        told: #: commands: outcomes, and what people should know.
     """
 
     def __init__(self, config: SourceConfig, *, rank: int) -> None:
@@ -112,7 +121,8 @@ class Source:
             **{**MODE_OPTIONS.get((config.admission, config.when_full), {}), **config.options},
         )
         self.counts = DeliveryCounts()
-        self.resolved: list[Resolve] = []
+        self.session = config.session
+        self.told: list[Resolve | SessionRaised] = []
         self._room = config.waiting or WAITING_SAMPLES[config.when_full]
         self._open: dict[int, OpenSample] = {}
         self._order: deque[int] = deque()  #: submitted samples in rising order, resolved ones dropped lazily from the left
@@ -122,7 +132,7 @@ class Source:
         self._next_sample = 0
         self._deadlines: list[tuple[float, int]] = []
         self._retransmits: list[tuple[float, int, int]] = []
-        self._resubmitted_at = -math.inf
+        self._resubmitted_at = self._raised_at = -math.inf
         self._sojourn = self._deviation = 0.0
         self._adapt_at = -math.inf
         self._rate_at = -math.inf  #: since when `_results_at_rate` counts
@@ -168,7 +178,7 @@ class Source:
 
     def is_current(self, key: SampleKey) -> bool:
         """Whether a task of ours still matters."""
-        return key.session == self.config.session and key.sample in self._open
+        return key.session == self.session and key.sample in self._open
 
     def next_wakeup(self, *, slot_free: bool) -> float:
         """The earliest time something here is due; `slot_free`: the owner could take a new task."""
@@ -185,7 +195,7 @@ class Source:
 
     def never_let_out(self, key: SampleKey) -> bool:
         """Whether nobody outside this node can know of this sample of this session. A resolved one is given the doubt."""
-        if key.session != self.config.session:
+        if key.session != self.session:
             return False
         entry = self._open.get(key.sample)
         return not entry.let_out if entry is not None else key.sample >= self._next_sample
@@ -249,9 +259,9 @@ class Source:
 
     def result(self, row: ResultRow, *, now: float) -> None:
         """An answer arrived: the first of any attempt counts (D2)."""
-        entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
+        entry = self._open.get(row.key.sample) if row.key.session == self.session else None
         if entry is None or entry.attempt == 0:
-            if row.key.session == self.config.session and row.key.sample < self._next_sample and entry is None:
+            if row.key.session == self.session and row.key.sample < self._next_sample and entry is None:
                 self.counts.second_results += 1
             else:
                 self.counts.strangers += 1
@@ -274,10 +284,14 @@ class Source:
 
     def lost(self, row: LostRow, *, held: bool, now: float) -> None:
         """An attempt that will not come back (R2, R4); one that is known to be lost is not lost twice."""
-        entry = self._open.get(row.key.sample) if row.key.session == self.config.session else None
+        entry = self._open.get(row.key.sample) if row.key.session == self.session else None
         if entry is None or entry.attempt == 0 or row.attempt != entry.attempt or held or entry.again:
             return
         entry.cause = row.cause
+        if self.session <= row.shut_out_by < MAX_SESSION:
+            if now - self._raised_at >= RAISE_SECONDS:
+                self._raise_session(row, now=now)
+            return
         if row.cause.startswith("stage-failed"):
             entry.stage_failures += 1
             if entry.stage_failures >= MAX_STAGE_FAILURES:
@@ -314,7 +328,7 @@ class Source:
         heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry), entry.sample, entry.attempt))
         self._forget_past()
         return Task(
-            key=SampleKey(self.rank, self.config.session, entry.sample),
+            key=SampleKey(self.rank, self.session, entry.sample),
             attempt=entry.attempt,
             stage=0,
             thresholds=self.config.ladder.thresholds[self.admission.point],
@@ -326,6 +340,15 @@ class Source:
             since=now,
         )
 
+    def _raise_session(self, row: LostRow, *, now: float) -> None:
+        """Rule S5: an open sample of the present session is never old, so a clock was set back, or somebody lied about us."""
+        self.session, self._raised_at = row.shut_out_by + 1, now
+        self.counts.sessions += 1
+        self.told.append(SessionRaised(self.session, row.cause))
+        for entry in self._open.values():
+            if entry.attempt and not entry.again:
+                self._submit_again(entry)
+
     def _submit_again(self, entry: OpenSample) -> None:
         entry.again = True
         self.counts.resubmitted += 1
@@ -336,7 +359,7 @@ class Source:
         due_at = entry.sent_at + self._retransmit_seconds(entry)  # the load may have grown since it was sent
         budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
         allowed = self.counts.resubmitted < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
-        key = SampleKey(self.rank, self.config.session, entry.sample)
+        key = SampleKey(self.rank, self.session, entry.sample)
         if due_at <= now and allowed and not under_way(key, entry.attempt):
             self.counts.by_timer += 1
             self._resubmitted_at = now
@@ -397,7 +420,7 @@ class Source:
         if not self._open:
             self._was_idle = True
         self._forget_past()
-        self.resolved.append(Resolve(sample, kind, now - entry.submitted_at, entry.attempt, row, cause))
+        self.told.append(Resolve(sample, kind, now - entry.submitted_at, entry.attempt, row, cause))
 
     def _forget_past(self) -> None:
         """Heaps keep what is over until its time comes: made anew when that is the most, so they stay bounded."""

@@ -271,6 +271,14 @@ class BanPeer:
 
 
 @dataclass(slots=True)
+class SessionRaised:
+    """This source goes on under a later session, since a node took its tasks for those of an earlier start (S5)."""
+
+    session: int
+    cause: str
+
+
+@dataclass(slots=True)
 class Discard:
     """Payloads under these tokens are no longer needed."""
 
@@ -295,5 +303,16 @@ class Resolve:
 
 
 Command: TypeAlias = (
-    RunStage | Forward | GrantCredit | SendResults | Resolve | Discard | SendBlocked | SendReport | SendLost | ResetLink | BanPeer
+    RunStage
+    | Forward
+    | GrantCredit
+    | SendResults
+    | Resolve
+    | Discard
+    | SendBlocked
+    | SendReport
+    | SendLost
+    | ResetLink
+    | BanPeer
+    | SessionRaised
 )

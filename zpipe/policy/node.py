@@ -257,6 +257,9 @@ class NodePolicy:
                     self._place(task, now)
                 else:
                     self._tasks.to_input(task, now)
+        if self._tasks.shut_out:
+            rows, self._tasks.shut_out = self._tasks.shut_out, []
+            self._answers.lost(rows, now)
 
     def _on_results(self, event: ResultReceived, now: float) -> None:
         self._links.heard(event.peer, now)
@@ -386,9 +389,9 @@ class NodePolicy:
             self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._running
             self._told_accepting = self._accepting
-        if source is not None and source.resolved:
-            commands.extend(source.resolved)
-            source.resolved = []
+        if source is not None and source.told:
+            commands.extend(source.told)
+            source.told = []
         if tasks.discards:
             tokens = [token for token in tasks.discards if token]
             tasks.discards.clear()
@@ -478,4 +481,4 @@ class NodePolicy:
         assert self._runs or not self.input_length or self._lost_executor, self
         if self.source is not None:
             self.source.check()
-            assert not self.source.resolved, self
+            assert not self.source.told, self

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from zpipe.model import LostRow
 from zpipe.policy.priority import fill_batch
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TaskTable:
         held: #: {(key, part): the one live task of it here} (S2); an attempt replaced while it runs is no longer in it.
         own_held: #: tasks of this node's own samples; they hold own slots.
         discards: #: payload tokens nobody needs any more.
+        shut_out: #: what came and was dropped as old: news for a source that does not think so (S5).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TaskTable:
         self.held: dict[tuple[SampleKey, int], Task] = {}
         self.own_held = 0
         self.discards: list[int] = []
+        self.shut_out: list[LostRow] = []
         self._sessions: dict[int, tuple[int, int]] = {}  #: {source: (session, oldest)} (S1, S5)
         self._heard_until: dict[int, float] = {}  #: {source: latest deadline of its present session, MAX_MEMORY_SECONDS at most}
 
@@ -79,6 +82,7 @@ class TaskTable:
         """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
         self._note_session(task, now)
         if self.is_stale(task, now):
+            self._tell_shut_out(task, now)
             self.drop_stale(task)
             return False
         stays = (task.key, task.part) not in self.held or self._replaces(task)
@@ -98,6 +102,12 @@ class TaskTable:
                 self._sessions[source] = (session, task.oldest)
             if until > self._heard_until[source]:
                 self._heard_until[source] = until
+
+    def _tell_shut_out(self, task: Task, now: float) -> None:
+        session, oldest = self._sessions.get(task.key.source, (0, 0))
+        if task.key.source != self._rank and task.deadline > now and (task.key.session, task.key.sample) < (session, oldest):
+            cause = f"shut-out: node {self._rank} knows of session {session} of node {task.key.source}, from sample {oldest} on"
+            self.shut_out.append(LostRow(task.key, task.attempt, cause, session))
 
     def _replaces(self, task: Task) -> bool:
         """Rule S2. Returns whether the newcomer stays; whichever goes frees its slot."""

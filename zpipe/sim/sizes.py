@@ -81,7 +81,7 @@ def lost(sender: int, rows: Sequence[LostRow]) -> int:
     for row in rows:
         text = len(row.cause.encode())
         marker = 1 if text < 32 else 2 if text < 256 else 3
-        size += 2 + _integer(row.key.source) + CLOCK_BYTES + _integer(row.key.sample) + marker + text
+        size += 2 + _integer(row.key.source) + CLOCK_BYTES + _integer(row.key.sample) + marker + text + _integer(row.shut_out_by)
     return size
 
 

@@ -37,6 +37,7 @@ from zpipe.policy.messages import (
     SendLost,
     SendReport,
     SendResults,
+    SessionRaised,
     StageCompleted,
     TaskReceived,
     TimerFired,
@@ -139,7 +140,8 @@ class World:
             SendReport: self._send_report,
             SendLost: self._send_lost,
             ResetLink: self._reset,
-            BanPeer: self._banned,
+            BanPeer: self._broke_rules,
+            SessionRaised: self._broke_rules,
         }
         for a, b in (link.between for link in topology.links):
             self._connect(a, b)
@@ -248,8 +250,8 @@ class World:
             self.tell(peer, PeerLost(rank, outgoing, command.reason))
         self.call_at(self.now + RECONNECT_SECONDS, lambda: self._connect(rank, peer))
 
-    def _banned(self, rank: int, command: BanPeer) -> None:
-        raise AssertionError(f"node {rank} banned a simulated node, which keeps the rules: {command}")
+    def _broke_rules(self, rank: int, command: BanPeer | SessionRaised) -> None:
+        raise AssertionError(f"node {rank} was lied to by a simulated node, which keeps the rules: {command}")
 
     # ---- executors -----------------------------------------------------------------------------
 

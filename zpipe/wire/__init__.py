@@ -35,7 +35,7 @@ array. The header holds no maps and no extension types; the two documents are JS
 
     task row          number, source, session, sample, attempt, part, priority, oldest, budget_us, age_us, weight,
                       queued_seconds, service_seconds, [threshold]
-    lost row          source, session, sample, attempt, cause
+    lost row          source, session, sample, attempt, cause, shut_out_by
     result row        source, session, sample, attempt, part, exit_stage, label, confidence, queued_seconds,
                       service_seconds
 

@@ -278,10 +278,10 @@ def _lost(fields: Fields, limits: WireLimits) -> Lost:
     for row in rows:
         if type(row) is not tuple or tuple(map(type, row)) != LOST_ROW_TYPES:
             raise WireError(f"LOST: row {_short(row)} has not the types of a row")
-        source, session, sample, attempt, cause = row
-        if min(row[:4]) < 0 or max(row[:4]) > MAX_INT or source > MAX_RANK or attempt < 1:
+        source, session, sample, attempt, cause, by = row
+        if min(*row[:4], by) < 0 or max(*row[:4], by) > MAX_INT or source > MAX_RANK or attempt < 1:
             raise WireError(f"LOST: row {_short(row)} is out of range")
-        lost.append(LostRow(SampleKey(source, session, sample), attempt, cause))
+        lost.append(LostRow(SampleKey(source, session, sample), attempt, cause, by))
     return Lost(fields[2], lost)
 
 

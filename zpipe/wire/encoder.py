@@ -121,7 +121,8 @@ def _header(message: Message) -> tuple[Any, ...]:
         case Blocked(sender, epoch, next_number):
             return (WIRE_VERSION, Kind.BLOCKED, sender, epoch, next_number)
         case Lost(sender, lost):
-            return (WIRE_VERSION, Kind.LOST, sender, [(*row.key, row.attempt, row.cause[:MAX_TEXT]) for row in lost])
+            attempts = [(*row.key, row.attempt, row.cause[:MAX_TEXT], row.shut_out_by) for row in lost]
+            return (WIRE_VERSION, Kind.LOST, sender, attempts)
         case Ping(sender, token, echo):
             return (WIRE_VERSION, Kind.PING, sender, token, echo)
         case Hello():

@@ -41,7 +41,7 @@ HEADER_TYPES: dict[int, tuple[type, ...]] = {
 #: Types of one row of a Task, a Result, a Lost.
 TASK_ROW_TYPES: tuple[type, ...] = (int,) * 10 + (float, float, float, tuple)
 RESULT_ROW_TYPES: tuple[type, ...] = (int,) * 7 + (float, float, float)
-LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str)
+LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str, int)
 
 #: The checksum that ends every header frame, in bytes.
 TRAILER_BYTES = 8

@@ -39,6 +39,7 @@ from zpipe.policy.messages import (
     SendLost,
     SendReport,
     SendResults,
+    SessionRaised,
     StageCompleted,
     StageFailed,
     TaskReceived,
@@ -267,6 +268,8 @@ class Nodes:
                 outputs.append(Reset(command.peer))
             case BanPeer():
                 raise Violation(f"node {rank} bans node {command.peer}, which keeps the rules: {command.reason} (R7)")
+            case SessionRaised():
+                raise Violation(f"node {rank} raised its session among nodes that keep the rules: {command.cause} (S5)")
             case Discard():
                 raise Violation(f"node {rank} discards a payload it was never given: {command}")
             case _:

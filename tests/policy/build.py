@@ -123,7 +123,9 @@ class DrivenSource:
         self.source.lost(lost(sample, attempt, cause), held=held, now=now)
 
     def tick(self, now: float, *, held: tuple[int, ...] = (), queue_length: int = 0) -> None:
-        self.source.tick(queue_length=queue_length, under_way=lambda key, attempt: key.sample in held, now=now)
+        self.source.tick(
+            queue_length=queue_length, under_way=lambda key, attempt: key.sample in held, hindrance=lambda key: "", now=now
+        )
 
     def outcomes(self) -> list[tuple[int, str]]:
         """(sample, kind) since the last look."""

@@ -17,14 +17,17 @@ from zpipe.policy.messages import (
     BlockedReceived,
     CreditReceived,
     DrainStarted,
+    Event,
     Forward,
     GrantCredit,
     PeerLost,
     PeerUp,
     ReportReceived,
     ResetLink,
+    Resolve,
     ResultReceived,
     RunStage,
+    SampleSubmitted,
     SendBlocked,
     SendLost,
     SendReport,
@@ -188,6 +191,33 @@ def test_without_an_executor_tasks_go_elsewhere_or_back(make_node: MakeNode) -> 
     assert of(RunStage, commands) == []
     assert not node.policy.serving
     assert not node.policy.accepting
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (ReportReceived(1, Report(0, 0, {}, {}, accepting=False)), "node 1 takes no tasks: it leaves, or lost its executor"),
+        (PeerLost(1, outgoing=True, reason="cut"), "node 1 is not connected"),
+        (ReportReceived(1, LOAD), ""),
+    ],
+)
+def test_an_expired_sample_names_whom_it_waited_for(make_node: MakeNode, event: Event, why: str) -> None:
+    """R6, D3: it never left, so no Lost can say so."""
+    node = source_node(make_node)
+    node.tell(CreditReceived(1, Credit(OUT, 0, (), 0)), event, now=0.0)
+    node.tell(SampleSubmitted(0, 0.5, 0.0), now=0.0)
+    node.complete(False, now=0.01)
+    (resolve,) = of(Resolve, node.tell(TimerFired(), now=0.5))
+    assert resolve.cause == "no result after attempt 1" + (f" (waiting for stage 1: {why})" if why else "")
+
+
+def test_an_expired_sample_names_the_executor_this_node_lost(make_node: MakeNode) -> None:
+    """R6, D3."""
+    node = source_node(make_node)
+    node.tell(SampleSubmitted(0, 0.5, 0.0), now=0.0)
+    node.tell(StageFailed(node.last_run, "ExecutorLost: no device", executor_lost=True), now=0.01)
+    (resolve,) = of(Resolve, node.tell(TimerFired(), now=0.5))
+    assert resolve.cause == "no result after attempt 1 (waiting for stage 0: this node lost its executor: ExecutorLost: no device)"
 
 
 # ---- lies (R7) -----------------------------------------------------------------------------------

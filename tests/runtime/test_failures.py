@@ -127,7 +127,9 @@ def test_without_a_replica_samples_wait_for_a_dead_executor_until_their_deadline
             assert outcomes == {**expected(20), **dict.fromkeys(stuck, ("expired", -1, -1))}
             assert epochs(mesh) == before, "the node itself stays up"
             causes = {outcome.sample: outcome.cause for outcome in mesh.outcomes}
-            assert causes[12].endswith("(last loss: executor-lost: node 1: ExecutorLost: its device is gone)")
+            waits = "waiting for stage 1: node 1 takes no tasks: it leaves, or lost its executor"
+            assert all(f"({waits}" in causes[number] for number in stuck)
+            assert causes[12].endswith(f"({waits}; last loss: executor-lost: node 1: ExecutorLost: its device is gone)")
             await emptied(mesh)
 
     run(main)

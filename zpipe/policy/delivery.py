@@ -300,8 +300,22 @@ class Source:
         if entry.attempt < MAX_PROMPT_ATTEMPTS:
             self._submit_again(entry)
 
-    def tick(self, *, queue_length: int, under_way: Callable[[SampleKey, int], bool], now: float) -> None:
-        """Deadlines, retransmissions, the control interval."""
+    def tick(
+        self,
+        *,
+        queue_length: int,
+        under_way: Callable[[SampleKey, int], bool],
+        hindrance: Callable[[SampleKey], str],
+        now: float,
+    ) -> None:
+        """Deadlines, retransmissions, the control interval.
+
+        Args:
+            queue_length: of this node.
+            under_way: whether an attempt is here or on a link of this node.
+            hindrance: why a sample that is here can't go on, in words; "" where it can, or is not here.
+            now: the time.
+        """
         while self._deadlines and self._deadlines[0][0] <= now:
             _, sample = heapq.heappop(self._deadlines)
             entry = self._open.get(sample)
@@ -309,7 +323,7 @@ class Source:
                 if entry.attempt == 1:  # of a later one the loss was the cause, not the queues
                     self._forecast.expired()
                     self._pressed = True
-                self._resolve(sample, "expired", now=now, cause=self._why_expired(entry))
+                self._resolve(sample, "expired", now=now, cause=self._why_expired(entry, hindrance))
         while self._retransmits and self._retransmits[0][0] <= now:
             _, sample, attempt = heapq.heappop(self._retransmits)
             entry = self._open.get(sample)
@@ -405,10 +419,14 @@ class Source:
         if came or self._was_idle:  # else it goes on: a stall is no rate, and slow boards give less than one result in each
             self._rate_at, self._results_at_rate, self._was_idle = now, self.counts.results, False
 
-    def _why_expired(self, entry: OpenSample) -> str:
+    def _why_expired(self, entry: OpenSample, hindrance: Callable[[SampleKey], str]) -> str:
         if entry.attempt == 0:
             return "it was still waiting for admission"
-        return f"no result after attempt {entry.attempt}" + (f" (last loss: {entry.cause})" if entry.cause else "")
+        waits = hindrance(SampleKey(self.rank, self.config.session, entry.sample))
+        why = [waits] if waits else []
+        if entry.cause:
+            why.append(f"last loss: {entry.cause}")
+        return f"no result after attempt {entry.attempt}" + (f" ({'; '.join(why)})" if why else "")
 
     def _resolve(self, sample: int, kind: OutcomeKind, *, now: float, row: ResultRow | None = None, cause: str = "") -> None:
         """The one place where a sample ends."""

@@ -365,6 +365,8 @@ class NodePolicy:
         It runs after every event, so each step looks first whether there is anything to do.
         """
         commands, tasks, source = self._commands, self._tasks, self.source
+        if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
+            source.tick(queue_length=tasks.queue_length, under_way=self._under_way, hindrance=self._hindrance, now=now)
         report_due = now >= self._reported_at + PROMPT_INTERVAL * self.config.report_seconds and now >= self._report_due_at()
         if report_due:
             tasks.sweep(now)
@@ -373,10 +375,8 @@ class NodePolicy:
         if self._links.returned:
             self._links.returned = False
             self._answers.retry()
-        if source is not None:
-            source.tick(queue_length=tasks.queue_length, under_way=self._under_way, now=now)
-            if 0 in tasks.output:
-                self._admit(now)  # raw inputs may go out in this very round
+        if source is not None and 0 in tasks.output:
+            self._admit(now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._outlet.flush(commands, now)
         run = self._choose_run(now)
@@ -403,6 +403,21 @@ class NodePolicy:
     def _under_way(self, key: SampleKey, attempt: int) -> bool:
         """Whether an attempt is here, or on a link of this node: it is not lost, or the link will say so (C7, R1)."""
         return self._tasks.holds(key) or self._links.on_the_way(key, attempt)
+
+    def _hindrance(self, key: SampleKey) -> str:
+        """Why an own sample that waits here for a stage can't go on, "" where that is a matter of time."""
+        task = self._tasks.held.get((key, 0))
+        if task is None:
+            return ""
+        takers = self._links.takers.get(task.stage, [])
+        if any(neighbour.takes for neighbour in takers):
+            return ""
+        why = [f"node {neighbour.config.rank} {neighbour.state}" for neighbour in takers]
+        if task.stage in self._tasks.input:
+            if not self._lost_executor:
+                return ""
+            why.append(f"this node lost its executor: {self._lost_executor}")
+        return f"waiting for stage {task.stage}: {', '.join(why)}"
 
     def _admit(self, now: float) -> None:
         """New attempts, while admission (D4) and own slots (C1) allow."""

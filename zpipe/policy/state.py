@@ -191,3 +191,12 @@ class Neighbour:
     def takes(self) -> bool:
         """Whether tasks may be sent there, as far as it is not a matter of credit."""
         return self.sends and self.accepting and not self.suspected
+
+    @property
+    def state(self) -> str:
+        """How it stands towards new tasks, in words that follow its name."""
+        if not self.sends:
+            return "is not connected"
+        if self.suspected:
+            return "is silent"
+        return "takes tasks" if self.accepting else "takes no tasks: it leaves, or lost its executor"

@@ -422,7 +422,7 @@ class Source:
     def _why_expired(self, entry: OpenSample, hindrance: Callable[[SampleKey], str]) -> str:
         if entry.attempt == 0:
             return "it was still waiting for admission"
-        waits = hindrance(SampleKey(self.rank, self.config.session, entry.sample))
+        waits = hindrance(SampleKey(self.rank, self.session, entry.sample))
         why = [waits] if waits else []
         if entry.cause:
             why.append(f"last loss: {entry.cause}")

@@ -21,6 +21,22 @@ A message says what was found, what was expected and the next step, in one line.
 
 from __future__ import annotations
 
+#: Characters kept of a text that comes from elsewhere.
+MAX_TEXT = 240
+
+
+def one_line(text: str) -> str:
+    """A text that came from elsewhere, as people may be shown it: nothing in it moves a cursor or begins a line, at most MAX_TEXT.
+
+    Escaped is what `str.isprintable` says no to: controls, line ends of any kind, marks that turn the direction, lone surrogates.
+    """
+    if len(text) <= MAX_TEXT and text.isprintable():
+        return text
+    escaped = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text[: MAX_TEXT + 1]
+    )
+    return escaped if len(escaped) <= MAX_TEXT else escaped[: MAX_TEXT - 3] + "..."
+
 
 class ZpipeError(Exception):
     """Base of every error zpipe raises on purpose."""

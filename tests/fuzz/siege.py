@@ -54,6 +54,7 @@ class EnemyTransport:
     def __init__(self, handler: TransportHandler) -> None:
         self.handler = handler
         self.counts = TransportCounts()
+        self.turned_away = ""
         self.origin = Origin("10.6.6.6")
         self.opened: list[Channel] = []
         self.sent = 0

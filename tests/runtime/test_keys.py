@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from zpipe.model import ResultRow, SampleKey, Task
 from zpipe.runtime.node import Node
 from zpipe.security import make_keys
 from zpipe.topology import SecuritySpec, Topology
+from zpipe.transport.memory import MemoryTransport
 from zpipe.wire import NO_CODEC, Hello, Results, TaskBatch, encode
 
 KINDS = ["memory", "zeromq"]
@@ -123,6 +125,25 @@ def test_without_keys_a_liar_is_sent_away_and_its_rank_may_come_back(kind: str) 
             assert source.stats()["bans"] == 1
 
     run(main)
+
+
+def test_unknown_keys_are_told_of_in_one_line_a_period(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with live(secured(tmp_path, [[0], [1, 2, 3, 4]])) as mesh:
+            peers, transport = mesh.drivers[1].peers, mesh.drivers[1].transport
+            assert isinstance(transport, MemoryTransport)
+            for before, now in ((0, 0), (0, 1), (1, 1), (1, 4000)):
+                assert peers._turned_away == before
+                transport.counts.unknown_keys, transport.turned_away = now, "10.0.0.9, key 8CWwQ&Tw..."
+                peers.close()  # what was to look in a while
+                peers._look_at_door()
+
+    with caplog.at_level(logging.INFO, logger="zpipe.node"):
+        run(main)
+    assert [record.getMessage() for record in caplog.records if "turned away" in record.getMessage()] == [
+        "node 1 turned away a connection with unknown keys (last from 10.0.0.9, key 8CWwQ&Tw...)",
+        "node 1 turned away 3999 connections with unknown keys (last from 10.0.0.9, key 8CWwQ&Tw...)",
+    ]
 
 
 def test_local_pipeline_with_keys(tmp_path: Path) -> None:

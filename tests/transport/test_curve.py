@@ -71,7 +71,7 @@ def test_both_sides_learn_whose_key_the_other_has() -> None:
     ("own", "server_key", "trouble"),
     [
         (keys(2), SERVER, "it refused this node's key, or too many connections"),
-        (None, "", "handshake failed: no node there, or keys on one side only"),
+        (None, "", "handshake failed: no node there, or keys on one side only, or other keys than the topology's"),
     ],
     ids=["unknown key", "no key"],
 )
@@ -90,6 +90,7 @@ def test_stranger_is_told_why_comes_again_and_reaches_nobody(own: CurveKeys | No
             assert attempts == 3
             assert (stranger_heard.connected, heard.data, heard.control) == ([], [], [])
             assert (server.counts.unknown_keys > 0) is (own is not None)
+            assert server.turned_away == (f"127.0.0.1, key {own.public[:8]}..." if own else "")
 
     run(main())
 

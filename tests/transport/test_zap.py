@@ -42,6 +42,17 @@ def test_unknown_key_and_no_key_are_refused_and_counted() -> None:
     assert door.counts == TransportCounts(unknown_keys=2)
 
 
+def test_who_came_last_with_an_unknown_key_is_known_for_people() -> None:
+    door = Door(FRIEND)
+    door.knock(FRIEND)
+    assert door.keeper.turned_away == ""
+    door.knock(STRANGER, address="10.0.0.9")
+    door.knock(FRIEND)
+    assert door.keeper.turned_away == f"10.0.0.9, key {STRANGER[:8]}..."
+    door.knock(address="10.0.0.7")
+    assert door.keeper.turned_away == "10.0.0.7, no key"
+
+
 def test_without_keys_everybody_comes_in_and_has_none() -> None:
     door = Door(keys=False)
     (one, first), (two, second) = door.knock(), door.knock()

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 from tests.wire.samples import LIMITS, NOW, SAMPLES, packed_batch, task_batch
 from zpipe.errors import WireError
 from zpipe.model import TensorSpec
-from zpipe.wire import TaskBatch, WireLimits, decode, encode
+from zpipe.wire import Stats, TaskBatch, WireLimits, decode, encode
 
 NAN = math.nan
 
@@ -244,6 +244,29 @@ def test_trailing_bytes_under_a_right_checksum() -> None:
 
 def test_text_that_is_no_utf8() -> None:
     refuse(seal(msgpack.packb([1, 12, 0, "aaaa"]).replace(b"aaaa", b"\xff\xff\xff\xff")), "UnicodeDecodeError")
+
+
+@pytest.mark.parametrize("raw", [b"\xed\xa0\x80", b"\\ud800", b"\\uDFFF\\ud83d"], ids=["raw", "escaped", "pair turned round"])
+@pytest.mark.parametrize("place", [b'{"a":"%s"}', b'{"%s":1}', b'{"a":[{"b":{"%s":[]}}]}'])
+def test_documents_with_a_lone_surrogate(raw: bytes, place: bytes) -> None:
+    header = fields_of("Hello")
+    refuse(seal(msgpack.packb([*header[:-1], place % raw])), "HELLO: document is not JSON: Unicode(De|En)codeError")
+    refuse(seal(msgpack.packb([1, 11, 0, 5, place % raw])), "STATS: document is not JSON: Unicode(De|En)codeError")
+
+
+def test_strings_with_a_lone_surrogate() -> None:
+    refuse(seal(msgpack.packb([1, 12, 0, "aaa"]).replace(b"aaa", b"\xed\xa0\x80")), "UnicodeDecodeError")
+
+
+def test_documents_in_another_encoding() -> None:
+    refuse(seal(msgpack.packb([*fields_of("Hello")[:-1], '{"a":1}'.encode("utf-16")])), "document is not JSON")
+
+
+@pytest.mark.parametrize("text", ['{"\\ud83d\\ude00":"\\u00e4"}', '{"😀":"ä"}'], ids=["escaped", "as it is"])
+def test_documents_may_hold_any_text(text: str) -> None:
+    message = decode(seal(msgpack.packb([1, 11, 0, 5, text.encode()])), limits=LIMITS, now=NOW)
+    assert isinstance(message, Stats)
+    assert message.body == {"😀": "ä"}
 
 
 @pytest.mark.parametrize("code", [-1, 0, 5])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.wire.samples import LIMITS, NOW, SAMPLES, UNBOUNDED, packed_batch, task, task_batch
+from zpipe.errors import MAX_TEXT, one_line
 from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire import (
     NO_CODEC,
@@ -37,6 +38,7 @@ counts = st.integers(0, 2**63 - 1)
 seconds = st.floats(0.0, 1e9)
 stages = st.sampled_from(sorted(LIMITS.stage_inputs))
 texts = st.text(st.characters(codec="utf-8"), max_size=240)
+lines = texts.map(one_line)
 attempts = st.integers(1, 2**63 - 1)
 keys = st.builds(SampleKey, ranks, counts, counts)
 documents = st.dictionaries(
@@ -61,7 +63,7 @@ def credit_values(draw: st.DrawFn) -> Credit:
 
 control_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, ranks, st.sampled_from(["peer", "source", "observer"]), counts, counts, texts, texts, documents, counts),
-    st.builds(Refused, ranks, texts, texts, texts),
+    st.builds(Refused, ranks, lines, lines, lines),
     st.builds(CreditUpdate, ranks, credit_values()),
     st.builds(Blocked, ranks, counts, counts),
     st.builds(
@@ -69,7 +71,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
         ranks,
         st.builds(Report, counts, counts, st.dictionaries(stages, seconds), st.dictionaries(stages, seconds), st.booleans()),
     ),
-    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, texts, st.integers(0, 2**63 - 1)), min_size=1, max_size=20)),
+    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, lines, st.integers(0, 2**63 - 1)), min_size=1, max_size=20)),
     st.builds(
         Results,
         ranks,
@@ -82,7 +84,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping, st.integers(-1, 65535), counts, st.booleans()),
     st.builds(StatsRequest, st.integers(-1, 65535), counts),
     st.builds(Stats, ranks, counts, documents),
-    st.builds(Bye, st.integers(-1, 65535), texts),
+    st.builds(Bye, st.integers(-1, 65535), lines),
 )
 
 
@@ -112,6 +114,17 @@ def round_trip(message: Message, **timing: float) -> Any:
 @given(control_messages)
 def test_every_message_without_a_buffer_comes_back_equal(message: Message) -> None:
     assert round_trip(message) == message
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=340).filter(lambda text: not (text.isascii() and text.isprintable()))
+)
+def test_texts_for_people_come_in_as_one_line(text: str) -> None:
+    lost = round_trip(Lost(1, [LostRow(SampleKey(0, 1, 2), 1, text)])).rows[0].cause
+    refused = round_trip(Refused(1, text, text, text))
+    bye = round_trip(Bye(1, text)).reason
+    assert {lost, refused.key, refused.here, refused.there, bye} == {one_line(text[:MAX_TEXT])}
+    assert lost.isprintable()
 
 
 @given(st.lists(tasks(), min_size=1, max_size=LIMITS.max_rows), ranks, counts, st.randoms(use_true_random=False))

@@ -49,6 +49,7 @@ from zpipe.policy.messages import (
 )
 from zpipe.runtime import bounds
 from zpipe.runtime.inbox import Inbox
+from zpipe.runtime.notes import Notes
 from zpipe.runtime.packing import Packing, codecs_of, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
@@ -168,9 +169,9 @@ class Driver:
         self._resolved = resolved or (lambda resolve: None)
         self._on_refused = refused or (lambda error: None)
         self._pumped = pumped or (lambda: None)
-        self._note = note or (lambda line: log.info("%s", line))
+        self.notes = Notes(note or (lambda line: log.info("%s", line)))
         self._broken = broken or (lambda error: None)
-        self._recorder = Recorder(trace, self.policy, seed=seed, note=self._note) if trace is not None else None
+        self._recorder = Recorder(trace, self.policy, seed=seed, note=self.notes) if trace is not None else None
         self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
         codecs = codecs_of(topology, bundle)
         self._packing = Packing(topology, bundle, codecs, self.policy)
@@ -204,7 +205,7 @@ class Driver:
             transport=self.transport,
             emit=self.emit,
             refused=self._on_refused,
-            note=self._note,
+            note=self.notes,
         )
 
     # ---- life ----------------------------------------------------------------------------------
@@ -232,6 +233,8 @@ class Driver:
             self._recorder.close()
         if reason is not None:
             self.peers.say_bye(reason)
+        self.peers.close()
+        self.notes.close()
         if self._timer is not None:
             self._timer.cancel()
         await self.transport.aclose()
@@ -449,6 +452,9 @@ class Driver:
             "held": policy.held_count,
             **asdict(self.counts),
             **asdict(self.inbox.counts),
+            "hellos_refused": self.peers.hellos_refused,
+            "notes_held_back": self.notes.held_back,
+            "notes_failed": self.notes.failed,
             "accepting": policy.accepting,
             "serving": policy.serving,
             "transport": asdict(self.transport.counts),

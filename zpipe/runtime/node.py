@@ -130,7 +130,7 @@ class Node:
             await asyncio.sleep(WAITING_NOTE_SECONDS)
             missing = self.driver.peers.missing_text()
             if missing:
-                self._waiting(f"node {self.rank} waits for rank {missing}")
+                self.driver.notes(f"node {self.rank} waits for rank {missing}")
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set.

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, one_line
 from zpipe.policy.messages import Event, PeerLost, PeerUp
+from zpipe.runtime.notes import PERIOD_SECONDS, Notes
 from zpipe.topology import Topology, first_difference
 from zpipe.transport.base import Channel, Transport
 from zpipe.wire import NO_RANK, WIRE_VERSION, Bye, Hello, Refused, Role, encode
@@ -63,7 +64,7 @@ class Peers:
         transport: opens and closes channels.
         emit: takes PeerUp and PeerLost.
         refused: told when a neighbour refuses our Hello and this node has never worked with it: the files differ.
-        note: takes lines for people: who came, who went, who was refused.
+        note: takes lines for people: who came, who went, who was refused; those about one neighbour are of one kind.
     """
 
     rank: int
@@ -73,12 +74,14 @@ class Peers:
     transport: Transport
     emit: Callable[[Event], None]
     refused: Callable[[ConfigError], None]
-    note: Callable[[str], None]
+    note: Notes
     outgoing: dict[int, Outgoing] = field(default_factory=dict)
     incoming: dict[int, Incoming] = field(default_factory=dict)
     observers: set[Channel] = field(default_factory=set)
     #: ranks that nothing is taken from and nothing said to any more (policy rule R7)
     banned: set[int] = field(default_factory=set)
+    #: since the start
+    hellos_refused: int = 0
     #: set while every neighbour is connected
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     _by_channel: dict[Channel, Outgoing | Incoming] = field(default_factory=dict)
@@ -86,6 +89,8 @@ class Peers:
     _epochs: itertools.count[int] = field(init=False)
     _known: dict[str, Any] = field(init=False)
     _digest: str = field(init=False)
+    _door_timer: asyncio.TimerHandle | None = None
+    _turned_away: int = 0  #: connections with unknown keys, as of the last line about them
 
     def __post_init__(self) -> None:
         self._epochs = itertools.count(self.session)  # sessions are milliseconds: no two connections ever share an epoch
@@ -107,6 +112,22 @@ class Peers:
                 self.outgoing[rank] = self._by_channel[channel] = Outgoing(rank, channel)
         if not self.missing():
             self.complete.set()
+        if self.topology.key_of(self.rank):
+            self._look_at_door()
+
+    def close(self) -> None:
+        """Looks at nothing any more; the transport closes the channels."""
+        if self._door_timer is not None:
+            self._door_timer.cancel()
+
+    def _look_at_door(self) -> None:
+        """Tells now and then who was not let in: a word about each would cost more than each costs its sender."""
+        now = self.transport.counts.unknown_keys
+        if now > self._turned_away:
+            count, self._turned_away = now - self._turned_away, now
+            connections = "a connection" if count == 1 else f"{count} connections"
+            self.note(f"node {self.rank} turned away {connections} with unknown keys (last from {self.transport.turned_away})")
+        self._door_timer = asyncio.get_running_loop().call_later(PERIOD_SECONDS, self._look_at_door)
 
     def _open(self, rank: int, *, data: bool) -> Channel:
         return self.transport.open(self.topology.node(rank).address, data=data, key=self.topology.key_of(rank))
@@ -176,7 +197,7 @@ class Peers:
         peer = self._by_channel.get(channel)
         if isinstance(peer, Outgoing):
             if peer.ready:
-                self.note(f"node {self.rank} lost node {peer.rank} ({reason}); trying again")
+                self.note(f"node {self.rank} lost node {peer.rank} ({reason}); trying again", peer.rank)
                 self._emit(PeerLost(peer.rank, outgoing=True, reason=reason))
             peer.connected = peer.ready = False
         elif peer is not None:
@@ -197,10 +218,10 @@ class Peers:
         """Makes a connection anew on which nothing can be understood: a channel, or that of the rank we get data from."""
         peer = self._by_channel.get(channel_or_rank) if isinstance(channel_or_rank, Channel) else self.incoming.get(channel_or_rank)
         if isinstance(peer, Outgoing):
-            self.note(f"node {self.rank} makes its connection to node {peer.rank} anew: {reason}")
+            self.note(f"node {self.rank} makes its connection to node {peer.rank} anew: {reason}", peer.rank)
             self.transport.reset(peer.channel)
         elif peer is not None:
-            self.note(f"node {self.rank} wants node {peer.rank} to connect anew: {reason}")
+            self.note(f"node {self.rank} wants node {peer.rank} to connect anew: {reason}", peer.rank)
             self.transport.send_control(peer.channel, encode(Bye(self.rank, reason)))
             self._drop_incoming(peer, reason)
         elif isinstance(channel_or_rank, Channel) and not channel_or_rank.outgoing:
@@ -219,7 +240,7 @@ class Peers:
             self.note(f"node {self.rank} bans node {rank}: {reason}")
             self._strike(rank, key)
         else:
-            self.note(f"node {self.rank} ends its connection with node {rank}: {reason}")
+            self.note(f"node {self.rank} ends its connection with node {rank}: {reason}", rank)
             self.reset(rank, reason)
         for outgoing in (True, False):  # the policy knows, but a new connection may have been on its way to it
             self._emit(PeerLost(rank, outgoing=outgoing, reason=BANNED))
@@ -244,7 +265,7 @@ class Peers:
         if isinstance(peer, Outgoing):
             if peer.connected and hello.epoch == peer.epoch and not peer.ready:
                 peer.ready = peer.worked = True
-                self.note(f"node {self.rank} connected to node {peer.rank}")
+                self.note(f"node {self.rank} connected to node {peer.rank}", peer.rank)
                 self._emit(PeerUp(peer.rank, peer.epoch, outgoing=True))
             return
         for watched, ready in self._watched.values():
@@ -254,8 +275,9 @@ class Peers:
                 return
         refusal = self._refusal(hello) or self._other_than_before(channel, hello)
         if refusal is not None:
+            self.hellos_refused += 1
             key, here, there = refusal.key, refusal.here, refusal.there
-            self.note(f"node {self.rank} refused node {hello.sender}: {key} is {here} here, {there} there")
+            self.note(f"node {self.rank} refused node {hello.sender}: {key} is {here} here, {there} there", "refused")
             self.transport.send_control(channel, encode(refusal))
             return
         if hello.role == "observer":
@@ -280,7 +302,7 @@ class Peers:
         address = self.topology.node(peer.rank).address
         found = f"{refused.key}: found {refused.there} here, expected {refused.here} as node {peer.rank} ({address}) has"
         if peer.worked or refused.key == SESSION:
-            self.note(f"node {self.rank} was refused: {found}; trying again")
+            self.note(f"node {self.rank} was refused: {found}; trying again", peer.rank)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry, peer)
         else:
             self.refused(ConfigError(f"{where}: {found}; start every node with the same files"))
@@ -329,9 +351,9 @@ class Peers:
             return None
         if hello.topology_digest != self._digest:
             key, here, there = first_difference(self._known, hello.topology) or ("digest", self._digest, hello.topology_digest)
-            return Refused(self.rank, key, _short(here), _short(there))
+            return Refused(self.rank, one_line(key), one_line(str(here)), one_line(str(there)))
         if hello.bundle_digest != self.bundle_digest:
-            return Refused(self.rank, "bundle digest", self.bundle_digest[:12], hello.bundle_digest[:12])
+            return Refused(self.rank, "bundle digest", self.bundle_digest[:12], one_line(hello.bundle_digest[:12]))
         if hello.sender in self.banned:
             return Refused(self.rank, BANNED, "no", "yes")
         if hello.sender == NO_RANK or hello.sender not in self.topology.neighbours(self.rank):
@@ -366,8 +388,3 @@ class Peers:
         self._by_channel.pop(peer.channel, None)
         self.transport.close_channel(peer.channel)
         self._emit(PeerLost(peer.rank, outgoing=False, reason=reason))
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else text[:117] + "..."

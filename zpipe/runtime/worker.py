@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from zpipe.errors import ExecutorLost
+from zpipe.errors import ExecutorLost, one_line
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.policy.messages import RunStage
 
@@ -54,7 +54,7 @@ class Worker:
         except Exception as exc:
             # Out of memory for one row alone, there is not enough for any other; a larger batch is tried row by row first.
             lost = isinstance(exc, ExecutorLost) or (isinstance(exc, MemoryError) and len(command.tasks) == 1)
-            return None, Failure(" ".join(f"{type(exc).__name__}: {exc}".split())[:240], lost)
+            return None, Failure(one_line(" ".join(f"{type(exc).__name__}: {exc}".split())), lost)
 
     def put(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
         """Runs a batch on the thread."""

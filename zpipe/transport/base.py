@@ -148,6 +148,10 @@ class Transport(Protocol):
     def counts(self) -> TransportCounts:
         """What was kept away from the handler."""
 
+    @property
+    def turned_away(self) -> str:
+        """For people: address and key of the connection that `counts.unknown_keys` was last raised by; "" before the first."""
+
     def tables(self) -> dict[str, tuple[int, int]]:
         """{what it keeps: (entries now, at most)}."""
 

@@ -133,6 +133,7 @@ class MemoryTransport:
         self.address = bind
         self.key = key
         self.counts = TransportCounts()
+        self.turned_away = ""
         self._banned: set[str] = set()
         self._network = network
         self._handler = handler

@@ -47,6 +47,8 @@ class Doorkeeper:
         self._counts = counts
         self._clock = clock
         self._numbers = count()
+        #: (address, key) of who was not let in last; put into words only where somebody asks, since a flood is not to be worded
+        self._unknown: tuple[bytes, str] | None = None
         #: {key or address: (connections it may make, as of this time)}
         self._rates: dict[str, tuple[float, float]] = {}
 
@@ -56,6 +58,7 @@ class Doorkeeper:
         key = z85.encode(credentials[0]).decode("ascii") if mechanism == b"CURVE" else ""
         if self._allowed is not None and key not in self._allowed:
             self._counts.unknown_keys += 1
+            self._unknown = (address, key)
             status, text, user_id = b"400", b"key not allowed here", b""
         elif not self._within_rate(key or address.decode("ascii", "replace")):
             self._counts.limited += 1
@@ -72,6 +75,14 @@ class Doorkeeper:
         self._allowed.remove(key)
         self._counts.banned_keys += 1
         return True
+
+    @property
+    def turned_away(self) -> str:
+        """Who came last with a key that is not allowed, or with none; "" before the first."""
+        if self._unknown is None:
+            return ""
+        address, key = self._unknown
+        return f"{address.decode('ascii', 'replace')}, {f'key {key[:8]}...' if key else 'no key'}"
 
     @property
     def rates(self) -> int:

@@ -58,7 +58,7 @@ ATTEMPT_SECONDS = 6.0
 
 #: What ends a connection or an attempt, in words. How a handshake fails that one side meant with keys and the other without is a
 #: matter of who sees it first.
-_NO_HANDSHAKE = "handshake failed: no node there, or keys on one side only"
+_NO_HANDSHAKE = "handshake failed: no node there, or keys on one side only, or other keys than the topology's"
 _ENDINGS = {
     int(zmq.EVENT_DISCONNECTED): "peer closed the connection",
     int(zmq.EVENT_CLOSED): "connection refused",
@@ -135,6 +135,10 @@ class ZeroMQTransport:
         self._most_banned = 0 if keys is None else len(keys.allowed)
         self._closed = False
         self._monitor_numbers = count()
+
+    @property
+    def turned_away(self) -> str:
+        return self._doorkeeper.turned_away
 
     def tables(self) -> dict[str, tuple[int, int]]:
         # Calls posted: of each channel one, and of each that a newer one's message pushes out in the same turn.

@@ -13,8 +13,8 @@ ways. A node ignores a kind that came on the other plane (`DATA_PLANE` names the
 
 **Fields.** Every header begins `[version=1, kind, sender]`; `sender` is a rank, or -1 for an observer, which may send
 only Hello, Ping, StatsRequest and Bye. Integers are 0 .. 2**63-1 and floats finite and >= 0 unless said. `[x]` is an
-array. The header holds no maps and no extension types; the two documents are JSON objects in a bin (no NaN, no infinity,
-16 levels at most), since a JSON decoder allocates by what is there and not by what is claimed.
+array. The header holds no maps and no extension types; the two documents are JSON objects in a bin (UTF-8, no NaN, no
+infinity, 16 levels at most), since a JSON decoder allocates by what is there and not by what is claimed.
 
     kind              plane    fields after sender
     ----------------  -------  --------------------------------------------------------------------------------------
@@ -44,6 +44,8 @@ array. The header holds no maps and no extension types; the two documents are JS
   not shared, so the sender takes half the measured round trip from the one and adds it to the other.
 - thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
+- strings are UTF-8, in the documents too: a lone surrogate, escaped or not, is no text. Those that people are shown (key, here,
+  there, cause, reason) the receiver takes in as one line of 240 characters, whatever does not print escaped (`one_line`).
 - holding_seconds is -1.0 when the receiver does not say.
 - label is one of the bundle's classes.
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from zpipe.errors import WireError
+from zpipe.errors import WireError, one_line
 from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire.kinds import (
     HEADER_TYPES,
@@ -242,7 +242,7 @@ def _hello(fields: Fields, limits: WireLimits) -> Hello:
 
 
 def _refused(fields: Fields, limits: WireLimits) -> Refused:
-    return Refused(*fields[2:])
+    return Refused(fields[2], *map(one_line, fields[3:]))
 
 
 def _credit(fields: Fields, limits: WireLimits) -> CreditUpdate:
@@ -281,7 +281,7 @@ def _lost(fields: Fields, limits: WireLimits) -> Lost:
         source, session, sample, attempt, cause, by = row
         if min(*row[:4], by) < 0 or max(*row[:4], by) > MAX_INT or source > MAX_RANK or attempt < 1:
             raise WireError(f"LOST: row {_short(row)} is out of range")
-        lost.append(LostRow(SampleKey(source, session, sample), attempt, cause, by))
+        lost.append(LostRow(SampleKey(source, session, sample), attempt, one_line(cause), by))
     return Lost(fields[2], lost)
 
 
@@ -325,7 +325,7 @@ def _stats(fields: Fields, limits: WireLimits) -> Stats:
 
 
 def _bye(fields: Fields, limits: WireLimits) -> Bye:
-    return Bye(fields[2], fields[3])
+    return Bye(fields[2], one_line(fields[3]))
 
 
 _BUILDERS: dict[int, Callable[[Fields, WireLimits], Message]] = {
@@ -370,9 +370,12 @@ def _by_stage(kind: str, flat: Fields, value_type: type[int | float], limits: Wi
 
 
 def _document(kind: str, data: bytes) -> dict[str, Any]:
-    """The dict inside a Hello or Stats: finite numbers, bounded depth."""
+    """The dict inside a Hello or Stats: UTF-8 and nothing that has no UTF-8, finite numbers, bounded depth."""
     try:
-        document = json.loads(data, parse_constant=_no_constant)
+        text = data.decode()  # left to json, it would let surrogates pass
+        document = json.loads(text, parse_constant=_no_constant)
+        if "\\u" in text:  # the other way for a lone surrogate to come in
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise WireError(f"{kind}: document is not JSON: {type(exc).__name__}: {exc}") from exc
     if type(document) is not dict:

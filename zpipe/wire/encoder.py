@@ -11,8 +11,9 @@ import msgpack
 import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from zpipe.errors import MAX_TEXT
 from zpipe.model import Credit, Task
-from zpipe.wire.kinds import MAX_TEXT, NO_BUDGET, NO_HOLDING, Kind
+from zpipe.wire.kinds import NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
     Blocked,

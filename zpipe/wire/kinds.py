@@ -51,6 +51,3 @@ NO_BUDGET = -1
 
 #: `holding_seconds` of a Credit that does not say.
 NO_HOLDING = -1.0
-
-#: Characters kept of a cause, reason or differing value: an exception's text may be of any length.
-MAX_TEXT = 240

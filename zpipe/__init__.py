@@ -3,7 +3,7 @@
     async with zpipe.Pipeline.local("line4.yaml") as pipeline:
         result = await pipeline.submit(image)
 
-Public is what this module names; everything else may change.
+Public is what this module names, and `zpipe.executors` for those who bring their own; everything else may change.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from zpipe.errors import (
     ConfigError,
     EngineMismatchError,
     ExecutorError,
+    ExecutorLost,
     PeerLost,
     PipelineClosed,
     SampleError,
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigError",
     "EngineMismatchError",
     "ExecutorError",
+    "ExecutorLost",
     "Node",
     "Outcome",
     "PeerLost",

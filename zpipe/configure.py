@@ -9,7 +9,7 @@ from zpipe.bundle import Bundle, load_bundle
 from zpipe.codecs import load_bottleneck, measured_codecs, row_bytes
 from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
-from zpipe.executors.base import EXECUTORS
+from zpipe.executors.base import EXECUTORS, is_executor_name
 from zpipe.model import AUTO_CODEC, NO_CODEC
 from zpipe.policy import NodePolicy
 from zpipe.policy.admission import ADMISSIONS
@@ -50,7 +50,9 @@ def load_checked(topology: Topology) -> Bundle:
     _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
     _check_name(topology, "policy.exit", topology.policy.exit_point, points)
     for node in topology.nodes:
-        _check_name(topology, f"nodes[{node.rank}].executor", node.executor, EXECUTORS)
+        if not is_executor_name(node.executor):  # whether Python finds one is for the node that runs it to say
+            known = (*EXECUTORS, "MODULE:CLASS of your own")
+            _check_name(topology, f"nodes[{node.rank}].executor", node.executor, known)
     _check_codecs(topology, bundle)
     check_emulation(topology, bundle)
     return bundle_to_run(topology, bundle)

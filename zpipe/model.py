@@ -16,6 +16,9 @@ DTYPE_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4, "int32": 4, "i
 #: A threshold from here on means "never exit": confidences are probabilities, and 1.0 itself occurs in float32.
 NEVER_EXIT = 1.0
 
+#: A confidence may lie a rounding error outside 0..1.
+CONFIDENCE_SLACK = 1e-3
+
 #: How an activation may be packed for a link (`zpipe.codecs` says what each does), and the wish that the runtime chooses.
 NO_CODEC = "none"
 CODECS = (NO_CODEC, "fp16", "int8", "int8+zstd", "bottleneck")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from zpipe.errors import ExecutorError
-from zpipe.executors.gate import evaluate_gate
+from zpipe.executors.gate import evaluate_gate, recorded_decision
 from zpipe.model import NEVER_EXIT, GateRule, GateSpec
 
 RULES: tuple[GateRule, ...] = ("max-probability", "entropy", "margin")
@@ -80,18 +80,16 @@ def test_row_is_the_same_alone_and_among_256_of_a_thousand_classes() -> None:
         assert whole.confidences == alone
 
 
-@given(any_logits, rules, temperatures, st.booleans())
-def test_any_logits_give_plain_values_within_range(
-    logits: npt.NDArray[Any], rule: GateRule, temperature: float, last: bool
-) -> None:
-    decision = evaluate_gate(logits, GateSpec(rule, temperature, (0.0,) * len(logits), last=last))
+@given(any_logits, rules, temperatures)
+def test_any_logits_give_plain_values_within_range(logits: npt.NDArray[Any], rule: GateRule, temperature: float) -> None:
+    decision = evaluate_gate(logits, GateSpec(rule, temperature, (0.0,) * len(logits)))
     assert all(type(exited) is bool for exited in decision.exited)
     assert all(type(label) is int and 0 <= label < logits.shape[1] for label in decision.labels)
     assert all(type(confidence) is float and 0.0 <= confidence <= 1.0 for confidence in decision.confidences)
     json.dumps(decision, allow_nan=False)
 
 
-@given(any_logits, rules)
+@given(finite_logits, rules)
 def test_last_stage_lets_every_row_leave(logits: npt.NDArray[Any], rule: GateRule) -> None:
     assert evaluate_gate(logits, GateSpec(rule, 1.0, (), last=True)).exited == [True] * len(logits)
 
@@ -111,8 +109,15 @@ def test_row_with_a_bad_logit_stays_with_confidence_zero_and_leaves_its_neighbou
     [([math.nan, 1.0, 5.0], 2), ([math.inf, 1.0, math.nan], 0), ([math.nan] * 3, 0), ([-math.inf, -7.0, math.nan], 1)],
 )
 def test_label_of_a_bad_row_is_the_best_of_its_numbers(row: list[float], label: int) -> None:
-    decision = evaluate_gate(np.array([row], np.float32), GateSpec("max-probability", 1.0, (0.0,), last=True))
-    assert decision == ([True], [label], [0.0])
+    decision = evaluate_gate(np.array([row], np.float32), GateSpec("max-probability", 1.0, (0.0,)))
+    assert decision == ([False], [label], [0.0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_last_stage_does_not_answer_a_row_with_a_bad_logit(bad: float) -> None:
+    logits = np.array([[9, 0, 0], [1, bad, 5]], np.float32)
+    with pytest.raises(ExecutorError, match="found 2 of 3 logits finite in row 1, expected all"):
+        evaluate_gate(logits, GateSpec("max-probability", 1.0, (), last=True))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -121,6 +126,13 @@ def test_certain_row_does_not_exit_at_never_exit(rule: GateRule) -> None:
     decision = evaluate_gate(certain, GateSpec(rule, 1.0, (NEVER_EXIT, math.inf, 0.9999)))
     assert decision.confidences == [1.0] * 3
     assert decision.exited == [False, False, True]
+
+
+@pytest.mark.parametrize(("threshold", "exits"), [(1e308, False), (-1e308, True)])
+def test_threshold_beyond_float32_is_an_infinity(threshold: float, exits: bool) -> None:
+    gate = GateSpec("max-probability", 1.0, (threshold,))
+    assert evaluate_gate(np.array([[9, 0]], np.float32), gate).exited == [exits]
+    assert recorded_decision(np.array([0]), np.array([0.9], np.float32), gate).exited == [exits]
 
 
 def test_nan_threshold_never_exits() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.executors.tiny import DATA, STAGES, gate, tiny_bundle
-from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError
+from tests.executors.tiny import DATA, STAGES, gate, images, tiny_bundle
+from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError, ExecutorLost
 from zpipe.executors import make_executor
-from zpipe.executors.onnx import available_providers
+from zpipe.executors.onnx import OnnxExecutor, available_providers
 from zpipe.model import ExitHead, StageSpec, TensorSpec
 
 
@@ -30,6 +31,23 @@ def test_engine_failure_is_one_line_and_the_session_lives_on(capfd: pytest.Captu
     assert "\n" not in str(info.value)
     assert executor.run(0, black, gate(2, last=True)).exited == [True, True]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("rows", "error"), [(1, ExecutorLost), (2, ExecutorError)])
+def test_no_memory_for_one_row_loses_the_executor(rows: int, error: type[ExecutorError], monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = OnnxExecutor(tiny_bundle(), [0])
+    executor.warm_up(1)
+
+    def run(names: object, feed: object) -> Any:  # what 1.31 said under a limit of its address space
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Cast node. Name:'' Status Message: "
+            "bfc_arena.cc:360 AllocateRawInternal(size_t, bool, Stream*) Failed to allocate memory for requested buffer of size 768"
+        )
+
+    monkeypatch.setattr(executor._sessions[0], "_session", SimpleNamespace(run=run))
+    with pytest.raises(ExecutorError, match=f"stage 0: batch {rows} failed .* Failed to allocate memory") as info:
+        executor.run(0, images(rows), gate(rows))
+    assert type(info.value) is error
 
 
 @pytest.mark.parametrize("content", [b"", b"not an ONNX file", (DATA / "stage0.onnx").read_bytes()[:400]])

@@ -63,14 +63,20 @@ def image(number: int) -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def cannot_look(output: StageOutput) -> Any:
+    raise ValueError("cannot look\nat this one")
+
+
 class FakeExecutor:
-    """Answers at once and by number; `broken` numbers raise, a `deadly` one is its last."""
+    """Answers at once and by number; a batch with a `broken` number gives what `fault` makes of its output, a `deadly` one is its
+    last."""
 
     inline = True
 
     def __init__(self, bundle: Bundle, stages: tuple[int, ...]) -> None:
         self.stages = stages
         self.broken: set[int] = set()
+        self.fault: Callable[[StageOutput], Any] = cannot_look
         self.deadly: set[int] = set()
         self.dead = False
         self.ran: list[tuple[int, list[int]]] = []
@@ -91,8 +97,6 @@ class FakeExecutor:
         self.dead = self.dead or not self.deadly.isdisjoint(numbers)
         if self.dead:
             raise ExecutorLost("its device is gone")
-        if self.broken.intersection(numbers):
-            raise ValueError("cannot look\nat this one")
         activation = None
         if spec.output is not None:
             activation = np.zeros((len(numbers), *spec.output.shape), spec.output.dtype)
@@ -102,7 +106,11 @@ class FakeExecutor:
             gate.last or (number % len(self._bundle.stages) <= stage and threshold < 1.0)
             for number, threshold in zip(numbers, gate.thresholds, strict=True)
         ]
-        return StageOutput(activation, leaves, [number % 10 for number in numbers], [0.9] * len(numbers), 1e-4, 1e-4)
+        output = StageOutput(activation, leaves, [number % 10 for number in numbers], [0.9] * len(numbers), 1e-4, 1e-4)
+        if self.broken.intersection(numbers):
+            faulty: StageOutput = self.fault(output)
+            return faulty
+        return output
 
     def close(self) -> None:
         pass

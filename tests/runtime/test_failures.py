@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.runtime.mesh import LiveMesh, answers, expected, live, run, topology, turns_until
+from zpipe.executors import StageOutput
 from zpipe.policy.delivery import MAX_STAGE_FAILURES
 
 KINDS = ["memory", "zeromq"]
@@ -67,6 +72,50 @@ def test_poison_samples_fail_with_their_cause_and_nothing_else_does(kind: str, s
             assert sum(stats[rank]["stage_failures"] for rank in hosts) == len(batches)
             assert all(stats[rank]["serving"] and stats[rank]["accepting"] for rank in stats)
             assert stats[0]["delivery"]["resubmitted"] == len(poison) * (MAX_STAGE_FAILURES - 1)
+            assert epochs(mesh) == before, "no node went down"
+            await emptied(mesh)
+
+    run(main)
+
+
+def leaves(output: StageOutput) -> StageOutput:
+    raise SystemExit(3)
+
+
+def cut(output: StageOutput) -> StageOutput:
+    assert output.activation is not None
+    return replace(output, activation=output.activation[:, :1])
+
+
+#: {name: (what the executor makes of its output, what the cause says)}
+FAULTS: dict[str, tuple[Callable[[StageOutput], Any], str]] = {
+    "exit": (leaves, "SystemExit: 3"),
+    "nothing": (lambda output: None, "found output of type NoneType, expected a StageOutput"),
+    "short": (lambda output: replace(output, exited=output.exited[1:]), "found output exited of 0 rows, expected 1"),
+    "shape": (
+        cut,
+        "found output activation float32 [1, 1, 8, 8], expected float32 [1, 16, 8, 8]",
+    ),
+    "nan": (lambda output: replace(output, confidences=[math.nan] * len(output.exited)), "found output confidence nan in row 0"),
+    "label": (lambda output: replace(output, labels=[99] * len(output.exited)), "found output label 99, expected 0..9"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_output_that_does_not_fit_fails_its_sample_alone(fault: str) -> None:
+    async def main() -> None:
+        async with live(topology(LINE)) as mesh:
+            before = epochs(mesh)
+            mesh.executors[1].broken = {7}
+            mesh.executors[1].fault, cause = FAULTS[fault]
+            for number in range(30):
+                mesh.submit(number)
+            assert answers(await mesh.until(30)) == {**expected(30), 7: ("failed", -1, -1)}
+            (failed,) = [outcome for outcome in mesh.outcomes if outcome.kind == "failed"]
+            assert failed.cause.startswith("stage-failed: stage 1 on node 1: ")
+            assert cause in failed.cause
+            assert failed.attempts == MAX_STAGE_FAILURES
+            assert mesh.drivers[1].stats()["serving"]
             assert epochs(mesh) == before, "no node went down"
             await emptied(mesh)
 

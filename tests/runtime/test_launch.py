@@ -86,6 +86,21 @@ def test_rank_with_a_site_is_started_there_and_the_others_on_this_machine() -> N
     run(main)
 
 
+def test_children_find_an_executor_where_their_parent_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ("from pathlib import Path", "from zpipe.executors.onnx import OnnxExecutor", "class Own(OnnxExecutor):")
+    closes = "    def close(self): Path(__file__).with_name('closed').touch()"
+    (tmp_path / "beside_my_script.py").write_text("\n".join((*lines, closes)))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def main() -> None:
+        async with zpipe.Pipeline.local(with_executor(1, "beside_my_script:Own")) as p:
+            images = p.bundle.evaluation().images[:10]
+            await asyncio.gather(*[p.submit(image) for image in images])
+        assert (tmp_path / "closed").exists()
+
+    run(main)
+
+
 def test_child_that_cannot_start_is_one_line_and_the_others_end() -> None:
     async def main() -> None:
         launcher = Launcher(with_executor(2, "onyx"), bundle(), [1, 2])

@@ -23,7 +23,9 @@ from zpipe.errors import ConfigError
 @click.option(
     "--cpu-share", "cpu_shares", multiple=True, metavar="RANK=SHARE", help="With --lab: this board has that share of a core."
 )
-@click.option("--executor", help="What runs the stages at every node: `onnx`, or `emulated` for devices that are not here.")
+@click.option(
+    "--executor", help="What runs the stages at every node: `onnx`, `emulated` (devices that are not here), or MODULE:CLASS."
+)
 @click.option("--device", help="Device profile of nodes whose topology names none, for `--executor emulated`.")
 @load_options
 @click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")

@@ -42,8 +42,9 @@ class Bottleneck:
         self.bytes = self._int8.bytes
 
     def encode(self, values: Floats, out: Bytes) -> None:
-        mixed = self._encode @ values.reshape(len(values), self._shape[0], -1)
-        mixed += self._encode_bias
+        with np.errstate(invalid="ignore", over="ignore"):  # a row that is not finite stays so, and its neighbours as they are
+            mixed = self._encode @ values.reshape(len(values), self._shape[0], -1)
+            mixed += self._encode_bias
         self._int8.encode(mixed, out)
 
     def decode(self, coded: Bytes) -> Floats:

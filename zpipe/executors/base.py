@@ -1,4 +1,4 @@
-"""What a stage executor is, and the registry that finds one by name.
+"""What a stage executor is, and how one is found by its name.
 
 An executor owns the engines of the stages one node hosts. It is told what to run (a stage, a batch, a gate) and answers with
 activations and exit decisions; it knows nothing of queues, links or samples. The same contract holds for ONNX Runtime, for
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,17 +17,21 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.errors import ConfigError, ExecutorError
-from zpipe.model import DTYPE_BYTES, GateSpec, StageSpec, TensorSpec
+from zpipe.errors import ConfigError, ExecutorError, ZpipeError, one_line
+from zpipe.model import CONFIDENCE_SLACK, DTYPE_BYTES, GateSpec, StageSpec, TensorSpec
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
 
-#: name in a topology -> `module:class`. Modules are imported on first use, so a node needs only the backend it runs.
+#: Name in a topology -> `module:class`. Modules are imported on first use, so a node needs only the backend it runs. Any other
+#: `module:class` may stand in a topology, too.
 EXECUTORS = {
     "emulated": "zpipe.executors.emulated:EmulatedExecutor",
     "onnx": "zpipe.executors.onnx:OnnxExecutor",
 }
+
+#: No batch takes as long: 31 years.
+_MOST_SECONDS = 1e9
 
 _DTYPES = {name: np.dtype(name) for name in DTYPE_BYTES}
 
@@ -82,7 +87,8 @@ class StageExecutor(Protocol):
             gate: one threshold per row.
 
         Raises:
-            ExecutorError: the stage is not hosted here, the input or the gate does not fit it, or the engine failed.
+            ExecutorError: the stage is not hosted here, the input or the gate does not fit it, or the engine failed on this batch.
+            ExecutorLost: it will not run anything any more; the node takes its stages out of service.
             BundleError: the stage's file does not hold what the manifest says (at its first use).
             BackendUnavailable: the library or device is not here (at first use at the latest).
         """
@@ -97,13 +103,14 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
     """The executor a topology names, for some stages of a bundle. Cheap: engines are loaded at first use or by `warm_up`.
 
     Args:
-        name: a key of `EXECUTORS`.
+        name: a key of `EXECUTORS`, or `module:class`; called with bundle, stages and options.
         bundle: where the stages' files and specifications come from.
         stages: hosted stages, in any order.
         options: what the executor's own class takes.
 
     Raises:
         ConfigError: there is no executor of that name, it knows no such option, or the bundle has no such stage.
+        ExecutorError: it could not be made.
         BackendUnavailable: the library it needs is not installed.
     """
     missing = sorted(set(stages) - set(range(len(bundle.stages))))
@@ -118,25 +125,57 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         raise ConfigError(
             f"executor {name}: found options {unknown}, expected some of: {', '.join(known) or 'none'}; correct the topology"
         )
-    return cast("StageExecutor", _factory(name)(bundle, stages, **options))
+    try:
+        made = _factory(name)(bundle, stages, **options)
+    except ZpipeError:
+        raise
+    except Exception as exc:  # of somebody else's class
+        raise ExecutorError(f"executor {name}: found {_said(exc)} when it was made, expected an executor; correct it") from exc
+    lacks = [attribute for attribute in ("stages", "inline", "warm_up", "run", "close") if not hasattr(made, attribute)]
+    if lacks:
+        raise ConfigError(
+            f"executor {name}: found {type(made).__name__} without {', '.join(lacks)}, expected a zpipe.executors.StageExecutor"
+        )
+    return cast("StageExecutor", made)
+
+
+def is_executor_name(name: str) -> bool:
+    """Whether a topology may name this: a key of `EXECUTORS`, or in the form `module:class`. Imports nothing."""
+    module, colon, attribute = name.partition(":")
+    return name in EXECUTORS or (bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute)))
 
 
 def executor_options(name: str) -> tuple[str, ...]:
     """The options `make_executor` takes for this executor.
 
     Raises:
-        ConfigError: there is no executor of that name.
+        ConfigError: there is no executor of that name, or its module does not load.
     """
     return tuple(inspect.signature(_factory(name)).parameters)[2:]
 
 
 def _factory(name: str) -> Any:
-    if name not in EXECUTORS:
+    if not is_executor_name(name):
         raise ConfigError(
-            f"executor: found {name!r}, expected one of {', '.join(sorted(EXECUTORS))}; correct the topology's `executor`"
+            f"executor: found {name!r}, expected one of {', '.join(sorted(EXECUTORS))}, or MODULE:CLASS of your own; "
+            f"correct the topology's `executor`"
         )
-    module, _, attribute = EXECUTORS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = EXECUTORS.get(name, name).partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute, None)
+    except Exception as exc:  # of somebody else's module
+        raise ConfigError(
+            f"executor {name}: found {_said(exc)} on importing {module}, expected a module that Python finds where the node runs; "
+            f"install it there or put its folder on PYTHONPATH"
+        ) from exc
+    if not callable(factory):
+        found = "nothing" if factory is None else type(factory).__name__
+        raise ConfigError(f"executor {name}: found {found} as {attribute} in {module}, expected a class; correct the topology")
+    return factory
+
+
+def _said(exc: Exception) -> str:
+    return one_line(" ".join(f"{type(exc).__name__}: {exc}".split()))
 
 
 def check_inputs(spec: StageSpec, inputs: npt.NDArray[Any]) -> None:
@@ -152,6 +191,67 @@ def check_inputs(spec: StageSpec, inputs: npt.NDArray[Any]) -> None:
     found = f"{inputs.dtype.name} {list(inputs.shape)}"
     wanted = f"{expected.dtype} {_batched(expected)} with batch >= 1"
     raise ExecutorError(f"stage {spec.index}: found input {found}, expected {wanted}; reshape or convert it before submitting")
+
+
+def check_output(spec: StageSpec, rows: int, output: StageOutput) -> None:
+    """Refuse an output that does not fit the stage, before it goes on: a neighbour would drop it, or a later step break on it.
+
+    It looks at shapes and at the values that travel, not into activations: those are read by the next stage alone, and one that
+    holds a NaN ends at the gate.
+
+    Args:
+        spec: the stage that ran.
+        rows: of the batch it ran on.
+        output: as the executor gave it; anything may come from one that is not our own.
+
+    Raises:
+        ExecutorError: names what was found and what is expected.
+    """
+    found, expected = _misfit(spec, rows, output)
+    if found:
+        raise ExecutorError(f"stage {spec.index}: found output {found}, expected {expected}; correct the executor")
+
+
+_FITS = ("", "")
+
+
+def _misfit(spec: StageSpec, rows: int, output: StageOutput) -> tuple[str, str]:
+    """(found, expected) of the first thing wrong; `_FITS` if nothing is. 2.4 µs for a batch of 8, 7 for one of 64."""
+    if not isinstance(output, StageOutput):
+        return f"of type {type(output).__name__}", "a StageOutput"
+    exited, labels, confidences = output.exited, output.labels, output.confidences
+    for name, values, kind in (("exited", exited, bool), ("labels", labels, int), ("confidences", confidences, float)):
+        if type(values) is not list:
+            return f"{name} of type {type(values).__name__}", f"a list of {kind.__name__}"
+        if len(values) != rows:
+            return f"{name} of {len(values)} rows", f"{rows}, as in the batch"
+        if set(map(type, values)) != {kind}:  # NumPy's scalars look alike, but the wire has no form for them
+            return f"{name} with {' and '.join(sorted({type(value).__name__ for value in values}))}", f"a list of {kind.__name__}"
+    if spec.exit_head is None:
+        if True in exited:
+            return f"that lets row {exited.index(True)} exit", "none to at a stage without an exit head"
+    elif min(labels) < 0 or max(labels) >= spec.exit_head.classes:
+        return f"label {max(labels, key=abs)}", f"0..{spec.exit_head.classes - 1}"
+    # The sum is for a NaN, which hides from min and max behind the first value.
+    if not (math.isfinite(sum(confidences)) and min(confidences) >= -CONFIDENCE_SLACK and max(confidences) <= 1 + CONFIDENCE_SLACK):
+        wrong = next(value for value in confidences if not -CONFIDENCE_SLACK <= value <= 1 + CONFIDENCE_SLACK)
+        return f"confidence {wrong} in row {confidences.index(wrong)}", "0..1"
+    for name, seconds in (("wall_seconds", output.wall_seconds), ("cpu_seconds", output.cpu_seconds)):
+        if not isinstance(seconds, float | int) or not 0.0 <= seconds <= _MOST_SECONDS:
+            return f"{name} {seconds!r:.40}", f"seconds, 0..{_MOST_SECONDS:g}"
+    return _activation_misfit(spec.output, rows, output.activation)
+
+
+def _activation_misfit(expected: TensorSpec | None, rows: int, activation: object) -> tuple[str, str]:
+    if expected is None:
+        return _FITS if activation is None else ("with an activation", "none from the last stage")
+    if not isinstance(activation, np.ndarray):
+        found = f"{type(activation).__name__} as activation"
+    elif activation.dtype == _DTYPES[expected.dtype] and activation.shape == (rows, *expected.shape):
+        return _FITS
+    else:
+        found = f"activation {activation.dtype.name} {list(activation.shape)}"
+    return found, f"{expected.dtype} {[rows, *expected.shape]}"
 
 
 def sample_inputs(spec: StageSpec, batch: int) -> npt.NDArray[Any]:

@@ -9,8 +9,8 @@ One formula in float32, the same on every device (the CUDA gate follows this fil
    - `entropy`: `1 - H / log(classes)` with `H = log(s) - sum(e * d) / s`.
 3. A row exits when `confidence >= threshold` and `threshold < NEVER_EXIT`, both rounded to float32 (as they travel on the wire).
    At the last stage every row exits.
-4. A row with NaN or infinity among its logits never exits before the last stage; its label is the arg max with NaN read as
-   minus infinity, its confidence 0.
+4. A row with NaN or infinity among its logits (or among these over the temperature) never exits; its label is the arg max
+   with NaN read as minus infinity, its confidence 0. At the last stage nothing can answer it: the batch fails.
 
 The label is the arg max of the raw logits (the first of equals): the temperature cannot change an answer.
 
@@ -55,23 +55,24 @@ def evaluate_gate(logits: npt.NDArray[Any], gate: GateSpec) -> GateDecision:
         gate: its `thresholds` hold one value per row; at the last stage they are not read.
 
     Raises:
-        ExecutorError: the shape of logits, the number of thresholds or the temperature is wrong.
+        ExecutorError: the shape of logits, the number of thresholds or the temperature is wrong, or at the last stage a row has
+            logits that are not finite.
     """
     raw = np.ascontiguousarray(logits, dtype=np.float32)
     _check(raw, gate)
     labels = raw.argmax(axis=1)
-    with np.errstate(all="ignore"):  # infinities are legal input here, and handled below
+    with np.errstate(all="ignore"):  # infinities are legal input here, logits' and thresholds', and handled below
         scaled = raw / np.float32(gate.temperature)
         finite = np.isfinite(scaled)
         confidence = _confidence(scaled, gate.rule)
+        exited = _exits(confidence, gate)
     if not finite.all():  # rare, so the ordinary batch pays for one look only
         bad = ~finite.all(axis=1)
+        if gate.last:
+            raise ExecutorError(_not_finite(raw, bad))
         labels[bad] = np.where(np.isnan(raw[bad]), -np.inf, raw[bad]).argmax(axis=1)
         confidence[bad] = 0.0
-        exited = _exits(confidence, gate)
-        exited[bad] = gate.last
-    else:
-        exited = _exits(confidence, gate)
+        exited[bad] = False
     return GateDecision(exited.tolist(), labels.tolist(), confidence.tolist())
 
 
@@ -87,7 +88,9 @@ def recorded_decision(labels: npt.NDArray[Any], confidences: Floats, gate: GateS
         ExecutorError: the number of thresholds is wrong.
     """
     _check_rows(len(confidences), gate)
-    return GateDecision(_exits(confidences, gate).tolist(), labels.tolist(), confidences.tolist())
+    with np.errstate(over="ignore"):
+        exited = _exits(confidences, gate)
+    return GateDecision(exited.tolist(), labels.tolist(), confidences.tolist())
 
 
 def undecided(stage: int, batch: int, gate: GateSpec) -> GateDecision:
@@ -107,6 +110,13 @@ def _check_rows(rows: int, gate: GateSpec) -> None:
         raise ExecutorError(f"gate: found {found}, expected one per row; the GateSpec belongs to another batch")
 
 
+def _not_finite(logits: Floats, bad: npt.NDArray[np.bool_]) -> str:
+    """What rule 4 says of the last stage."""
+    row = int(bad.argmax())
+    found = f"{np.isfinite(logits[row]).sum()} of {logits.shape[1]} logits finite in row {row}"
+    return f"gate: found {found}, expected all where every row must be answered; look at this sample's input"
+
+
 def _check(logits: Floats, gate: GateSpec) -> None:
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ExecutorError(
@@ -120,7 +130,7 @@ def _check(logits: Floats, gate: GateSpec) -> None:
 
 
 def _exits(confidence: Floats, gate: GateSpec) -> npt.NDArray[np.bool_]:
-    """Rule 3, for rows whose logits are finite."""
+    """Rule 3, for rows whose logits are finite. A threshold beyond float32 becomes an infinity, with a warning if not silenced."""
     if gate.last:
         return np.ones(len(confidence), dtype=np.bool_)
     thresholds = np.array(gate.thresholds, dtype=np.float32)

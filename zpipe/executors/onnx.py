@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from zpipe.errors import BackendUnavailable, BundleError, ExecutorError
+from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost
 from zpipe.executors.base import StageOutput, check_inputs, sample_inputs
 from zpipe.executors.gate import evaluate_gate, undecided
 from zpipe.model import GateSpec, StageSpec, TensorSpec
@@ -29,6 +29,10 @@ _WARM_UP_RUNS = 5
 
 #: ONNX Runtime's "fatal": what goes wrong reaches us as an exception, once.
 _LOG_FATAL = 4
+
+#: What ONNX Runtime says when there is no memory left: its arena, the C++ library, the operating system. The exception's class
+#: tells nothing: Fail in 1.31, RuntimeException before.
+_NO_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "cannot allocate memory")
 
 #: ONNX Runtime's name of each dtype a stage boundary may carry.
 _ORT_TYPES = {
@@ -133,11 +137,14 @@ class _Session:
 
         Raises:
             ExecutorError: ONNX Runtime failed; the session stays usable.
+            ExecutorLost: it has no memory for one row alone, so there is not enough for any other.
         """
         try:
             outputs = self._session.run(self._names, {"input": inputs})
         except Exception as exc:  # onnxruntime's errors have no base class of their own
             found = f"batch {len(inputs)} failed in ONNX Runtime: {_one_line(exc)}"
+            if len(inputs) == 1 and any(said in found.lower() for said in _NO_MEMORY):
+                raise ExecutorLost(f"stage {self.spec.index}: {found}; free memory on this board, or host fewer stages") from exc
             raise ExecutorError(f"stage {self.spec.index}: {found}; `zpipe doctor` checks the bundle") from exc
         if len(outputs) == 2:
             return outputs[0], outputs[1]

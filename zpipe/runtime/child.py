@@ -1,6 +1,6 @@
 """A rank that another process started: `python -m zpipe.runtime.child`, one JSON line at a time on its pipes.
 
-    in   {"topology": {...}, "rank": 2, "bundle": "/path", "trace": null or "/path"}     what to be
+    in   {"topology": {...}, "rank": 2, "bundle": "/path", "trace": null or "/path", "path": [...]}     what to be
     out  {"address": "127.0.0.1:40123"}                        bound, stages loaded
     in   {"addresses": {"0": "...", ...}}                      where the others are
     out  {"ready": true}                                       every neighbour said Hello
@@ -58,6 +58,8 @@ async def serve() -> int:
     spec = json.loads(await lines.readline() or b"null")
     if spec is None:
         return 0
+    # The parent's script may lie beside the module of an executor of its own.
+    sys.path.extend(folder for folder in spec.get("path", ()) if folder not in sys.path)
     trace = Path(spec["trace"]) if spec.get("trace") else None
     topology = from_dict(spec["topology"])
     bundle = bundle_to_run(topology, load_bundle(spec["bundle"], verify=False))

@@ -180,7 +180,7 @@ class Driver:
         self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
-        self._stages = Stages(executor, self._payloads, rank=rank, done=self._ran) if executor is not None else None
+        self._stages = Stages(executor, bundle.stages, self._payloads, rank=rank, done=self._ran) if executor is not None else None
         self._carried: dict[int, Carried] = {}  #: by peer
         self._stats_token = 0
         self._process = psutil.Process()

@@ -188,7 +188,8 @@ class Launcher:
         )
         trace = None if self._trace is None else str(trace_file(self._trace, rank, restarts=self.restarts[rank]))
         topology = self.topology.with_addresses({rank: self._bound[rank]}) if rank in self._bound else self.topology
-        self._tell(rank, {"topology": topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace})
+        spec = {"topology": topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace, "path": sys.path}
+        self._tell(rank, spec)
 
     def _tell(self, rank: int, message: dict[str, Any]) -> None:
         stdin = self.processes[rank].stdin

@@ -13,7 +13,7 @@ from typing import Any
 from zpipe.bundle import Bundle
 from zpipe.configure import prepare
 from zpipe.emulation import replay_codec
-from zpipe.errors import ConfigError, ZpipeError
+from zpipe.errors import ConfigError, ExecutorError, ZpipeError, one_line
 from zpipe.executors.base import StageExecutor, executor_options, make_executor
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.security import node_keys
@@ -35,14 +35,25 @@ def new_session() -> int:
 
 
 def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor | None:
-    """The executor of one node, warm; None where it hosts no stage."""
+    """The executor of one node, warm; None where it hosts no stage.
+
+    Raises:
+        ConfigError: there is no such executor, or it does not fit the bundle.
+        ExecutorError: it could not be made, or run.
+    """
     node = topology.node(rank)
     if not node.stages:
         return None
     says = {"device": node.device, "codec": replay_codec(topology)}
     options = {option: says[option] for option in executor_options(node.executor) if option in says}
     executor = make_executor(node.executor, bundle, node.stages, **options)
-    executor.warm_up(node.max_batch)
+    try:
+        executor.warm_up(node.max_batch)
+    except ZpipeError:
+        raise
+    except Exception as exc:  # of somebody else's class
+        found = one_line(" ".join(f"{type(exc).__name__}: {exc}".split()))
+        raise ExecutorError(f"executor {node.executor}: found {found} at its warm-up, expected it to run; correct it") from exc
     return executor
 
 

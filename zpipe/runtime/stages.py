@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
 from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage, StageCompleted, StageFailed
 from zpipe.runtime.payloads import Payloads
 from zpipe.runtime.worker import Failure, Worker
@@ -28,13 +29,15 @@ class Stages:
 
     Args:
         executor: closed with this.
+        specs: of every stage of the bundle.
         payloads: gets the activations of rows that go on, and loses those of rows that leave.
         rank: of the node, for the log.
         done: called on the loop, once per batch until `close`.
     """
 
-    def __init__(self, executor: StageExecutor, payloads: Payloads, *, rank: int, done: Done) -> None:
+    def __init__(self, executor: StageExecutor, specs: Sequence[StageSpec], payloads: Payloads, *, rank: int, done: Done) -> None:
         self._executor = executor
+        self._specs = specs
         self._payloads = payloads
         self._rank = rank
         self._done = done
@@ -44,7 +47,7 @@ class Stages:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Before the first `run`."""
         self._loop = loop
-        self._worker = Worker(self._executor, loop, self._ran)
+        self._worker = Worker(self._executor, self._specs, loop, self._ran)
 
     def run(self, command: RunStage, inputs: npt.NDArray[Any], *, predicted_seconds: float) -> None:
         """Starts a batch, whose inputs are `[tasks, *shape]`; it is done in a later turn of the loop."""

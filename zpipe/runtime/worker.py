@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
 from zpipe.errors import ExecutorLost, one_line
-from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.executors.base import StageExecutor, StageOutput, check_output
+from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage
 
 #: Takes a finished batch: its command, and either the output or what it raised.
@@ -32,6 +33,7 @@ class Worker:
 
     Args:
         executor: called from the thread, and from the loop by `run`.
+        specs: of every stage of the bundle; what the executor gives is checked against them.
         loop: where `ran` is called.
         ran: takes each batch that `put` was given.
 
@@ -39,22 +41,31 @@ class Worker:
         inline: whether `run` may be called on the loop.
     """
 
-    def __init__(self, executor: StageExecutor, loop: asyncio.AbstractEventLoop, ran: Ran) -> None:
+    def __init__(self, executor: StageExecutor, specs: Sequence[StageSpec], loop: asyncio.AbstractEventLoop, ran: Ran) -> None:
         self.inline = executor.inline
         self._executor = executor
+        self._specs = specs
         self._loop = loop
         self._ran = ran
         self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, Failure | None]:
-        """Runs a batch here and now. Whatever the executor raises becomes a Failure: one bad sample must not stop a node."""
+        """Runs a batch here and now. Whatever goes wrong becomes a Failure: one bad sample must not stop a node.
+
+        That holds for SystemExit and its like, too: a Rust panic, for one, comes as a BaseException. KeyboardInterrupt passes
+        where it may be a person's Ctrl-C: in the main thread.
+        """
         try:
-            return self._executor.run(command.stage, inputs, command.gate), None
-        except Exception as exc:
+            output = self._executor.run(command.stage, inputs, command.gate)
+            check_output(self._specs[command.stage], len(command.tasks), output)
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             # Out of memory for one row alone, there is not enough for any other; a larger batch is tried row by row first.
             lost = isinstance(exc, ExecutorLost) or (isinstance(exc, MemoryError) and len(command.tasks) == 1)
-            return None, Failure(one_line(" ".join(f"{type(exc).__name__}: {exc}".split())), lost)
+            return None, Failure(_said(exc), lost)
+        return output, None
 
     def put(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
         """Runs a batch on the thread."""
@@ -78,3 +89,11 @@ class Worker:
                 self._loop.call_soon_threadsafe(self._ran, command, output, failure)
             except RuntimeError:  # the loop closed while the batch ran: nobody waits for it
                 return
+
+
+def _said(exc: BaseException) -> str:
+    """What was raised, in one line: it goes to logs, terminals and peers, and may be the work of a sample."""
+    try:
+        return one_line(" ".join(f"{type(exc).__name__}: {exc}".split()).rstrip(": "))
+    except Exception:
+        return f"{type(exc).__name__}, whose message cannot be read"

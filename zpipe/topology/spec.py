@@ -34,7 +34,7 @@ class NodeSpec:
         stages: what it hosts, rising; may be empty at a source.
         address: `host:port` of its data plane as its neighbours reach it; port 0 = chosen at start.
         bind: host or `host:port` it listens on, "" = the address.
-        executor: name of what runs its stages.
+        executor: name of what runs its stages, or `module:class`.
         device: which device or device profile, in the executor's own words.
         max_batch: most tasks in one batch.
         slots: most samples of its own under way in this node (policy rule C1, `own_slots`).

@@ -18,7 +18,7 @@ import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import WireError, one_line
-from zpipe.model import Credit, LostRow, Report, ResultRow, SampleKey, Task
+from zpipe.model import CONFIDENCE_SLACK, Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire.kinds import (
     HEADER_TYPES,
     LOST_ROW_TYPES,
@@ -63,9 +63,6 @@ MAX_RANK = 65535
 
 #: Durations in microseconds stay exact in a float: 285 years.
 MAX_MICROSECONDS = 2**53
-
-#: float32 gates may land a rounding error outside 0..1.
-CONFIDENCE_SLACK = 1e-3
 
 #: Nesting of the dict in a Hello or Stats. Deeper ones could exhaust the stack of whoever walks them.
 MAX_DOCUMENT_DEPTH = 16

@@ -1,7 +1,8 @@
 """What running a stage costs beyond ONNX Runtime itself: `python bench/micro_executor.py` or `pytest bench/micro_executor.py`.
 
-Compares the ways to call a session (the plain call, its private inner call, IO binding, OrtValues), then the whole executor
-and the gate alone. All ways of one case take turns, so that a busy machine is unfair to none; the median of the rounds counts.
+Compares the ways to call a session (the plain call, its private inner call, IO binding, OrtValues), then the whole executor,
+the check of what it gave, and the gate alone.
+All ways of one case take turns, so that a busy machine is unfair to none; the median of the rounds counts.
 The gate costs twice as much after an engine run (caches and branch predictors are the engine's then) as in a loop of its own,
 so the executor's difference from the plain call is the figure to believe.
 """
@@ -21,7 +22,7 @@ import pytest
 
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.executors import evaluate_gate
-from zpipe.executors.base import sample_inputs
+from zpipe.executors.base import StageOutput, check_output, sample_inputs
 from zpipe.executors.onnx import OnnxExecutor, _session_options
 from zpipe.model import GateRule, GateSpec
 
@@ -78,6 +79,13 @@ def executor_call(bundle: Bundle, stage: int, batch: int) -> Call:
     return lambda: executor.run(stage, inputs, gate)
 
 
+def check_call(bundle: Bundle, stage: int, batch: int) -> Call:
+    """The look that a node takes at one output before it goes on."""
+    output = executor_call(bundle, stage, batch)()
+    assert isinstance(output, StageOutput)
+    return lambda: check_output(bundle.stages[stage], batch, output)
+
+
 def gate_call(rule: GateRule, batch: int, classes: int = 10) -> Call:
     """One evaluation of the gate."""
     logits: npt.NDArray[np.float32] = np.random.default_rng(0).normal(size=(batch, classes)).astype(np.float32)
@@ -123,6 +131,8 @@ def main() -> None:
         times = microseconds(calls)
         for way, value in times.items():
             print(f"batch {batch}  {way:28} {value:8.1f}  {value - times['session.run']:+7.1f}")
+    checks = microseconds({f"{batch} rows": check_call(bundle, 2, batch) for batch in (*BATCHES, 64)})
+    print("check of an output   " + "   ".join(f"{way} {value:.1f}" for way, value in checks.items()))
     for batch in (*BATCHES, 64):
         times = microseconds({rule: gate_call(rule, batch) for rule in RULES})
         print(f"gate, {batch:2} rows   " + "   ".join(f"{rule} {value:.1f}" for rule, value in times.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from zpipe.errors import ExecutorLost, one_line
 from zpipe.executors.base import StageExecutor, StageOutput, check_output
 from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage
+
+log = logging.getLogger("zpipe.node")
 
 #: Takes a finished batch: its command, and either the output or what it raised.
 Ran = Callable[[RunStage, StageOutput | None, "Failure | None"], None]
@@ -62,6 +65,7 @@ class Worker:
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise
+            log.debug("stage %d: what happened:", command.stage, exc_info=True)  # for whoever writes an executor
             # Out of memory for one row alone, there is not enough for any other; a larger batch is tried row by row first.
             lost = isinstance(exc, ExecutorLost) or (isinstance(exc, MemoryError) and len(command.tasks) == 1)
             return None, Failure(_said(exc), lost)

@@ -198,6 +198,26 @@ def test_coarse_clock_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.clock().status == "warning"
 
 
+@pytest.mark.parametrize(
+    ("limit", "status", "found"),
+    [
+        ((1024, 1024), "warning", "1024 for a process, expected 4096"),
+        ((1024, 524_288), "ok", "1024 for a process, which a node raises to 65536"),
+        ((20_000, 20_000), "ok", "20000 for a process"),
+    ],
+)
+def test_descriptors(monkeypatch: pytest.MonkeyPatch, limit: tuple[int, int], status: str, found: str) -> None:
+    monkeypatch.setattr(doctor, "limits", lambda: limit)
+    (finding,) = doctor.descriptors()
+    assert finding.status == status
+    assert finding.found.startswith(found)
+
+
+def test_descriptors_without_a_limit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zpipe.descriptors.resource", None)
+    assert doctor.descriptors() == []
+
+
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=2e8, total=1e9))
     finding = doctor.memory()

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from zpipe.descriptors import MOST_DESCRIPTORS, limits
 from zpipe.errors import ZpipeError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ LEAST_PYTHON = (3, 10)
 BUNDLE = "digits-mobilenetv2"
 #: A node takes about 100 MB, the four of line4.yaml and the bench 450 MB.
 SCARCE_MEMORY_BYTES = 500e6
+#: A link takes 10 descriptors of a node, so that this is 64 neighbours and 3,000 strangers who say nothing.
+FEW_DESCRIPTORS = 4096
 #: Stages take 0.3 ms and more; a coarser clock would make service times up.
 COARSE_CLOCK_SECONDS = 1e-4
 #: Importing torch from a slow SD card takes most of a minute.
@@ -133,7 +136,7 @@ def diagnose(*, loopback: Callable[[], str] | None) -> list[Finding]:
     findings = [python_version(), *[dependency(each) for each in DEPENDENCIES], bundle(), stages()]
     if loopback is not None:
         findings += [zeromq(loopback), curve()]
-    findings += [cores(), memory(), clock(), *governor(), nvidia_driver()]
+    findings += [cores(), memory(), *descriptors(), clock(), *governor(), nvidia_driver()]
     return findings + [extra(each) for each in EXTRAS]
 
 
@@ -264,6 +267,21 @@ def memory() -> Finding:
         return Finding("memory", "ok", found)
     expected = f"expected {SCARCE_MEMORY_BYTES / 1e6:.0f} MB for line4.yaml on one machine"
     return Finding("memory", "warning", f"{found}, {expected}", "fewer ranks here: zpipe bench --topology line2.yaml")
+
+
+def descriptors() -> list[Finding]:
+    """How many connections a node here can have; nothing where the system does not limit that."""
+    found = limits()
+    if found is None:
+        return []
+    soft, hard = found
+    if hard < FEW_DESCRIPTORS:
+        said = f"{hard} for a process, expected {FEW_DESCRIPTORS}: connections of strangers can take them all"
+        remedy = f"sudo prlimit --pid $$ --nofile={MOST_DESCRIPTORS} (for a service: LimitNOFILE={MOST_DESCRIPTORS})"
+        return [Finding("descriptors", "warning", said, remedy)]
+    most = min(hard, MOST_DESCRIPTORS)
+    raised = f", which a node raises to {most}" if soft < most else ""
+    return [Finding("descriptors", "ok", f"{soft} for a process{raised}")]
 
 
 def clock() -> Finding:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
+import resource
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from tests.transport.harness import MAX_MESSAGE_BYTES, PATIENCE, Recorder, World, connect, run
 from zpipe.errors import ConfigError
@@ -146,6 +152,63 @@ def test_an_attempt_without_any_event_is_given_up(monkeypatch: pytest.MonkeyPatc
             for accepted in held:
                 accepted.close()
             assert (heard.connected, heard.disconnected) == ([], [])
+
+    run(main())
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """In this whole process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("count", [0, 3, 6, 9])
+def test_an_attempt_that_runs_out_of_descriptors_is_lost_and_made_again(count: int) -> None:
+    async def main() -> None:
+        async with World("zeromq") as world:
+            one, heard, _ = await world.node()
+            _, _, address = await world.node()
+            with descriptors_left(count):
+                channel = one.open(address)
+                if count < 4:
+                    assert channel.trouble == "this node has no socket left (Too many open files; see `ulimit -n`)"
+            await heard.until(lambda: heard.connected == [channel])
+            assert channel.trouble == ""
+
+    run(main())
+
+
+@pytest.mark.parametrize("made", range(5))
+def test_a_start_that_runs_out_of_sockets_is_a_config_error_and_leaves_none(monkeypatch: pytest.MonkeyPatch, made: int) -> None:
+    """By hand: in a process that has too few descriptors to begin with, libzmq aborts."""
+
+    async def main() -> None:
+        before = descriptors()
+        transport = ZeroMQTransport(Recorder(), max_message_bytes=MAX_MESSAGE_BYTES)
+        left, make = iter(range(made)), zmq.Context.socket
+
+        def socket_or_none(context: zmq.Context[Any], kind: int) -> Any:
+            if next(left, None) is None:
+                raise zmq.ZMQError(errno.EMFILE)
+            return make(context, kind)
+
+        monkeypatch.setattr(zmq.Context, "socket", socket_or_none)
+        with pytest.raises(ConfigError, match=r"^127\.0\.0\.1:0: found no socket left for this process"):
+            await transport.start()
+        assert descriptors() == before
 
     run(main())
 

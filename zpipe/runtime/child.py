@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import load_bundle
+from zpipe.descriptors import raise_limit
 from zpipe.emulation import bundle_to_run
 from zpipe.errors import ZpipeError
 from zpipe.runtime.loops import run
@@ -107,6 +108,7 @@ def main() -> int:
     """Entry point; errors go to the parent in one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_when_orphaned()
+    raise_limit()
     logging.basicConfig(level=os.environ.get("ZPIPE_LOG", "ERROR"), format="%(message)s")
     try:
         return run(serve())

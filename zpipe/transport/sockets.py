@@ -28,6 +28,9 @@ SILENCE_MILLISECONDS = 10000
 #: What a frame grows by when it is sealed: libzmq compares MAXMSGSIZE with that (CurveZMQ's MESSAGE: name, nonce, MAC, flags).
 CURVE_FRAME_BYTES = 33
 
+#: What making a socket fails with when this process or this machine has no more of them, or of descriptors.
+OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 #: Tries to find two neighbouring free ports.
 PORT_TRIES = 64
 
@@ -102,20 +105,24 @@ class SocketOptions:
 
         Raises:
             ConfigError: the address is in use, or is none of this machine's.
+            zmq.ZMQError: out of sockets (OUT_OF_SOCKETS).
         """
         host, _, port = bind.rpartition(":")
         wanted = bind
         for _ in range(PORT_TRIES if port == "0" else 1):
-            pull, router = self.bound(context, zmq.PULL, host), self.bound(context, zmq.ROUTER, host)
-            wanted = bind
+            wanted, made = bind, []
             try:
+                made.append(pull := self.bound(context, zmq.PULL, host))
+                made.append(router := self.bound(context, zmq.ROUTER, host))
                 pull.bind(f"tcp://{host}:{'*' if port == '0' else port}")
                 data_port = _bound_port(pull)
                 wanted = f"{host}:{data_port + 1}"
                 router.bind(f"tcp://{wanted}")
             except zmq.ZMQError as exc:
-                pull.close(0)
-                router.close(0)
+                for socket in made:
+                    socket.close(0)
+                if exc.errno in OUT_OF_SOCKETS:
+                    raise
                 if exc.errno != errno.EADDRINUSE:
                     raise ConfigError(f"cannot bind {wanted}: {exc}; expected an IP address of this machine and a port") from exc
             else:

@@ -11,9 +11,11 @@
 4. **Limits.** MAXMSGSIZE per frame (libzmq drops the connection of a peer that exceeds it), high-water marks, frames per
    message, number of incoming channels and origins, messages of a channel before it is confirmed, new connections per second
    (`zap`), and a deadline for handshakes. Known limits, none of which libzmq has an option for: it buffers an unfinished
-   multipart message without bound, accepts any number of connections that have not shaken hands yet (a descriptor each, until
-   HANDSHAKE_MILLISECONDS), and can't close a single connection of a bound socket: a banned peer can go on sending what is
-   thrown away. Against strangers CURVE helps with the first, since who has no key gets no message begun.
+   multipart message without bound; it accepts any number of connections that have not shaken hands yet (a descriptor and 3 kB
+   each, until HANDSHAKE_MILLISECONDS), and where no descriptor is left it tries again without a pause (most of a core, measured;
+   nobody new comes in): `zpipe.descriptors` puts that off, and an attempt of ours that gets no socket is one that failed; it
+   can't close a single connection of a bound socket: a banned peer can go on sending what is thrown away. Against strangers
+   CURVE helps with the first, since who has no key gets no message begun.
 5. **CURVE.** With keys every socket is encrypted, each side proves its key, and who is let in is asked of `zap` before anything
    of a connection is read. A recorded session is worth nothing: the handshake has fresh keys of both sides.
 
@@ -45,7 +47,17 @@ from zpipe.transport.base import (
 )
 from zpipe.transport.curve import CurveKeys, check_curve
 from zpipe.transport.readers import QUOTA, Connections, Reader, Readers
-from zpipe.transport.sockets import Context, Socket, SocketOptions, buffer, connection_property, event_of, readable, send
+from zpipe.transport.sockets import (
+    OUT_OF_SOCKETS,
+    Context,
+    Socket,
+    SocketOptions,
+    buffer,
+    connection_property,
+    event_of,
+    readable,
+    send,
+)
 from zpipe.transport.zap import MAX_RATES, MAX_REQUEST_FRAMES, Doorkeeper, key_of
 
 #: Pause before a lost or refused connection is tried again: first, and at most.
@@ -120,7 +132,10 @@ class ZeroMQTransport:
         self._doorkeeper = Doorkeeper(None if keys is None else keys.allowed, self.counts)
         self._context: Context = zmq.Context()
         self._readers = Readers(self.counts, settle=self._settle, drained=handler.on_drained)
+        #: of the questions, and of the monitors of the bound sockets
         self._bound: list[Reader] = []
+        #: the bound sockets
+        self._planes: tuple[Socket, ...] = ()
         self._pull: Reader | None = None
         self._router: Reader | None = None
         self._pull_monitor: Reader | None = None
@@ -156,18 +171,30 @@ class ZeroMQTransport:
     async def start(self) -> str:
         self._loop = asyncio.get_running_loop()
         self._readers.start(self._loop)
-        questions = self._options.questions(self._context)
-        self._bound = [self._readers.watch(questions, partial(self._on_question, questions), MAX_REQUEST_FRAMES)]
         try:
-            pull, router, address = self._options.bind_planes(self._context, self._bind)
+            return self._listen()
         except ConfigError:
             await self.aclose()
             raise
+        except zmq.ZMQError as exc:
+            await self.aclose()
+            if exc.errno not in OUT_OF_SOCKETS:
+                raise
+            raise ConfigError(
+                f"{self._bind}: found no socket left for this process ({exc}), expected more; ulimit -n 4096"
+            ) from exc
+
+    def _listen(self) -> str:
+        questions = self._options.questions(self._context)
+        self._bound.append(self._readers.watch(questions, partial(self._on_question, questions), MAX_REQUEST_FRAMES))
+        pull, router, address = self._options.bind_planes(self._context, self._bind)
+        self._planes = (pull, router)
         self._pull_monitor = self._monitor(pull, int(zmq.EVENT_DISCONNECTED), self._on_pull_event)
+        self._bound.append(self._pull_monitor)
         self._router_monitor = self._monitor(router, int(zmq.EVENT_DISCONNECTED), self._incoming.on_event)
+        self._bound.append(self._router_monitor)
         self._pull = self._readers.watch(pull, self._on_pull)
         self._router = self._readers.watch(router, self._on_router, MAX_FRAMES + 1)  # it puts its routing id before the message
-        self._bound += [self._pull, self._router, self._pull_monitor, self._router_monitor]
         return address
 
     async def aclose(self) -> None:
@@ -179,11 +206,13 @@ class ZeroMQTransport:
             self.close_channel(channel)
         for channel in self._routes:
             channel.closed, channel.connected = True, False
-        for monitored in (self._pull, self._router):
-            if monitored is not None:
-                monitored.socket.disable_monitor()
-        for reader in self._bound:
-            self._readers.forget(reader)
+        for socket in self._planes:
+            socket.disable_monitor()
+        for reader in (*self._bound, self._pull, self._router):
+            if reader is not None:
+                self._readers.forget(reader)
+        for socket in self._planes:
+            socket.close(0)  # of a start that failed before they were watched
         # A wait of about a millisecond for ZeroMQ's thread: every socket is closed with linger 0, and only then are the
         # ports free again.
         self._context.term()
@@ -352,11 +381,16 @@ class ZeroMQTransport:
         link = self._links[channel]
         host, _, port = channel.name.rpartition(":")
         link.timer = self._loop.call_later(ATTEMPT_SECONDS, self._lost, channel, "no answer")
-        dealer = self._join(channel, link, zmq.DEALER, host, int(port) + 1)
-        link.dealer = self._readers.watch(dealer, partial(self._on_dealer, channel))
-        link.readers.append(link.dealer)
-        if channel.data:
-            link.push = self._join(channel, link, zmq.PUSH, host, int(port))
+        try:
+            dealer = self._join(channel, link, zmq.DEALER, host, int(port) + 1)
+            link.dealer = self._readers.watch(dealer, partial(self._on_dealer, channel))
+            link.readers.append(link.dealer)
+            if channel.data:
+                link.push = self._join(channel, link, zmq.PUSH, host, int(port))
+        except zmq.ZMQError as exc:
+            if exc.errno not in OUT_OF_SOCKETS:
+                raise
+            self._lost(channel, f"this node has no socket left ({exc}; see `ulimit -n`)")
 
     def _join(self, channel: Channel, link: _Link, kind: int, host: str, port: int) -> Socket:
         socket = self._options.connecting(self._context, kind, host, channel.key)

@@ -55,6 +55,7 @@ def test_secrets_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> No
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "keys" / PUBLIC_FILE).stat().st_mode) == 0o644
     for rank, public in made.items():
         file = secret_file(tmp_path / "keys", rank)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -109,6 +110,19 @@ def test_secret_that_others_can_touch_is_refused_with_the_remedy(hall: Topology,
     assert line(node_keys, hall, 1) == f"{file}: found mode {mode:03o}, expected a secret nobody else can read; chmod 600 {file}"
     file.chmod(0o400)
     assert node_keys(hall, 1) is not None
+
+
+@posix
+@pytest.mark.parametrize("name", ["node1.secret", PUBLIC_FILE])
+def test_pipe_in_place_of_a_key_file_is_refused_without_waiting_for_its_writer(tmp_path: Path, name: str) -> None:
+    make_keys(tmp_path / "keys", range(2))
+    topology = load_topology(write(tmp_path))
+    pipe = tmp_path / "keys" / name
+    pipe.unlink()
+    os.mkfifo(pipe, 0o600)
+    said = line(load_topology, topology.path) if name == PUBLIC_FILE else line(node_keys, topology, 1)
+    assert said.startswith(f"{pipe}: found ")
+    assert "no regular file" in said
 
 
 @pytest.mark.parametrize(
@@ -199,6 +213,7 @@ def test_keys_travel_with_the_topology_and_are_part_of_its_digest(hall: Topology
         ("security: all", "security: found 'all', expected none, or keys: FOLDER"),
         ("security: {key: keys}", "security.key: found an unknown key, expected one of keys, public (did you mean keys?)"),
         ("security: {keys: 3}", "security.keys: found 3, expected a word"),
+        ("security: {keys: ~nosuchuser/x}", "security.keys: found '~nosuchuser/x', whose user has no home here, expected a folder"),
         ("security: {keys: there}", "security.keys: found no file {folder}/there/public.keys, expected the nodes' public keys"),
         ("security: {public: [x, y]}", "security.public: found 'x' at rank 0, expected a public key, 40 characters of Z85"),
         ("security: {public: 3}", "security.public: found 3, expected a list"),
@@ -223,9 +238,36 @@ ONE, TWO = (new_keypair()[0] for _ in range(2))
     ],
 )
 def test_mistake_in_the_public_keys(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "keys").mkdir()
-    (tmp_path / "keys" / PUBLIC_FILE).write_text(text)
+    (tmp_path / "keys").mkdir(mode=0o700)
+    public = tmp_path / "keys" / PUBLIC_FILE
+    public.write_text(text)
+    public.chmod(0o644)
     assert line(load_topology, write(tmp_path)).startswith(f"{tmp_path}/{said}")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_public_keys_that_others_can_change_are_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
+    make_keys(tmp_path / "keys", range(2))
+    file, public = write(tmp_path), tmp_path / "keys" / PUBLIC_FILE
+    public.chmod(mode)
+    expected = f"{public}: found mode {mode:03o}, expected a list of keys that nobody but its owner can change; chmod go-w {public}"
+    assert line(load_topology, file) == expected
+    public.chmod(0o444)
+    assert len(load_topology(file).security.keys) == 2
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_folder_of_keys_that_others_can_change_is_refused_and_none_are_made_there(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "keys"
+    make_keys(folder, [0])
+    folder.chmod(mode)
+    expected = f"{folder}: found mode {mode:03o}, expected a folder that nobody but its owner can change; chmod go-w {folder}"
+    assert line(load_topology, write(tmp_path)) == expected
+    assert line(make_keys, folder, [1]) == expected
+    folder.chmod(0o755)
+    assert list(make_keys(folder, [1])) == [1]
 
 
 def test_keys_may_come_in_any_order_and_for_more_ranks_than_there_are(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from zpipe.errors import ConfigError
 from zpipe.model import is_key
 from zpipe.topology import Topology
-from zpipe.topology.keys import PUBLIC_FILE, read_public
+from zpipe.topology.keys import PUBLIC_FILE, read_public, read_regular
 from zpipe.transport.curve import CurveKeys, check_curve, new_keypair, public_key
 
 #: Neither the group nor others may do anything with a secret.
@@ -62,9 +62,7 @@ def read_secret(file: Path) -> str:
         ConfigError: it is not there, is readable by others, or holds no key.
     """
     try:
-        with file.open(encoding="ascii") as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            secret = opened.read(4096).strip()
+        text, mode = read_regular(file)
     except FileNotFoundError as exc:
         raise ConfigError(
             f"{file}: found no such file, expected this node's secret key; copy it from where `zpipe keygen` was run"
@@ -73,6 +71,7 @@ def read_secret(file: Path) -> str:
         raise ConfigError(f"{file}: found that it cannot be read ({exc}), expected this node's secret key") from exc
     if os.name == "posix" and mode & _OTHERS:
         raise ConfigError(f"{file}: found mode {stat.S_IMODE(mode):03o}, expected a secret nobody else can read; chmod 600 {file}")
+    secret = text.strip()
     if not is_key(secret):
         raise ConfigError(f"{file}: found no key, expected 40 characters of Z85; copy it from where `zpipe keygen` was run")
     return secret
@@ -112,7 +111,7 @@ def make_keys(folder: Path, ranks: Collection[int]) -> dict[int, str]:
         {rank: public key} of the new ones.
 
     Raises:
-        ConfigError: a rank has a key there already, or the folder cannot be written.
+        ConfigError: a rank has a key there already, or the folder cannot be written, or others may write it.
     """
     check_curve()
     known = read_public(folder) or {}
@@ -157,4 +156,5 @@ def _write_public(folder: Path, keys: dict[int, str]) -> None:
     text += "".join(f"{rank} {key}\n" for rank, key in sorted(keys.items()))
     fresh = folder / f"{PUBLIC_FILE}.new"
     fresh.write_text(text, encoding="ascii")
+    fresh.chmod(0o644)  # whatever the umask: a list that others can write is refused
     os.replace(fresh, folder / PUBLIC_FILE)

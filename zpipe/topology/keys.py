@@ -6,6 +6,9 @@ board) and `nodeRANK.secret` (on that node's board alone). Secrets are read by z
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ OPEN = "none"
 #: The folder where a topology names none.
 DEFAULT_FOLDER = "keys"
 PUBLIC_FILE = "public.keys"
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def parse_security(at: At, value: object, *, path: Path | None, nodes: int, read
     if isinstance(value, str):
         raise at.wrong(value, f"{OPEN}, or keys: FOLDER")
     read = Fields(at, value, known=("keys", "public"))
-    folder = Path(read.text("keys", DEFAULT_FOLDER)).expanduser()
+    folder = _home_expanded(at / "keys", read.text("keys", DEFAULT_FOLDER))
     folder = (path.parent if path is not None else Path()).absolute() / folder
     if not read_keys:
         return SecuritySpec(folder=folder)
@@ -73,6 +78,13 @@ def parse_security(at: At, value: object, *, path: Path | None, nodes: int, read
         at /= "keys"
         found = _required_keys(at, folder)
     return SecuritySpec(keys=_checked(at, found, nodes), folder=folder)
+
+
+def _home_expanded(at: At, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:
+        raise at.error(f"{text!r}, whose user has no home here", "a folder") from exc
 
 
 def _required_keys(at: At, folder: Path) -> dict[int, str]:
@@ -102,11 +114,14 @@ def read_public(folder: Path) -> dict[int, str] | None:
     """{rank: public key} of a folder's file; None where there is no such file.
 
     Raises:
-        TopologyError: it can't be read, or a line of it can't.
+        TopologyError: it can't be read, or a line of it can't, or others than its owner may write the file or the folder: they
+            would decide who comes in.
     """
     file = folder / PUBLIC_FILE
     try:
-        text = file.read_text(encoding="ascii")
+        _check_writable(folder, folder.stat().st_mode)
+        text, mode = read_regular(file)
+        _check_writable(file, mode)
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as exc:
@@ -122,3 +137,27 @@ def read_public(folder: Path) -> dict[int, str] | None:
             raise At(str(file), f"line {number}").error(f"rank {words[0]} a second time", "each rank once")
         found[int(words[0])] = words[1]
     return found
+
+
+def _check_writable(path: Path, mode: int) -> None:
+    if os.name == "posix" and mode & _OTHERS_WRITE:
+        kind = "folder" if stat.S_ISDIR(mode) else "list of keys"
+        raise At(str(path)).error(
+            f"mode {stat.S_IMODE(mode):03o}", f"a {kind} that nobody but its owner can change; chmod go-w {path}"
+        )
+
+
+def read_regular(file: Path) -> tuple[str, int]:
+    """A small file's ASCII text and its mode, both of the file that was opened.
+
+    Raises:
+        OSError: it can't be read, or is a pipe or a device, on which reading might wait for ever.
+        UnicodeDecodeError: it is no ASCII.
+    """
+    # Without waiting: opening a named pipe waits for its writer.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, encoding="ascii") as opened:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return opened.read(), mode

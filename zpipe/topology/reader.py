@@ -199,15 +199,17 @@ def read_yaml(text: str, file: str) -> object:
     """The plain values of a YAML text.
 
     Raises:
-        TopologyError: the text is no YAML, is empty or has a key twice; the message names the line.
+        TopologyError: the text is no YAML, is empty, has a key twice (the message names the line) or is nested too deeply.
     """
     try:
         value = yaml.load(text, Loader=_OnceLoader)
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
-        problem = " ".join(str(getattr(exc, "problem", None) or exc).split())
+        problem = " ".join(str(getattr(exc, "problem", None) or exc).split()).removeprefix("found ")
         place = f"line {mark.line + 1}" if mark is not None else ""
         raise At(file, place).error(problem, "valid YAML with each key once") from exc
+    except RecursionError as exc:
+        raise At(file).error("lists or mappings nested too deeply", "valid YAML, a few levels deep") from exc
     if value is None:
         raise At(file).error("an empty file", "a topology with at least bundle and nodes")
     return value

@@ -14,6 +14,8 @@ BANDWIDTH_UNITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 SHARE_UNITS = {"%": 0.01}
 #: Faults closer than this are one fault to everybody concerned; a minute of them would only fill the timeline.
 LEAST_SECONDS, MOST_SECONDS = 0.01, 1e6
+#: No cable that a link could be made slower than.
+MOST_BPS = 1e12
 
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)([^0-9.]+)")
 
@@ -166,8 +168,11 @@ class _Words:
             return 0.0
         units = {unit: factor for unit, factor in (BANDWIDTH_UNITS | SHARE_UNITS).items() if unit in action.amount}
         value = self._quantity(units)
-        if value is None or not value > 0.0 or ("%" in units and value > 1.0):
+        if value is None:
             raise self._wrong(repr(self._left[-1]) if self._left else "no amount", f"a number of {' or '.join(units)}", action)
+        if not 0.0 < value <= (1.0 if action.amount == tuple(SHARE_UNITS) else MOST_BPS):
+            expected = "above 0 and at most 100 %" if "%" in units else f"above 0 and at most {MOST_BPS:g} bit/s"
+            raise self._wrong(repr(self._left[-1]), expected, action)
         self._left.pop()
         return value
 

@@ -130,6 +130,7 @@ def row_of(name: str, fault: str, spec: str, deadline: float, seed: int, report:
         "expired_late_seconds": chaos["expired_late_seconds"],
         "damage": chaos["damage"],
         "bad_frames": chaos["bad_frames"],
+        "nodes_ended": chaos["nodes_ended"],
         "latency_ms": report["latency_ms"],
         "seconds": report["seconds"],
         "cores_busy": report["cores_busy"],
@@ -175,7 +176,8 @@ def show(row: dict[str, Any]) -> None:
     if row["damage"]:
         sums = {key: sum(link[key] for link in row["damage"].values()) for key in ("messages", "corrupted", "flipped")}
         said = f"{sums['corrupted']:,} of {sums['messages']:,} messages damaged, {sums['flipped']:,} bits flipped elsewhere"
-        line("damage", f"{said}; nodes refused {row['bad_frames']:,} frames")
+        besides = f", besides what {row['nodes_ended']:,} ended processes took along" if row.get("nodes_ended") else ""
+        line("damage", f"{said}; nodes refused {row['bad_frames']:,} frames{besides}")
     busy = f"{100 * row['cores_busy']:.0f} % of the cores, {100 * row['machine_busy']:.0f} % with everybody else"
     line("took", f"{row['seconds']:.0f} s, {busy}")
     print("  holds" if not broken(row) else f"  BROKEN: {broken(row):,}", flush=True)

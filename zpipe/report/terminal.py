@@ -104,7 +104,11 @@ def _chaos(report: dict[str, Any]) -> RenderableType:
     damage = {key: sum(row[key] for row in chaos["damage"].values()) for key in ("messages", "corrupted", "flipped")}
     if damage["corrupted"] or damage["flipped"]:
         said = f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
-        lines.append(f"{said}; nodes refused {chaos['bad_frames']:,} frames")
+        ended = chaos["nodes_ended"]
+        besides = (
+            f", besides what {ended:,} {'process' if ended == 1 else 'processes'} ended on purpose took along" if ended else ""
+        )
+        lines.append(f"{said}; nodes refused {chaos['bad_frames']:,} frames{besides}")
     return Group(table, Text("\n".join(lines)))
 
 

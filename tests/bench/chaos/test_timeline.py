@@ -56,6 +56,13 @@ def kill(at: float, *, back: float | None = 1.5, skipped: str = "") -> Event:
     return Event(Fault(at, "kill", 2), at, back, back, skipped)
 
 
+def test_processes_that_were_ended_are_counted_since_their_counts_went_with_them() -> None:
+    paused = Event(Fault(3.0, "stop", 1, seconds=1.0), 3.0, 1.0)
+    events = (kill(5.0), kill(6.0, skipped="node 2 was not back yet"), kill(9.0), paused)
+    report = Run().report(*events)
+    assert (report["bad_frames"], report["nodes_ended"]) == (3, 2)
+
+
 def test_repair_is_timed_from_the_fault_to_the_first_result_that_needed_it() -> None:
     run = Run()
     run.sample(4.0, 5.1)  # open at the fault, but not hurt

@@ -49,7 +49,8 @@ def chaos_report(
         log: every sample, all with the same deadline; its clock began at `started_at`.
         seconds: from the first offer to the last outcome.
         damage: per link, as its relay counted.
-        bad_frames: refused by all nodes; those of a process that was killed went with it.
+        bad_frames: refused by all nodes; what a process counted that was ended meanwhile (`nodes_ended` of the report) went
+            with it, and what it was sent at its end nobody read.
         answers: the right ones, where that can be said.
     """
     columns = log.columns()
@@ -69,6 +70,7 @@ def chaos_report(
         "labels": None if answers is None else _labels(columns, answered, answers),
         "damage": {link: dict(counts) for link, counts in damage.items()},
         "bad_frames": bad_frames,
+        "nodes_ended": sum(row.get("back_after_seconds") is not None for row in rows),
     }
 
 

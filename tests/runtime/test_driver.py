@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.runtime.mesh import LiveMesh, answers, expected, image, live, run, topology, turns_until
-from zpipe.model import SampleKey, Task
+from zpipe.errors import MAX_TEXT
+from zpipe.model import LostRow, ResultRow, SampleKey, Task
+from zpipe.policy.messages import Command, Event, LostReceived, ResultReceived, SendLost, SendResults
 from zpipe.wire import NO_CODEC, TaskBatch, encode
 
 LINE4 = [[0], [1], [2], [3, 4]]
@@ -166,6 +169,55 @@ def test_a_sample_nobody_can_answer_expires_at_its_deadline_and_leaves_nothing()
             assert outcomes == {0: ("result", 0, 0), 1: ("expired", -1, -1)}
             assert mesh.outcomes[-1].latency_seconds == pytest.approx(0.2, abs=0.1)
             assert mesh.drivers[0].inputs == {}
+
+    run(main)
+
+
+@pytest.mark.parametrize("deadline", [1e10, 1e305])
+def test_a_deadline_beyond_what_the_wire_can_say_is_no_damage(deadline: float) -> None:
+    async def main() -> None:
+        async with live(topology(LINE4)) as mesh:
+            for number in range(20):
+                mesh.submit(number, deadline=deadline)
+            assert answers(await mesh.until(20)) == expected(20)
+            assert [driver.inbox.counts.bad_frames for driver in mesh.drivers.values()] == [0] * 4
+
+    run(main)
+
+
+def result_row(number: int) -> ResultRow:
+    return ResultRow(SampleKey(0, 2**60, 2**60 + number), 2**60, 4, 9, 0.9, 0.5, 0.5, 2**60)
+
+
+ROWS: list[Any] = [
+    [LostRow(SampleKey(0, 1, number), 1, "x" * MAX_TEXT) for number in range(1000)],
+    [LostRow(SampleKey(0, 1, number), 1, "\N{SNOWMAN}" * MAX_TEXT) for number in range(1000)],
+    [LostRow(SampleKey(0, 1, number), 1, "peer-lost") for number in range(3000)],
+    [result_row(number) for number in range(1024)],
+    [result_row(0)],
+]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=["long", "longer", "many", "results", "one"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_beyond_one_header_go_in_several_messages(kind: str, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a neighbour told bundle by bundle is told on in one, and must not cost this node its own connection."""
+
+    async def main() -> None:
+        async with live(topology([[0], [1, 2, 3, 4]]), kind=kind) as mesh:
+            source, server = mesh.drivers[0], mesh.drivers[1]
+            came: list[Any] = []
+            decide = source._decide
+
+            def hear(events: list[Event], *, now: float) -> list[Command]:
+                came.extend(row for event in events if isinstance(event, LostReceived | ResultReceived) for row in event.rows)
+                return decide(events, now=now)
+
+            monkeypatch.setattr(source, "_decide", hear)
+            server._perform(SendLost(0, rows) if isinstance(rows[0], LostRow) else SendResults(0, rows))
+            await turns_until(lambda: len(came) >= len(rows) or source.inbox.counts.bad_frames > 0)
+            assert source.inbox.counts.bad_frames == 0
+            assert came == rows
 
     run(main)
 

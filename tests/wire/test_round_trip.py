@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.wire.samples import LIMITS, NOW, SAMPLES, UNBOUNDED, packed_batch, task, task_batch
@@ -167,6 +167,35 @@ def test_no_deadline_stays_no_deadline_and_a_past_one_arrives_as_now() -> None:
     back = round_trip(batch).tasks
 
     assert [each.deadline for each in back] == [math.inf, NOW]
+
+
+@given(
+    st.floats(-1e308, 1e308) | st.just(math.inf),
+    st.floats(-1e308, 1e308),
+    st.floats(0, 1e308),
+    st.floats(0, 1e308),
+    st.floats(0, 1e9),
+)
+@example(deadline=NOW + 1e10, born=NOW, weight=1.0, spent=0.0, later=0.0)
+@example(deadline=1e305, born=NOW, weight=1.0, spent=0.0, later=0.0)
+@example(deadline=math.inf, born=NOW - (2**53 - 1000) * 1e-6, weight=1.0, spent=0.0, later=1.0)
+def test_a_task_that_was_accepted_can_be_passed_on_whenever(
+    deadline: float, born: float, weight: float, spent: float, later: float
+) -> None:
+    """Else a node would send what its neighbour refuses, and two honest ones would make their connection anew for it."""
+    assume(weight + spent + spent < math.inf)
+    sent = replace(task(), deadline=deadline, born=born, weight=weight, queued_seconds=spent, service_seconds=spent)
+    accepted = round_trip(TaskBatch(1, 4, NO_CODEC, 1, [sent], np.zeros((1, 2, 3), np.float32)))
+    there = accepted.tasks[0]
+    there.queued_seconds += later
+    there.service_seconds += later
+
+    onward = decode(encode(accepted, now=NOW + later, transit_seconds=later), limits=LIMITS, now=NOW).tasks[0]  # type: ignore[union-attr]
+
+    centuries = 2**53 * 1e-6
+    assert (onward.deadline == math.inf) == (deadline == math.inf)
+    assert NOW <= onward.deadline <= NOW + centuries or deadline == math.inf
+    assert NOW - centuries <= onward.born <= NOW
 
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview], ids=lambda wrap: str(wrap.__name__))

@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +74,7 @@ from zpipe.wire import (
 
 log = logging.getLogger("zpipe.node")
 
-T = TypeVar("T")
+Rows = TypeVar("Rows", Lost, Results)
 
 #: uvloop rounds delays to milliseconds, so asking for less than half of one is a busy loop until the time has come.
 TIMER_GRAIN_SECONDS = 0.001
@@ -339,8 +339,7 @@ class Driver:
             case GrantCredit():
                 self._tell(command.peer, CreditUpdate(self.rank, command.credit))
             case SendResults():
-                for rows in self._split(command.rows):
-                    self._tell(command.peer, Results(self.rank, rows))
+                self._tell_rows(command.peer, Results(self.rank, command.rows))
             case Discard():
                 for token in command.tokens:
                     self._payloads.drop(token)
@@ -349,8 +348,7 @@ class Driver:
             case SendReport():
                 self._tell(command.peer, ReportUpdate(self.rank, command.report))
             case SendLost():
-                for lost in self._split(command.rows):
-                    self._tell(command.peer, Lost(self.rank, lost))
+                self._tell_rows(command.peer, Lost(self.rank, command.rows))
             case ResetLink():
                 log.warning("node %d makes its connection to node %d anew: %s", self.rank, command.peer, command.reason)
                 self.peers.reset(command.peer, command.reason)
@@ -424,13 +422,25 @@ class Driver:
         if channel is not None:
             self._answer(channel, message)
 
-    def _split(self, rows: list[T]) -> list[list[T]]:
-        """Rows as messages may carry them."""
-        most = self.inbox.limits.max_entries
-        return [rows] if len(rows) <= most else [rows[start : start + most] for start in range(0, len(rows), most)]
+    def _tell_rows(self, peer: int, message: Rows) -> None:
+        """One message if the receiver takes so many rows and so long a header, else its halves; one row is always short enough."""
+        channel = self.peers.control(peer)
+        if channel is None:
+            return
+        limits = self.inbox.limits
+        if len(message.rows) <= limits.max_entries:
+            frames = encode(message)
+            if len(frames[0]) <= limits.max_header_bytes:
+                self._send_control(channel, frames)
+                return
+        half = len(message.rows) // 2
+        self._tell_rows(peer, replace(message, rows=message.rows[:half]))
+        self._tell_rows(peer, replace(message, rows=message.rows[half:]))
 
     def _answer(self, channel: Channel, message: Message) -> None:
-        frames = encode(message)
+        self._send_control(channel, encode(message))
+
+    def _send_control(self, channel: Channel, frames: Sequence[Buffer]) -> None:
         if self.transport.send_control(channel, frames):
             self.counts.control_sent += 1
             self.counts.sent_bytes += len(frames[0])

@@ -41,7 +41,8 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
 
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
 - budget_us is the time left when the message arrives, -1 without a deadline; age_us the time since submit(). Clocks are
-  not shared, so the sender takes half the measured round trip from the one and adds it to the other.
+  not shared, so the sender takes half the measured round trip from the one and adds it to the other. Either is 2**53 at
+  most, 285 years; what is longer is sent as that.
 - thresholds are for the exits of stage, stage+1 ..., none for the last stage alone; at most one per stage.
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
 - strings are UTF-8, in the documents too: a lone surrogate, escaped or not, is no text. Those that people are shown (key, here,
@@ -51,7 +52,8 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the
   buffer is `rows` times that, or, of a *packed* codec, 1 byte to that many. What the bytes mean is the codec's
   (`zpipe.codecs`); the receiver undoes it before it looks at a row, and drops the message where it cannot.
-- rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result.
+- rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result. A header is
+  `WireLimits.max_header_bytes` at most, so rows with long causes go in several messages.
 - Hello travels in version 1 whatever its wire_version field asks for, so that a mismatch can be refused in words.
 
 Nothing is ever unpickled, and `decode` raises WireError, and nothing else, on every byte string not described here.

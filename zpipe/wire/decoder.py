@@ -22,6 +22,7 @@ from zpipe.model import CONFIDENCE_SLACK, Credit, LostRow, Report, ResultRow, Sa
 from zpipe.wire.kinds import (
     HEADER_TYPES,
     LOST_ROW_TYPES,
+    MAX_MICROSECONDS,
     NO_BUDGET,
     NO_HOLDING,
     RESULT_ROW_TYPES,
@@ -60,9 +61,6 @@ MAX_INT = 2**63 - 1
 
 #: Ranks above this name no node of any topology.
 MAX_RANK = 65535
-
-#: Durations in microseconds stay exact in a float: 285 years.
-MAX_MICROSECONDS = 2**53
 
 #: Nesting of the dict in a Hello or Stats. Deeper ones could exhaust the stack of whoever walks them.
 MAX_DOCUMENT_DEPTH = 16

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import MAX_TEXT
 from zpipe.model import Credit, Task
-from zpipe.wire.kinds import NO_BUDGET, NO_HOLDING, Kind
+from zpipe.wire.kinds import MAX_MICROSECONDS, NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
     Blocked,
@@ -33,6 +33,8 @@ from zpipe.wire.messages import (
 
 #: An IntEnum member costs msgpack a conversion; the hot kind is packed as the plain number.
 _TASK = int(Kind.TASK)
+
+_MAX_SECONDS = MAX_MICROSECONDS * 1e-6
 
 
 def encode(message: Message, *, now: float = 0.0, transit_seconds: float = 0.0) -> list[bytes | memoryview]:
@@ -70,7 +72,10 @@ def _encode_tasks(batch: TaskBatch, now: float, transit_seconds: float) -> list[
 
 
 def _task_row(task: Task, arrival: float) -> tuple[Any, ...]:
-    """One row; `arrival` is when the receiver will have it, on this node's clock. Past deadlines travel as budget 0."""
+    """One row; `arrival` is when the receiver will have it, on this node's clock. Past deadlines travel as budget 0.
+
+    Both durations end at what the wire can say: age grows on the way, and beyond it the receiver would refuse the whole frame.
+    """
     source, session, sample = task.key
     budget = task.deadline - arrival
     age = arrival - task.born
@@ -83,13 +88,18 @@ def _task_row(task: Task, arrival: float) -> tuple[Any, ...]:
         task.part,
         task.priority,
         task.oldest,
-        NO_BUDGET if budget == math.inf else int(budget * 1e6) if budget > 0.0 else 0,
-        int(age * 1e6) if age > 0.0 else 0,
+        NO_BUDGET if budget == math.inf else int(budget * 1e6) if 0.0 < budget < _MAX_SECONDS else _end(budget),
+        int(age * 1e6) if 0.0 < age < _MAX_SECONDS else _end(age),
         float(task.weight),
         float(task.queued_seconds),
         float(task.service_seconds),
         task.thresholds,
     )
+
+
+def _end(seconds: float) -> int:
+    """The nearer end of what the wire can say, in microseconds."""
+    return MAX_MICROSECONDS if seconds > 0.0 else 0
 
 
 def _header(message: Message) -> tuple[Any, ...]:

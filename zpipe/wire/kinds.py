@@ -51,3 +51,6 @@ NO_BUDGET = -1
 
 #: `holding_seconds` of a Credit that does not say.
 NO_HOLDING = -1.0
+
+#: Durations in microseconds stay exact in a float: 285 years. A longer one is told as that.
+MAX_MICROSECONDS = 2**53

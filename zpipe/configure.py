@@ -141,6 +141,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
                 lane_bytes=lane_bytes(bundle, link.codec),
                 bandwidth_bps=link.bandwidth_bps,
                 latency_seconds=link.latency_seconds,
+                fed_by_us_alone=not any(topology.lanes(other, peer) for other in topology.neighbours(peer) if other != rank),
             )
         )
     return NodeConfig(

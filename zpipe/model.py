@@ -242,6 +242,7 @@ class ResultRow:
         label: index into the bundle's classes.
         confidence: float32 value of the gate.
         queued_seconds, service_seconds: waited and computed, over all nodes.
+        hops: nodes it passed on its way to the source; whoever passes it on adds one.
     """
 
     key: SampleKey
@@ -252,6 +253,7 @@ class ResultRow:
     queued_seconds: float
     service_seconds: float
     part: int = 0
+    hops: int = 0
 
 
 # ---- what the caller gets ----------------------------------------------------------------------

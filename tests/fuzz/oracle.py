@@ -154,7 +154,7 @@ def _lost(row: LostRow, limits: WireLimits) -> None:
 
 def _result(row: ResultRow, limits: WireLimits) -> None:
     _key(row.key, row.attempt)
-    _counts(row.part, row.label)
+    _counts(row.part, row.label, row.hops)
     _claim(row.exit_stage in limits.stage_inputs and row.label < limits.classes, row)
     _claim(type(row.confidence) is float and -0.00101 <= row.confidence <= 1.00101, row)
     _seconds(row.queued_seconds, row.service_seconds)

@@ -388,8 +388,11 @@ class Siege:
         causes = ("peer-lost", "stage-failed: stage 1", "x" * 1000, "")
         return Lost(
             self._sender(),
-            [LostRow(self._key(), rng.choice((1, 2, 9)), rng.choice(causes)) for _ in range(rng.choice((1, 3, 200)))],
+            [LostRow(self._key(), rng.choice((1, 2, 9)), rng.choice(causes), self._shut_out()) for _ in range(rng.choice((1, 3, 200)))],
         )
+
+    def _shut_out(self) -> int:
+        return self._rarely(0, self.driver.session + 1, self.driver.session + 10**6, 2**62, 2**63 - 1)
 
     def _results(self) -> Message:
         rng = self._rng
@@ -403,6 +406,7 @@ class Siege:
                 rng.choice((0.0, 0.01, 1e300)),
                 rng.choice((0.0, 0.01, 1e300)),
                 rng.choice((0, 0, 0, 1)),
+                rng.choice((0, 0, 1, 65535)),
             )
             for _ in range(rng.choice((1, 1, 3, 40)))
         ]

@@ -119,7 +119,9 @@ class Shape:
         neighbours = []
         for near in self.neighbours(rank):
             out, into = self.lanes(rank, near), self.lanes(near, rank)
-            neighbours.append(NeighbourConfig(near, out, into, max(self.window, len(out)), max(self.window, len(into))))
+            alone = not any(self.lanes(other, near) for other in self.neighbours(near) if other != rank)
+            windows = (max(self.window, len(out)), max(self.window, len(into)))
+            neighbours.append(NeighbourConfig(near, out, into, *windows, fed_by_us_alone=alone))
         source = None
         if rank == 0:
             source = SourceConfig(

@@ -62,7 +62,7 @@ def shut_out(sample: int, attempt: int, by: int, *, session: int = 1) -> LostRow
 
 
 def test_a_source_that_is_shut_out_goes_on_under_a_later_session(source: DrivenSource) -> None:
-    """S5: all that is in flight goes again, answers of the older session no longer count, and nothing has two outcomes."""
+    """S5: all that is in flight goes again, answers of the older session count, and nothing has two outcomes."""
     source.submit(0, 1)
     source.start()
     source.source.lost(shut_out(0, 1, 7), held=False, now=0.1)
@@ -73,8 +73,19 @@ def test_a_source_that_is_shut_out_goes_on_under_a_later_session(source: DrivenS
     assert source.start() == [(1, 2)]
     source.result(0, 1)
     source.result(0, 2, session=8)
+    source.result(1, 2, session=7)
     assert source.outcomes() == [(0, "result")]
-    assert (source.counts.strangers, source.counts.second_results, source.counts.sessions) == (1, 0, 1)
+    assert (source.counts.strangers, source.counts.second_results, source.counts.sessions) == (1, 1, 1)
+
+
+def test_a_raise_leaves_the_timers_their_budget(source: DrivenSource) -> None:
+    """S5, R3: no loss was its cause."""
+    source.submit(*range(40))
+    source.start()
+    source.source.lost(shut_out(0, 1, 7), held=False, now=0.1)
+    source.start(now=0.1)
+    source.tick(1.2)
+    assert source.counts.by_timer == 10
 
 
 def test_a_lie_about_the_present_session_is_answered_by_the_next(source: DrivenSource) -> None:
@@ -87,27 +98,39 @@ def test_a_lie_about_the_present_session_is_answered_by_the_next(source: DrivenS
 
 @pytest.mark.parametrize(
     "row",
-    [shut_out(0, 1, 0), shut_out(0, 2, 9), shut_out(9, 1, 9), shut_out(0, 1, 9, session=3), shut_out(0, 1, 2**62)],
-    ids=["an earlier session", "another attempt", "another sample", "another session", "beyond what a message holds"],
+    [shut_out(0, 1, 0), shut_out(0, 2, 9), shut_out(9, 1, 9), shut_out(0, 1, 9, session=3)],
+    ids=["an earlier session", "another attempt", "another sample", "another session"],
 )
 def test_what_shuts_nobody_out_raises_nothing(source: DrivenSource, row: LostRow) -> None:
-    """S5: and there is room left below what a message can hold."""
+    """S5."""
     source.submit(0)
     source.start()
     source.source.lost(row, held=False, now=0.1)
     assert source.source.session == 1
 
 
-def test_sessions_are_raised_once_a_second_at_most(source: DrivenSource) -> None:
+def test_sessions_are_raised_ever_more_seldom(source: DrivenSource) -> None:
     """S5: in between the timer tries again, and not at once, or a liar could keep the source busy."""
     source.submit(0)
     source.start()
     source.source.lost(shut_out(0, 1, 7), held=False, now=0.1)
     assert source.start() == [(0, 2)]
-    source.source.lost(shut_out(0, 2, 20, session=8), held=False, now=0.2)
+    source.source.lost(shut_out(0, 2, 20, session=8), held=False, now=1.0)
     assert (source.source.session, source.start()) == (8, [])
     source.source.lost(shut_out(0, 2, 20, session=8), held=False, now=1.2)
+    assert (source.source.session, source.start()) == (21, [(0, 3)])
+    source.source.lost(shut_out(0, 3, 30, session=21), held=False, now=3.1)
     assert source.source.session == 21
+    source.source.lost(shut_out(0, 3, 30, session=21), held=False, now=3.3)
+    assert source.source.session == 31
+
+
+def test_a_session_that_cannot_be_outbid_is_left_to_the_timer(source: DrivenSource) -> None:
+    """S5: at once it would come back the same."""
+    source.submit(0)
+    source.start()
+    source.source.lost(shut_out(0, 1, 2**62), held=False, now=0.1)
+    assert (source.source.session, source.start()) == (1, [])
 
 
 def test_a_cancelled_sample_fails_once(source: DrivenSource) -> None:

@@ -148,7 +148,7 @@ def result_without_regard_to_session(self: Source, row: ResultRow, *, now: float
 
 
 def _rest(row: ResultRow) -> tuple[Any, ...]:
-    return row.attempt, row.exit_stage, row.label, row.confidence, row.queued_seconds, row.service_seconds, row.part
+    return row.attempt, row.exit_stage, row.label, row.confidence, row.queued_seconds, row.service_seconds, row.part, row.hops
 
 
 def lost_is_obeyed_twice(self: Source, row: Any, *, held: bool, now: float) -> None:

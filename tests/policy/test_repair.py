@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -160,11 +161,24 @@ def test_who_leaves_grants_no_more_credit(middle: Driven) -> None:
     (grant,) = of(GrantCredit, middle.tell(DrainStarted(), BlockedReceived(0, INTO, 1), now=0.01))
     assert (grant.credit.expected, grant.credit.limit) == (1, 4)  # as told before
     commands = middle.tell(PeerUp(0, INTO + 1, outgoing=False), now=0.02)
-    assert [granted.credit.limit for granted in of(GrantCredit, commands)] == [0]
-    middle.complete(True, now=0.03)
-    assert [granted.credit.limit for granted in of(GrantCredit, middle.tell(TimerFired(), now=0.2))] == []
+    commands += middle.complete(True, now=0.03) + middle.tell(TimerFired(), now=0.2)
+    assert {granted.credit.limit for granted in of(GrantCredit, commands)} == {0}
     middle.receive(task(6, 1, 0), epoch=INTO + 1, now=0.3)
     assert middle.policy.held_count == 0
+
+
+def test_who_leaves_still_tells_what_it_is_done_with(middle: Driven) -> None:
+    """R6, C3: or its neighbours call lost, at its Bye, what it has handed over."""
+    middle.receive(task(5, 1, 0), now=0.0)
+    (held,) = of(GrantCredit, middle.tell(TimerFired(), now=0.1))
+    assert held.credit.held == (0,)
+    middle.tell(DrainStarted(), now=0.11)
+    middle.tell(TimerFired(), now=0.14)
+    middle.complete(False, now=0.15)
+    assert not middle.policy.drained
+    grants = of(GrantCredit, middle.tell(TimerFired(), now=0.25))
+    assert [(grant.credit.held, grant.credit.limit) for grant in grants] == [((), 4)]
+    assert middle.policy.drained
 
 
 def test_nothing_is_sent_to_a_neighbour_that_does_not_accept(middle: Driven) -> None:
@@ -234,20 +248,38 @@ def test_credit_beyond_the_window_bans(middle: Driven) -> None:
     assert middle.counts.bans == 1
 
 
-def source_node(make_node: MakeNode) -> Driven:
+def source_node(make_node: MakeNode, *, alone: bool = True) -> Driven:
     config = SourceConfig(session=1, ladder=no_exit(3), admission="fixed")
-    return make_node(0, (0,), NeighbourConfig(1, lanes_out=(1,), window_out=4), source=config)
+    return make_node(0, (0,), NeighbourConfig(1, lanes_out=(1,), window_out=4, fed_by_us_alone=alone), source=config)
 
 
 @pytest.mark.parametrize("sample", [0, 9], ids=["waits here", "never was"])
 def test_a_result_for_what_never_left_bans(make_node: MakeNode, sample: int) -> None:
-    """R7."""
+    """R7: of a neighbour that was given nothing but by us."""
     node = source_node(make_node)
     node.submit(0)
     commands = node.tell(ResultReceived(1, [answer(sample)]), now=0.01)
     assert [command.peer for command in of(BanPeer, commands)] == [1]
     assert node.policy.source is not None
     assert node.policy.source.open_count == 1
+
+
+@pytest.mark.parametrize(("alone", "hops"), [(True, 1), (False, 0)], ids=["it passed it on", "others may give it tasks"])
+def test_a_false_result_of_who_knows_whom_costs_its_bearer_nothing(make_node: MakeNode, alone: bool, hops: int) -> None:
+    """R7: it is dropped and counted, and honest answers beside it are not."""
+    node = source_node(make_node, alone=alone)
+    node.submit(0)
+    node.complete(False)
+    commands = node.tell(ResultReceived(1, [replace(answer(9), hops=hops), answer(0)]), now=0.02)
+    assert of(BanPeer, commands) == []
+    assert [resolve.kind for resolve in of(Resolve, commands)] == ["result"]
+    assert node.counts.false_results == 1
+
+
+def test_who_passes_an_answer_on_adds_a_hop(middle: Driven) -> None:
+    """R7."""
+    commands = middle.tell(ResultReceived(2, [answer(1)]), now=0.01)
+    assert commands == [SendResults(0, [replace(answer(1), hops=1)])]
 
 
 def test_a_result_for_what_left_counts(make_node: MakeNode) -> None:
@@ -268,13 +300,13 @@ def test_answers_go_beside_while_no_nearer_neighbour_is_up(make_node: MakeNode) 
         1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), NeighbourConfig(2), nearer={0: (0,)}, beside={0: (2,)}
     )
     node.tell(PeerUp(2, OUT, outgoing=True), now=0.0)
-    assert node.tell(ResultReceived(2, [answer(1)]), now=0.01) == [SendResults(0, [answer(1)])]
+    assert node.tell(ResultReceived(2, [answer(1)]), now=0.01) == [SendResults(0, [replace(answer(1), hops=1)])]
     node.tell(PeerLost(0, outgoing=False, reason="cut"), now=0.02)
     node.receive(task(5, 1, 0), epoch=INTO, now=0.03)
     node.tell(ResultReceived(2, [answer(2)]), now=0.04)
     assert [row.key.sample for _, row in node.policy._answers.stranded] == [2]
     commands = node.tell(PeerUp(0, INTO + 1, outgoing=False), now=0.05)
-    assert of(SendResults, commands) == [SendResults(0, [answer(2)])]
+    assert of(SendResults, commands) == [SendResults(0, [replace(answer(2), hops=1)])]
 
 
 def test_an_answer_found_here_goes_beside(make_node: MakeNode) -> None:

@@ -221,6 +221,12 @@ def shut_out(commands: list[Command]) -> list[tuple[int, int]]:
     return [(row.key.sample, row.shut_out_by) for sent in commands if isinstance(sent, SendLost) for row in sent.rows]
 
 
+def test_what_one_link_says_of_a_source_shuts_out_no_other_link(two: Driven) -> None:
+    """S5: a liar can harm what it passes on itself, and no more."""
+    two.receive(task(0, 1, 0, session=2**63 - 1), peer=2)
+    assert discards(two.receive(task(1, 1, 0, session=3), peer=0)) == []
+
+
 def test_what_comes_and_is_dropped_as_old_is_told_to_its_source(two: Driven) -> None:
     """S5: of an earlier session, or below the lowest open number; what is too late is no news."""
     two.receive(task(5, 1, 0, session=7, oldest=4))

@@ -79,7 +79,7 @@ SAMPLES: dict[str, Message] = {
     "Blocked": Blocked(1, 4, 108),
     "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02}, accepting=False)),
     "Lost": Lost(2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost"), LostRow(SampleKey(0, 123456789, 9), 2, "é", 2**40)]),
-    "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1)]),
+    "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1, 3)]),
     "Ping": Ping(-1, 77, echo=False),
     "StatsRequest": StatsRequest(-1, 78),
     "Stats": Stats(3, 78, {"counts": {"submitted": 5}, "latency_ms": [1.5, 2.0], "up": True}),

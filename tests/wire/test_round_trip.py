@@ -76,7 +76,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
         Results,
         ranks,
         st.lists(
-            st.builds(ResultRow, keys, attempts, stages, st.integers(0, 9), st.floats(0, 1), seconds, seconds, counts),
+            st.builds(ResultRow, keys, attempts, stages, st.integers(0, 9), st.floats(0, 1), seconds, seconds, counts, st.integers(0, 65535)),
             min_size=1,
             max_size=20,
         ),

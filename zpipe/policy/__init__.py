@@ -13,11 +13,11 @@ rules below by their numbers.
       may pass them on, always to a node farther from their source.)
   S4. A task exits when its stage's gate says so, or after the last stage. The policy writes the gate (rule, temperature, one
       threshold per row); the executor evaluates it; the policy takes the answer as given.
-  S5. Every task row tells the source's lowest open number, `oldest`. Tasks below it, of an older session, or past their
-      deadline are dropped where they are met: nobody waits for them. A source is forgotten when the last deadline heard
-      of has passed, or a minute after its last task. A task that comes and is dropped as old is told to its source (Lost, with
-      the session that shuts it out): one that still waits for it was started again with an earlier clock, or somebody lied about
-      it, and goes on under a session later than that one.
+  S5. Every task row tells the source's lowest open number, `oldest`. Tasks past their deadline, and those which by what came over
+      the same link are below `oldest` or of an older session, are dropped where they are met: nobody waits for them. What a link
+      said of a source is forgotten when the last deadline heard of has passed, or a minute after its last task. A task that
+      comes and is dropped as old is told to its source (Lost, with the session that shuts it out): one that still waits for it
+      was started again with an earlier clock, or somebody lied about it, and goes on under a session later than that one.
 
 **L. Links**
   L1. A link has a direction, sender to receiver, and an epoch: new on every connection, never used again. Frames of another
@@ -71,10 +71,11 @@ rules below by their numbers.
   R6. Leaving. A node that drains, or whose executor died, reports `accepting` false and grants no more credit. A draining
       one finishes and hands over what it holds; one without an executor passes on what a neighbour can run and tells Lost of
       the rest.
-  R7. Bans. A neighbour that says what nobody who keeps the rules can - a result for a sample that never left its source, a
-      Credit beyond what was sent or beyond the window - is banned: lost, and where nodes have keys never listened to again.
-      Without keys anybody can claim a rank, so there it may connect anew. (The source can only tell who brought a false result:
-      behind an honest neighbour a liar costs that neighbour its place.)
+  R7. Bans. A neighbour that says what nobody who keeps the rules can - a Credit beyond what was sent or beyond the window, a
+      result of its own (no hops) for a sample that never left this source, where nobody else may send it tasks - is banned: lost,
+      and where nodes have keys never listened to again. Without keys anybody can claim a rank, so there it may connect anew. Any
+      other false result is dropped and counted: the one who brings it may have it from a liar, or have run a liar's task, and a
+      ban would let one liar remove the honest ones.
   R8. Answers - results and Lost - go to a neighbour nearer to their source that is up and speaks; else to one as far from it as
       this node, unless they came from such a one; else to a nearer one that is silent. While no way is up, they wait, the latest
       MOST_STRANDED of them.

@@ -61,20 +61,26 @@ class Answers:
             self._pass_on(row, HERE)
         elif self._source is not None:
             self._source.result(row, now=now)
-            self._tasks.drop_answered(row.key, row.part)
+            self._tasks.drop_answered(self._source.present(row.key), row.part)
 
     def results(self, peer: int, rows: Sequence[ResultRow], now: float) -> str:
-        """Answers from a neighbour. Returns what is wrong with them (R7), "" where nothing is."""
+        """Answers from a neighbour. Returns the lie that is its own (R7), "" where there is none."""
         self._counts.relayed += len(rows)
+        lie = ""
         for row in rows:
             if row.key.source != self._rank:
+                row.hops += 1
                 self._pass_on(row, peer)
-            elif self._source is not None:
-                if self._source.never_let_out(row.key):
-                    return f"a result for sample {row.key.sample}, which never left node {self._rank}"
+            elif self._source is None:
+                continue
+            elif self._source.never_let_out(row.key):
+                self._counts.false_results += 1
+                if row.hops == 0 and self._neighbours[peer].config.fed_by_us_alone:
+                    lie = f"a result for sample {row.key.sample}, which never left node {self._rank}"
+            else:
                 self._source.result(row, now=now)
-                self._tasks.drop_answered(row.key, row.part)
-        return ""
+                self._tasks.drop_answered(self._source.present(row.key), row.part)
+        return lie
 
     def lost(self, rows: Sequence[LostRow], now: float, *, peer: int = HERE) -> None:
         """Attempts that will not come to a result, as this node noticed or a neighbour says."""

@@ -85,8 +85,8 @@ TABLES = (
     Table(
         "sources known",
         lambda node: len(node._tasks._sessions),
-        lambda node: len(node.config.nearer) + 1,
-        "one session of each source, forgotten after its last deadline (S5)",
+        lambda node: (len(node.config.nearer) + 1) * len(node._links.incoming),
+        "one session of each source and link, forgotten after its last deadline (S5)",
     ),
     Table(
         "numbers missed",

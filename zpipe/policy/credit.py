@@ -201,7 +201,7 @@ class IncomingLink:
         self.missed: deque[int] = deque(maxlen=MISSED_TOLD)
         self.due = False  #: a Credit is due now (C5), but for the report's turn
         self._shut = False  #: no number beyond those told may come any more (R6)
-        self._told_limit = self._told_expected = 0
+        self._told_limit = self._told_expected = self._told_taken = 0
         self._urgent = False
         self._arrived_at = -1.0
         self.gaps = self.repeats = self.overruns = 0
@@ -234,7 +234,7 @@ class IncomingLink:
         self.missed.clear()
         self.epoch = None
         self.expected = 0
-        self._told_limit = self._told_expected = 0
+        self._told_limit = self._told_expected = self._told_taken = 0
         self._arrived_at = -1.0
         self._urgent = self.due = False
 
@@ -307,12 +307,17 @@ class IncomingLink:
 
     def credit_changed(self) -> bool:
         """Whether the sender knows less than it could, of slots or of arrivals; told with the next report."""
-        return self.epoch is not None and (self.limit != self._told_limit or self.expected != self._told_expected)
+        if self.epoch is None:
+            return False
+        if self._shut and self._told_taken != len(self.held) + len(self.carried):
+            return True  # no slot is granted, but what is done with must not be called lost when this node goes
+        return self.limit != self._told_limit or self.expected != self._told_expected
 
     def credit(self, *, now: float) -> Credit:
         """The Credit to send now."""
         self._urgent = self.due = False
         self._told_limit, self._told_expected = self.limit, self.expected
+        self._told_taken = len(self.held) + len(self.carried)
         carried: dict[int, int] = {}
         for lane in self.carried.values():
             carried[lane] = carried.get(lane, 0) + 1

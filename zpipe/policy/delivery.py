@@ -31,8 +31,11 @@ MAX_RETRANSMIT_SECONDS = 30.0
 RESUBMIT_SHARE, RESUBMIT_FREE = 0.1, 10
 #: ... and beyond it one in this long: a trickle cannot feed an overload, and a slow source on a bad link still gets its answers.
 RESUBMIT_TRICKLE_SECONDS = 1.0
-#: A source goes on under a later session at most so often: what was on its way goes again each time.
-RAISE_SECONDS = 1.0
+#: A source goes on under a later session once in so long, twice as long after each time up to RAISE_FACTOR: what was on its way
+#: goes again each time, and clocks are not set back that often.
+RAISE_SECONDS, RAISE_FACTOR = 1.0, 64
+#: Answers to the latest sessions of a start count: numbers go on, so they name the same samples.
+SESSIONS_KEPT = 16
 #: ... and not beyond what a message holds with some room.
 MAX_SESSION = 2**62
 #: A sample whose stage raised this often on it, alone, is poison (R4).
@@ -122,6 +125,7 @@ class Source:
         )
         self.counts = DeliveryCounts()
         self.session = config.session
+        self._sessions = deque([config.session], maxlen=SESSIONS_KEPT)  #: of this start
         self.told: list[Resolve | SessionRaised] = []
         self._room = config.waiting or WAITING_SAMPLES[config.when_full]
         self._open: dict[int, OpenSample] = {}
@@ -132,7 +136,8 @@ class Source:
         self._next_sample = 0
         self._deadlines: list[tuple[float, int]] = []
         self._retransmits: list[tuple[float, int, int]] = []
-        self._resubmitted_at = self._raised_at = -math.inf
+        self._resubmitted_at = self._raise_at = -math.inf
+        self._raise_again = 0  #: resubmissions for which no loss was the cause
         self._sojourn = self._deviation = 0.0
         self._adapt_at = -math.inf
         self._rate_at = -math.inf  #: since when `_results_at_rate` counts
@@ -195,10 +200,14 @@ class Source:
 
     def never_let_out(self, key: SampleKey) -> bool:
         """Whether nobody outside this node can know of this sample of this session. A resolved one is given the doubt."""
-        if key.session != self.session:
+        if key.session not in self._sessions:
             return False
         entry = self._open.get(key.sample)
         return not entry.let_out if entry is not None else key.sample >= self._next_sample
+
+    def present(self, key: SampleKey) -> SampleKey:
+        """What a sample of this start is called now, whatever session it was answered in."""
+        return key if key.session == self.session else SampleKey(key.source, self.session, key.sample)
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -259,9 +268,10 @@ class Source:
 
     def result(self, row: ResultRow, *, now: float) -> None:
         """An answer arrived: the first of any attempt counts (D2)."""
-        entry = self._open.get(row.key.sample) if row.key.session == self.session else None
+        ours = row.key.session in self._sessions
+        entry = self._open.get(row.key.sample) if ours else None
         if entry is None or entry.attempt == 0:
-            if row.key.session == self.session and row.key.sample < self._next_sample and entry is None:
+            if ours and row.key.sample < self._next_sample and entry is None:
                 self.counts.second_results += 1
             else:
                 self.counts.strangers += 1
@@ -288,10 +298,10 @@ class Source:
         if entry is None or entry.attempt == 0 or row.attempt != entry.attempt or held or entry.again:
             return
         entry.cause = row.cause
-        if self.session <= row.shut_out_by < MAX_SESSION:
-            if now - self._raised_at >= RAISE_SECONDS:
+        if row.shut_out_by >= self.session:
+            if row.shut_out_by < MAX_SESSION and now >= self._raise_at:
                 self._raise_session(row, now=now)
-            return
+            return  # at once it would be shut out again: the timer tries (R3)
         if row.cause.startswith("stage-failed"):
             entry.stage_failures += 1
             if entry.stage_failures >= MAX_STAGE_FAILURES:
@@ -356,12 +366,15 @@ class Source:
 
     def _raise_session(self, row: LostRow, *, now: float) -> None:
         """Rule S5: an open sample of the present session is never old, so a clock was set back, or somebody lied about us."""
-        self.session, self._raised_at = row.shut_out_by + 1, now
+        self.session = row.shut_out_by + 1
+        self._sessions.append(self.session)
+        self._raise_at = now + RAISE_SECONDS * min(RAISE_FACTOR, 2**self.counts.sessions)
         self.counts.sessions += 1
         self.told.append(SessionRaised(self.session, row.cause))
         for entry in self._open.values():
             if entry.attempt and not entry.again:
                 self._submit_again(entry)
+                self._raise_again += 1
 
     def _submit_again(self, entry: OpenSample) -> None:
         entry.again = True
@@ -372,7 +385,7 @@ class Source:
         """Rule R3: what is here or still on a link is not lost, and what may not be submitted again yet waits for another round."""
         due_at = entry.sent_at + self._retransmit_seconds(entry)  # the load may have grown since it was sent
         budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
-        allowed = self.counts.resubmitted < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
+        allowed = self.counts.resubmitted - self._raise_again < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
         key = SampleKey(self.rank, self.session, entry.sample)
         if due_at <= now and allowed and not under_way(key, entry.attempt):
             self.counts.by_timer += 1

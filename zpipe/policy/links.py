@@ -88,7 +88,8 @@ class Links:
             self._counts.wrong_epoch_credit += 1
             return []
         if not link.believable(event.credit):
-            return self.ban(event.peer, f"credit beyond the window: {event.credit}, with {link}", commands)
+            said = f"expected {event.credit.expected}, limit {event.credit.limit}"
+            return self.ban(event.peer, f"credit beyond the window: {said}, with {link}", commands)
         expected = link.expected
         missed = link.credit(event.credit, now=now)
         if link.expected > expected:

@@ -263,8 +263,10 @@ class NodePolicy:
 
     def _on_results(self, event: ResultReceived, now: float) -> None:
         self._links.heard(event.peer, now)
+        if event.peer not in self._links.neighbours:
+            return
         lie = self._answers.results(event.peer, event.rows, now)
-        if lie and event.peer in self._links.neighbours:
+        if lie:
             self._answers.lost(self._links.ban(event.peer, lie, self._commands), now)
 
     def _on_completed(self, event: StageCompleted, now: float) -> None:

@@ -27,6 +27,7 @@ class NeighbourConfig:
         window_out, window_in: slots of each direction, at the receiver (C1).
         lane_bytes: {stage: bytes one task for it has on the link to it}.
         bandwidth_bps, latency_seconds: what the topology says of the link, a first guess; `inf` and 0 where it says nothing.
+        fed_by_us_alone: whether nobody else may send it tasks: what it answers, it was given by us, or made up (R7).
     """
 
     rank: int
@@ -37,6 +38,7 @@ class NeighbourConfig:
     lane_bytes: Mapping[int, float] = field(default_factory=dict)
     bandwidth_bps: float = math.inf
     latency_seconds: float = 0.0
+    fed_by_us_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class NodeCounts:
     blocked: int = 0
     suspicions: int = 0  #: neighbours that were silent too long (R5)
     resets: int = 0
+    false_results: int = 0  #: for samples that never left this source, whoever made them up (R7)
     bans: int = 0  #: times a neighbour lied (R7)
     handed_over: int = 0  #: tasks that had to go elsewhere, since this node's executor was lost (R6)
     queue_histogram: dict[int, int] = field(default_factory=dict)  #: {|I| + |O|: times seen}, looked at when tasks come and go

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from zpipe.policy.state import NodeCounts
 
 
-#: A source of which nothing came for so long is forgotten, whatever deadline it last told: a wrong session cannot shut out the
-#: right one for ever, and all that is lost with it is which tasks are old (S5).
+#: A source of which nothing came over a link for so long is forgotten there, whatever deadline it last told: a wrong session cannot
+#: shut out the right one for ever, and all that is lost with it is which tasks are old (S5).
 MAX_MEMORY_SECONDS = 60.0
 
 
@@ -64,8 +64,10 @@ class TaskTable:
         self.own_held = 0
         self.discards: list[int] = []
         self.shut_out: list[LostRow] = []
-        self._sessions: dict[int, tuple[int, int]] = {}  #: {source: (session, oldest)} (S1, S5)
-        self._heard_until: dict[int, float] = {}  #: {source: latest deadline of its present session, MAX_MEMORY_SECONDS at most}
+        #: {(source, neighbour): (session, oldest)}, as that neighbour said: a lie shuts out nothing but its own link (S1, S5)
+        self._sessions: dict[tuple[int, int], tuple[int, int]] = {}
+        #: {(source, neighbour): latest deadline of that session, MAX_MEMORY_SECONDS at most}
+        self._heard_until: dict[tuple[int, int], float] = {}
 
     @property
     def queue_length(self) -> int:
@@ -91,7 +93,7 @@ class TaskTable:
         return stays
 
     def _note_session(self, task: Task, now: float) -> None:
-        source, session, _ = task.key
+        session, source = task.key.session, (task.key.source, task.peer)
         until = min(task.deadline, now + MAX_MEMORY_SECONDS)
         known = self._sessions.get(source)
         if known is None or session > known[0]:
@@ -104,7 +106,7 @@ class TaskTable:
                 self._heard_until[source] = until
 
     def _tell_shut_out(self, task: Task, now: float) -> None:
-        session, oldest = self._sessions.get(task.key.source, (0, 0))
+        session, oldest = self._sessions.get((task.key.source, task.peer), (0, 0))
         if task.key.source != self._rank and task.deadline > now and (task.key.session, task.key.sample) < (session, oldest):
             cause = f"shut-out: node {self._rank} knows of session {session} of node {task.key.source}, from sample {oldest} on"
             self.shut_out.append(LostRow(task.key, task.attempt, cause, session))
@@ -223,7 +225,7 @@ class TaskTable:
         source, session, sample = task.key
         if source == self._rank:
             return not self._is_current(task.key)
-        known = self._sessions.get(source)
+        known = self._sessions.get((source, task.peer))
         return known is not None and (session, sample) < known
 
     # ---- inside --------------------------------------------------------------------------------

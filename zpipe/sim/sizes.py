@@ -47,8 +47,8 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
     size = START_BYTES + _integer(sender) + _array(len(rows)) + DIGEST_BYTES
     for row in rows:
         source, _, sample = row.key
-        # the row's array header, attempt, part, exit stage and label are small numbers
-        size += 5 + _integer(source) + CLOCK_BYTES + _integer(sample) + 3 * FLOAT_BYTES
+        # the row's array header, attempt, part, exit stage, label and hops are small numbers
+        size += 6 + _integer(source) + CLOCK_BYTES + _integer(sample) + 3 * FLOAT_BYTES
     return size
 
 

@@ -36,7 +36,7 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
     task row          number, source, session, sample, attempt, part, priority, oldest, budget_us, age_us, weight,
                       queued_seconds, service_seconds, [threshold]
     lost row          source, session, sample, attempt, cause, shut_out_by
-    result row        source, session, sample, attempt, part, exit_stage, label, confidence, queued_seconds,
+    result row        source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued_seconds,
                       service_seconds
 
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.

@@ -23,6 +23,7 @@ from zpipe.wire.kinds import (
     HEADER_TYPES,
     LOST_ROW_TYPES,
     MAX_MICROSECONDS,
+    MAX_RANK,
     NO_BUDGET,
     NO_HOLDING,
     RESULT_ROW_TYPES,
@@ -58,9 +59,6 @@ MIN_HEADER_BYTES = 5 + TRAILER_BYTES
 
 #: Upper end of every integer: fits int64, so nothing behind the decoder can overflow.
 MAX_INT = 2**63 - 1
-
-#: Ranks above this name no node of any topology.
-MAX_RANK = 65535
 
 #: Nesting of the dict in a Hello or Stats. Deeper ones could exhaust the stack of whoever walks them.
 MAX_DOCUMENT_DEPTH = 16
@@ -289,11 +287,12 @@ def _results(fields: Fields, limits: WireLimits) -> Results:
 def _result(row: Any, limits: WireLimits) -> ResultRow:
     if type(row) is not tuple or tuple(map(type, row)) != RESULT_ROW_TYPES:
         raise WireError(f"RESULT: row {_short(row)} has not the types of a row")
-    (source, session, sample, attempt, part, exit_stage, label, confidence, queued, service) = row
+    (source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued, service) = row
     if (
-        min(row[:7]) < 0
-        or max(row[:7]) > MAX_INT
+        min(row[:8]) < 0
+        or max(row[:8]) > MAX_INT
         or source > MAX_RANK
+        or hops > MAX_RANK
         or attempt < 1
         or exit_stage not in limits.stage_inputs
         or label >= limits.classes
@@ -301,7 +300,7 @@ def _result(row: Any, limits: WireLimits) -> ResultRow:
         or not (queued >= 0.0 and service >= 0.0 and queued + service < math.inf)
     ):
         raise WireError(f"RESULT: row {_short(row)} is out of range")
-    return ResultRow(SampleKey(source, session, sample), attempt, exit_stage, label, confidence, queued, service, part)
+    return ResultRow(SampleKey(source, session, sample), attempt, exit_stage, label, confidence, queued, service, part, hops)
 
 
 def _ping(fields: Fields, limits: WireLimits) -> Ping:

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import MAX_TEXT
 from zpipe.model import Credit, Task
-from zpipe.wire.kinds import MAX_MICROSECONDS, NO_BUDGET, NO_HOLDING, Kind
+from zpipe.wire.kinds import MAX_MICROSECONDS, MAX_RANK, NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
     Blocked,
@@ -118,6 +118,7 @@ def _header(message: Message) -> tuple[Any, ...]:
                         row.part,
                         row.exit_stage,
                         row.label,
+                        min(row.hops, MAX_RANK),
                         float(row.confidence),
                         float(row.queued_seconds),
                         float(row.service_seconds),

@@ -38,9 +38,12 @@ HEADER_TYPES: dict[int, tuple[type, ...]] = {
     Kind.BYE: (int, int, int, str),
 }
 
+#: Ranks above this name no node of any topology, and no answer makes as many hops.
+MAX_RANK = 65535
+
 #: Types of one row of a Task, a Result, a Lost.
 TASK_ROW_TYPES: tuple[type, ...] = (int,) * 10 + (float, float, float, tuple)
-RESULT_ROW_TYPES: tuple[type, ...] = (int,) * 7 + (float, float, float)
+RESULT_ROW_TYPES: tuple[type, ...] = (int,) * 8 + (float, float, float)
 LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str, int)
 
 #: The checksum that ends every header frame, in bytes.

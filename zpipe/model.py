@@ -255,6 +255,13 @@ class ResultRow:
     part: int = 0
     hops: int = 0
 
+    def passed_on(self) -> ResultRow:
+        """The same, one hop later."""
+        timings = (self.queued_seconds, self.service_seconds)
+        return ResultRow(
+            self.key, self.attempt, self.exit_stage, self.label, self.confidence, *timings, self.part, self.hops + 1
+        )
+
 
 # ---- what the caller gets ----------------------------------------------------------------------
 

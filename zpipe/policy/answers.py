@@ -69,8 +69,7 @@ class Answers:
         lie = ""
         for row in rows:
             if row.key.source != self._rank:
-                row.hops += 1
-                self._pass_on(row, peer)
+                self._pass_on(row.passed_on(), peer)
             elif self._source is None:
                 continue
             elif self._source.never_let_out(row.key):

@@ -10,7 +10,7 @@ observers              incoming channels, so MAX_INCOMING
 observed nodes         one channel for each other node
 stats asked for        one for each call of `stats_of` that still waits: it leaves with its call, answered or not
 links counted          one for each neighbour
-notes                  a period of lines for people: about each neighbour, and about Hellos refused
+notes                  a period of lines for people: about each neighbour, Hellos refused, and sessions
 origins                incoming data connections told apart: above MAX_ORIGINS the oldest makes room
 incoming channels      above MAX_INCOMING the oldest stranger makes room, and while there is none nobody is let in
 keys banned            each was on the allow-list
@@ -74,7 +74,7 @@ def limits(driver: Driver) -> dict[str, int]:
         "observed nodes": nodes,
         "stats asked for": nodes,
         "links counted": neighbours,
-        "notes": neighbours + 1,
+        "notes": neighbours + 2,
         **{name: most for name, (_, most) in driver.transport.tables().items()},
     }
 

@@ -356,7 +356,8 @@ class Driver:
                 log.error("node %d bans node %d: %s", self.rank, command.peer, command.reason)
                 self.peers.ban(command.peer, command.reason)
             case SessionRaised():
-                self.peers.note(f"node {self.rank} goes on as session {command.session}, was its clock set back? ({command.cause})", "session")
+                line = f"node {self.rank} goes on as session {command.session}, was its clock set back? ({command.cause})"
+                self.peers.note(line, "session")
 
     def _run(self, command: RunStage) -> None:
         inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])

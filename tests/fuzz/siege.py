@@ -388,7 +388,10 @@ class Siege:
         causes = ("peer-lost", "stage-failed: stage 1", "x" * 1000, "")
         return Lost(
             self._sender(),
-            [LostRow(self._key(), rng.choice((1, 2, 9)), rng.choice(causes), self._shut_out()) for _ in range(rng.choice((1, 3, 200)))],
+            [
+                LostRow(self._key(), rng.choice((1, 2, 9)), rng.choice(causes), self._shut_out())
+                for _ in range(rng.choice((1, 3, 200)))
+            ],
         )
 
     def _shut_out(self) -> int:

@@ -6,13 +6,13 @@ What the policy keeps is listed in `zpipe.policy.bounds`. Of the runtime and the
 inputs                 of the open samples, and of those offered in this turn of the loop: their callers bound these
 payloads               one for each task held, and for a replaced attempt that still runs: both hold slots
 channels               neighbours, observers, observed nodes; strangers up to the transport's MAX_INCOMING
-observers              incoming channels, so MAX_INCOMING
+observers              above MAX_OBSERVERS the one that came first is sent away
 observed nodes         one channel for each other node
 stats asked for        one for each call of `stats_of` that still waits: it leaves with its call, answered or not
 links counted          one for each neighbour
 notes                  a period of lines for people: about each neighbour, Hellos refused, and sessions
 origins                incoming data connections told apart: above MAX_ORIGINS the oldest makes room
-incoming channels      above MAX_INCOMING the oldest stranger makes room, and while there is none nobody is let in
+incoming channels      above MAX_INCOMING the oldest stranger makes room: neighbours and observers are fewer, up to 192 neighbours
 keys banned            each was on the allow-list
 connection rates       of MAX_RATES keys or addresses: the one that came first makes room
 calls posted           one for each channel that ended in this turn of the loop
@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 from zpipe.policy import bounds as policy_bounds
-from zpipe.transport.base import MAX_INCOMING
+from zpipe.runtime.peers import MAX_OBSERVERS
 
 if TYPE_CHECKING:
     from zpipe.runtime.driver import Driver
@@ -70,7 +70,7 @@ def limits(driver: Driver) -> dict[str, int]:
         "inputs": of_policy["samples open"],
         "payloads": of_policy["tasks held"],
         "channels": 2 * neighbours,
-        "observers": MAX_INCOMING,
+        "observers": MAX_OBSERVERS,
         "observed nodes": nodes,
         "stats asked for": nodes,
         "links counted": neighbours,

@@ -486,11 +486,11 @@ class Driver:
         """Another node's counters, asked for as an observer. Waits until that node answers: bound it with a timeout."""
         channel = await self.peers.observe(rank)
         self._stats_token += 1
-        waiter = self.inbox.stats_waiters[self._stats_token] = self._loop.create_future()
         token = self._stats_token
+        waiter = self.inbox.stats_waiters[rank, token] = self._loop.create_future()
         try:
             self.transport.send_control(channel, encode(StatsRequest(NO_RANK, token)))
             stats: dict[str, Any] = await waiter
         finally:
-            self.inbox.stats_waiters.pop(token, None)  # the caller may have given up on a node that does not answer
+            self.inbox.stats_waiters.pop((rank, token), None)  # the caller may have given up on a node that does not answer
         return stats

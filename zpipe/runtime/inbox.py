@@ -89,7 +89,7 @@ class Inbox:
 
     Attributes:
         peers: who is on which channel; set before the transport starts.
-        stats_waiters: #: {token: who asked another node for its counters}.
+        stats_waiters: #: {(rank, token): who asked that node for its counters}.
     """
 
     rank: int
@@ -102,7 +102,7 @@ class Inbox:
     answer: Callable[[Channel, Message], None]
     stats: Callable[[], dict[str, Any]]
     counts: InboxCounts = field(default_factory=InboxCounts)
-    stats_waiters: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    stats_waiters: dict[tuple[int, int], asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     peers: Peers = field(init=False)
 
     # ---- TransportHandler ----------------------------------------------------------------------
@@ -138,18 +138,16 @@ class Inbox:
             self.peers.on_hello(channel, message)
         elif isinstance(message, Refused):
             self.peers.on_refused(channel, message)
-        elif isinstance(message, Stats):
-            waiter = self.stats_waiters.pop(message.token, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(message.body)
         elif channel in self.peers.observers:
             self._from_observer(channel, message)
         else:
             rank = self.peers.rank_of(channel)
-            if rank is None or message.sender != rank:
-                self.counts.stray_frames += 1
-            else:
+            if rank is not None and message.sender == rank:
                 self._from_peer(channel, rank, message)
+            elif rank is None and message.sender == self.peers.observed(channel):
+                self._from_observed(channel, message)
+            else:
+                self.counts.stray_frames += 1
 
     def on_connected(self, channel: Channel) -> None:
         """A channel we opened stands."""
@@ -190,6 +188,16 @@ class Inbox:
             self.answer(channel, Stats(self.rank, message.token, self.stats()))
         elif isinstance(message, Ping) and not message.echo:
             self.answer(channel, Ping(self.rank, message.token, echo=True))
+        elif isinstance(message, Bye):
+            self.peers.on_bye(channel, message)
+        else:
+            self.counts.stray_frames += 1
+
+    def _from_observed(self, channel: Channel, message: Message) -> None:
+        if isinstance(message, Stats) and message.body.get("rank") == message.sender:
+            waiter = self.stats_waiters.pop((message.sender, message.token), None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(message.body)
         elif isinstance(message, Bye):
             self.peers.on_bye(channel, message)
         else:

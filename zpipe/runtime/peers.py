@@ -26,20 +26,43 @@ log = logging.getLogger("zpipe.node")
 SESSION = "session"
 #: ... and that of a rank which broke the rules (policy rule R7).
 BANNED = "banned"
-#: How long after a refusal that may pass Hello is said again.
+#: How long after a refusal that may pass Hello is said again, and how long others have to take a node that was refused.
 RETRY_SECONDS = 2.0
+#: A Hello without an answer by then is said again on a new connection: damage takes a Hello without a trace, and a connection
+#: that stands gives no other reason to repeat it. Longer than RETRY_SECONDS, so that a refusal is not taken for silence.
+HELLO_SECONDS = 3.0
+#: Above it the observer that came first is sent away: with the neighbours they must not fill the transport's MAX_INCOMING.
+MAX_OBSERVERS = 64
 
 
 @dataclass(slots=True)
 class Outgoing:
-    """A channel we opened to a neighbour."""
+    """A channel we opened: to a neighbour as its peer, to any node as an observer.
+
+    Attributes:
+        answered: set while our Hello in this epoch has its answer.
+        refused: why the last Hello that was answered was refused, in words; "" where it was not.
+        refused_in: the epoch of that Hello: to say so again costs a liar a connection.
+    """
 
     rank: int
     channel: Channel
+    role: Role = "peer"
     epoch: int = 0
     connected: bool = False
-    ready: bool = False
-    worked: bool = False
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: str = ""
+    refused_in: int = -1
+
+    @property
+    def ready(self) -> bool:
+        """Connected, and its Hello is done."""
+        return self.answered.is_set()
+
+    def broke(self) -> None:
+        """The connection is over."""
+        self.connected = False
+        self.answered.clear()
 
 
 @dataclass(slots=True)
@@ -63,7 +86,7 @@ class Peers:
         bundle_digest: must be the same at both ends.
         transport: opens and closes channels.
         emit: takes PeerUp and PeerLost.
-        refused: told when a neighbour refuses our Hello and this node has never worked with it: the files differ.
+        refused: told when a neighbour refuses our Hello and no neighbour has ever taken us: the files differ.
         note: takes lines for people: who came, who went, who was refused; those about one neighbour are of one kind.
     """
 
@@ -77,15 +100,18 @@ class Peers:
     note: Notes
     outgoing: dict[int, Outgoing] = field(default_factory=dict)
     incoming: dict[int, Incoming] = field(default_factory=dict)
-    observers: set[Channel] = field(default_factory=set)
+    #: incoming channels of observers, the one that came first in front; at most MAX_OBSERVERS
+    observers: dict[Channel, None] = field(default_factory=dict)
     #: ranks that nothing is taken from and nothing said to any more (policy rule R7)
     banned: set[int] = field(default_factory=set)
     #: since the start
     hellos_refused: int = 0
+    #: some neighbour had the same files: another that refuses us for ours is not to be believed
+    taken: bool = False
     #: set while every neighbour is connected
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     _by_channel: dict[Channel, Outgoing | Incoming] = field(default_factory=dict)
-    _watched: dict[int, tuple[Channel, asyncio.Future[None]]] = field(default_factory=dict)
+    _watched: dict[int, Outgoing] = field(default_factory=dict)
     _epochs: itertools.count[int] = field(init=False)
     _known: dict[str, Any] = field(init=False)
     _digest: str = field(init=False)
@@ -142,7 +168,8 @@ class Peers:
 
     def _trouble(self, rank: int) -> str:
         peer = self.outgoing.get(rank)
-        return f": {peer.channel.trouble}" if peer is not None and peer.channel.trouble else ""
+        trouble = (peer.channel.trouble or peer.refused) if peer is not None else ""
+        return f": {trouble}" if trouble else ""
 
     def _stands(self, rank: int) -> bool:
         """Every connection that belongs between us and that neighbour is there."""
@@ -173,46 +200,69 @@ class Peers:
     async def observe(self, rank: int) -> Channel:
         """A control channel to any node, as an observer: for Stats and Ping. Opened once, kept; waits for its Hello."""
         if rank not in self._watched:
-            channel = self._open(rank, data=False)
-            self._watched[rank] = (channel, asyncio.get_running_loop().create_future())
-        channel, ready = self._watched[rank]
-        await asyncio.shield(ready)
-        return channel
+            self._watched[rank] = Outgoing(rank, self._open(rank, data=False), role="observer")
+        node = self._watched[rank]
+        await node.answered.wait()
+        return node.channel
+
+    def observed(self, channel: Channel) -> int | None:
+        """The node we observe by this channel."""
+        opened = self._opened(channel)
+        return opened.rank if opened is not None and opened.role == "observer" else None
+
+    def _opened(self, channel: Channel) -> Outgoing | None:
+        """Ours, of either role."""
+        if not channel.outgoing:
+            return None
+        peer = self._by_channel.get(channel)
+        if isinstance(peer, Outgoing):
+            return peer
+        return next((each for each in self._watched.values() if each.channel is channel), None)
 
     # ---- what the transport tells --------------------------------------------------------------
 
     def on_connected(self, channel: Channel) -> None:
         """Our channel stands: say Hello in a new epoch."""
-        peer = self._by_channel.get(channel)
-        if any(channel is watched for watched, _ in self._watched.values()):
-            self.transport.send_control(channel, encode(self._hello(NO_RANK, "observer", 0)))
-        elif isinstance(peer, Outgoing):
-            peer.connected = True
-            peer.epoch = next(self._epochs)
-            self.transport.send_control(channel, encode(self._hello(self.rank, "peer", peer.epoch)))
+        peer = self._opened(channel)
+        if peer is None:
+            return
+        peer.connected = True
+        peer.epoch = next(self._epochs)
+        sender = self.rank if peer.role == "peer" else NO_RANK
+        self.transport.send_control(channel, encode(self._hello(sender, peer.role, peer.epoch)))
+        asyncio.get_running_loop().call_later(HELLO_SECONDS, self._say_again, peer, peer.epoch)
+
+    def _say_again(self, peer: Outgoing, epoch: int) -> None:
+        """Where the Hello of this epoch has no answer, it or its answer was lost."""
+        if peer.ready or not peer.connected or peer.epoch != epoch or peer.channel.closed:
+            return
+        if peer.role == "peer":
+            self.note(f"node {self.rank} had no answer to its Hello from node {peer.rank}; trying again", peer.rank)
+        self.transport.reset(peer.channel)
 
     def on_disconnected(self, channel: Channel, reason: str) -> None:
         """A channel broke, either end's."""
-        self.observers.discard(channel)
-        peer = self._by_channel.get(channel)
-        if isinstance(peer, Outgoing):
-            if peer.ready:
-                self.note(f"node {self.rank} lost node {peer.rank} ({reason}); trying again", peer.rank)
-                self._emit(PeerLost(peer.rank, outgoing=True, reason=reason))
-            peer.connected = peer.ready = False
-        elif peer is not None:
+        self.observers.pop(channel, None)
+        opened, peer = self._opened(channel), self._by_channel.get(channel)
+        if opened is not None:
+            was_ready = opened.ready
+            opened.broke()
+            if was_ready and opened.role == "peer":
+                self.note(f"node {self.rank} lost node {opened.rank} ({reason}); trying again", opened.rank)
+                self._emit(PeerLost(opened.rank, outgoing=True, reason=reason))
+        elif isinstance(peer, Incoming):
             self._drop_incoming(peer, reason)
 
     def reset(self, rank: int, reason: str) -> None:
         """Makes the connection to a neighbour anew, in both directions; the policy knows."""
         peer = self.outgoing.get(rank)
         if peer is not None:
-            peer.connected = peer.ready = False
+            peer.broke()
             self.transport.reset(peer.channel)
         came = self.incoming.pop(rank, None)
         if came is not None:
             del self._by_channel[came.channel]
-            self._send_away(came, reason)
+            self._send_away(came.channel, reason)
 
     def reset_damaged(self, channel_or_rank: Channel | int, reason: str) -> None:
         """Makes a connection anew on which nothing can be understood: a channel, or that of the rank we get data from."""
@@ -225,13 +275,13 @@ class Peers:
             self.transport.send_control(peer.channel, encode(Bye(self.rank, reason)))
             self._drop_incoming(peer, reason)
         elif isinstance(channel_or_rank, Channel) and not channel_or_rank.outgoing:
-            self.observers.discard(channel_or_rank)
-            self.transport.close_channel(channel_or_rank)
+            self.observers.pop(channel_or_rank, None)
+            self._send_away(channel_or_rank, reason)
 
-    def _send_away(self, came: Incoming, reason: str) -> None:
+    def _send_away(self, came: Channel, reason: str) -> None:
         """The other end of an incoming channel is told to connect anew: from here it cannot be broken."""
-        self.transport.send_control(came.channel, encode(Bye(self.rank, reason)))
-        self.transport.close_channel(came.channel)
+        self.transport.send_control(came, encode(Bye(self.rank, reason)))
+        self.transport.close_channel(came)
 
     def ban(self, rank: int, reason: str) -> None:
         """Rule R7: its channels end and its key is struck from the allow-list; without keys it may connect anew."""
@@ -261,18 +311,11 @@ class Peers:
 
     def on_hello(self, channel: Channel, hello: Hello) -> None:
         """A Hello, or the answer to ours."""
-        peer = self._by_channel.get(channel)
-        if isinstance(peer, Outgoing):
-            if peer.connected and hello.epoch == peer.epoch and not peer.ready:
-                peer.ready = peer.worked = True
-                self.note(f"node {self.rank} connected to node {peer.rank}", peer.rank)
-                self._emit(PeerUp(peer.rank, peer.epoch, outgoing=True))
+        opened = self._opened(channel)
+        if opened is not None:
+            if opened.connected and hello.epoch == opened.epoch and not opened.ready:
+                self._on_answer(opened)
             return
-        for watched, ready in self._watched.values():
-            if watched is channel:
-                if not ready.done():
-                    ready.set_result(None)
-                return
         refusal = self._refusal(hello) or self._other_than_before(channel, hello)
         if refusal is not None:
             self.hellos_refused += 1
@@ -281,7 +324,11 @@ class Peers:
             self.transport.send_control(channel, encode(refusal))
             return
         if hello.role == "observer":
-            self.observers.add(channel)
+            if channel not in self.observers and len(self.observers) >= MAX_OBSERVERS:
+                oldest = next(iter(self.observers))
+                del self.observers[oldest]
+                self._send_away(oldest, "too many observers")
+            self.observers[channel] = None
         else:
             self._accept(channel, hello)
         self.transport.confirm(channel)
@@ -289,37 +336,60 @@ class Peers:
         if hello.role != "observer":
             self._emit(PeerUp(hello.sender, hello.epoch, outgoing=False))
 
+    def _on_answer(self, opened: Outgoing) -> None:
+        opened.answered.set()
+        if opened.role == "observer":
+            return
+        opened.refused, self.taken = "", True
+        self.note(f"node {self.rank} connected to node {opened.rank}", opened.rank)
+        self._emit(PeerUp(opened.rank, opened.epoch, outgoing=True))
+
     def on_refused(self, channel: Channel, refused: Refused) -> None:
         """A neighbour does not take us.
 
-        Where the files differ and the two never worked together, nothing here can mend that and the owner is told. Else the
-        other side has changed or still believes in an older connection of ours: we say Hello again in a while.
+        Where the files differ and nobody takes us, nothing here can mend that and the owner is told: at once if there is no other
+        neighbour, else when the others have had RETRY_SECONDS, since one alone may lie. Where somebody took us, the other side
+        has changed, lies, or still believes in an older connection of ours: we say Hello again in a while.
         """
         peer = self._by_channel.get(channel)
-        if not isinstance(peer, Outgoing) or peer.ready:
+        if not isinstance(peer, Outgoing) or peer.ready or peer.refused_in == peer.epoch:
             return
+        peer.refused_in = peer.epoch
         where = self.topology.path or self.topology.name
         address = self.topology.node(peer.rank).address
         found = f"{refused.key}: found {refused.there} here, expected {refused.here} as node {peer.rank} ({address}) has"
-        if peer.worked or refused.key == SESSION:
+        peer.refused = f"it refused this node: {found}"
+        if self.taken or refused.key == SESSION:
             self.note(f"node {self.rank} was refused: {found}; trying again", peer.rank)
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry, peer)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry, peer, peer.epoch)
+            return
+        error = ConfigError(f"{where}: {found}; start every node with the same files")
+        if self.topology.neighbours(self.rank) == (peer.rank,):
+            self.refused(error)
         else:
-            self.refused(ConfigError(f"{where}: {found}; start every node with the same files"))
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._give_up_or_retry, peer, peer.epoch, error)
 
-    def _retry(self, peer: Outgoing) -> None:
-        if not peer.ready and not peer.channel.closed:
+    def _retry(self, peer: Outgoing, epoch: int) -> None:
+        if not peer.ready and peer.epoch == epoch and not peer.channel.closed:
             self.transport.reset(peer.channel)
+
+    def _give_up_or_retry(self, peer: Outgoing, epoch: int, error: ConfigError) -> None:
+        if self.taken:
+            self._retry(peer, epoch)
+        elif peer.epoch == epoch and not peer.channel.closed:
+            self.refused(error)
 
     def on_bye(self, channel: Channel, bye: Bye) -> None:
         """A neighbour leaves on purpose, or wants the connection made anew: either way it is over."""
-        self.observers.discard(channel)
         peer = self._by_channel.get(channel)
-        if isinstance(peer, Incoming):
-            self._drop_incoming(peer, bye.reason)
-        elif peer is not None:
+        if channel.outgoing:
             self.on_disconnected(channel, bye.reason)
             self.transport.reset(channel)
+        elif isinstance(peer, Incoming):
+            self._drop_incoming(peer, bye.reason)
+        else:
+            self.observers.pop(channel, None)
+            self.transport.close_channel(channel)
 
     def say_bye(self, reason: str) -> None:
         """Tells everyone connected that this node leaves."""
@@ -379,6 +449,7 @@ class Peers:
             self._emit(PeerLost(hello.sender, outgoing=False, reason="it connected anew"))
             if old.channel is not channel:
                 self.transport.close_channel(old.channel)
+        self.taken = True
         self.incoming[hello.sender] = self._by_channel[channel] = Incoming(hello.sender, channel, hello.epoch, hello.session)
         log.info("node %d: node %d connected (session %d)", self.rank, hello.sender, hello.session)
 

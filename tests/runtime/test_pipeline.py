@@ -73,6 +73,7 @@ def test_a_deadline_that_is_no_number_is_rejected_and_the_pipeline_lives_on(dead
                 with pytest.raises(zpipe.SampleRejected, match="deadline: found"):
                     await p.submit(IMAGE, deadline=deadline)
             assert (await p.submit(IMAGE, deadline=float("inf"))).sample == 0
+            assert (await p.submit(IMAGE, deadline=10**400)).sample == 1
 
     run(main)
 

@@ -30,6 +30,8 @@ from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.pipeline")
 
+#: A longer deadline is none: what a float cannot hold adds to no clock.
+_LONGEST_SECONDS = 1e300
 #: Takes the outcome of one sample.
 Done = Callable[[Outcome], None]
 #: Given {rank: address} once all are bound: {viewer: {rank: address}} where that viewer is to reach a rank elsewhere.
@@ -409,9 +411,9 @@ class Pipeline:
     def _seconds(self, deadline: float | None) -> float:
         if deadline is None:
             return self.deadline_seconds
-        if not isinstance(deadline, (int, float)) or math.isnan(deadline):
+        if not isinstance(deadline, (int, float)) or deadline != deadline:  # math.isnan breaks on the largest ints
             raise SampleRejected(f"deadline: found {deadline!r}, expected seconds from now")
-        return deadline
+        return math.inf if deadline > _LONGEST_SECONDS else max(deadline, -_LONGEST_SECONDS)
 
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The input as a batch of one, copied: a camera may write its next frame into the caller's array."""

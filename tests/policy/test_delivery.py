@@ -519,7 +519,7 @@ def test_losses_on_the_way_are_no_stage_failures(source: DrivenSource) -> None:
 # ---- the timer -----------------------------------------------------------------------------------
 
 
-def test_the_timer_starts_at_a_second_and_doubles(source: DrivenSource) -> None:
+def test_the_timer_starts_at_its_least_and_doubles(source: DrivenSource) -> None:
     """R3."""
     source.submit(0)
     source.start(now=0.0)
@@ -533,7 +533,7 @@ def test_the_timer_starts_at_a_second_and_doubles(source: DrivenSource) -> None:
         assert len(source.start(now=wakeup)) == 1
         due.append(wakeup - now)
         now = wakeup
-    assert due == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    assert due == pytest.approx([0.75, 1.5, 3.0, 6.0])
     assert (source.counts.by_timer, source.counts.resubmitted) == (4, 4)
 
 
@@ -584,31 +584,31 @@ def test_a_sample_that_waits_to_be_submitted_again_is_not_timed(source: DrivenSo
 
 
 def test_the_timer_of_an_earlier_attempt_is_void(source: DrivenSource) -> None:
-    """R3: attempt 2 began at 0.5 and has a second: nothing but timeouts doubles it."""
+    """R3: attempt 2 began at 0.5 and has the least time: nothing but timeouts doubles it."""
     source.submit(0)
     source.start(now=0.0)
     source.lost(0, now=0.5)
     source.start(now=0.5)
-    source.tick(1.4)
-    assert source.start(now=1.4) == []
-    source.tick(1.5)
-    assert source.start(now=1.5) == [(0, 3)]
-    source.tick(3.4)
-    assert source.start(now=3.4) == []
-    source.tick(3.5)
-    assert source.start(now=3.5) == [(0, 4)]
+    source.tick(1.2)
+    assert source.start(now=1.2) == []
+    source.tick(1.25)
+    assert source.start(now=1.25) == [(0, 3)]
+    source.tick(2.7)
+    assert source.start(now=2.7) == []
+    source.tick(2.75)
+    assert source.start(now=2.75) == [(0, 4)]
 
 
 def test_timers_stay_within_the_budget_and_then_trickle(source: DrivenSource) -> None:
     """R3: ten free ones, then one a second."""
     source.submit(*range(30))
     source.start(now=0.0)
-    source.tick(1.0)
+    source.tick(0.75)
     assert source.counts.by_timer == 10
-    source.start(now=1.0)
-    source.tick(1.9)
+    source.start(now=0.75)
+    source.tick(1.5)
     assert source.counts.by_timer == 10
-    source.tick(2.0)  # those that found no budget look again, one is let
+    source.tick(2.25)  # those that found no budget look again, one is let
     assert source.counts.by_timer == 11
 
 

@@ -731,7 +731,8 @@ def test_failure_of_what_nobody_waits_for_is_no_loss(middle: Driven) -> None:
 
 def test_results_and_losses_are_passed_on_towards_their_source(middle: Driven) -> None:
     row, loss = answer(3), lost(4, 1, "x")
-    assert middle.tell(ResultReceived(2, [row]), LostReceived(2, [loss]), now=0.01) == [SendResults(0, [row]), SendLost(0, [loss])]
+    passed_on = [SendResults(0, [row.passed_on()]), SendLost(0, [loss])]
+    assert middle.tell(ResultReceived(2, [row]), LostReceived(2, [loss]), now=0.01) == passed_on
     assert middle.counts.relayed == 1
 
 

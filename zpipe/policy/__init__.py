@@ -58,7 +58,7 @@ rules below by their numbers.
   R2. The source answers Lost of the current attempt by submitting the sample again, attempt + 1. Lost of another attempt, or
       while the task is held or already waits to be submitted again, changes nothing. After MAX_PROMPT_ATTEMPTS only R3 tries.
   R3. The backstop is a timer per attempt: srtt + 4 * rttvar of samples delivered by their first attempt, or twice the time the
-      forecast (D4) gives what is in flight, at least 1 s, doubled each time it fires for a sample. What is held here or still on
+      forecast (D4) gives what is in flight, at least 0.75 s, doubled each time it fires for a sample. What is held here or still on
       a link of this node is not lost. It stays within a budget (resubmissions <= results / 10 + 10, beyond it one a second),
       so that overload cannot feed itself.
   R4. A failed batch is run again row by row; a row that fails alone is Lost with cause `stage-failed`; at the second such

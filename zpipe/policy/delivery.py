@@ -23,8 +23,9 @@ WhenFull = Literal["block", "latest", "deadline"]
 
 #: Losses of one sample that are answered at once; after so many attempts only the timer (R3) tries again.
 MAX_PROMPT_ATTEMPTS = 16
-#: Least retransmit timeout: one second, as TCP's (RFC 6298); a robot's WiFi pauses that long without losing anything.
-MIN_RETRANSMIT_SECONDS = 1.0
+#: Least retransmit timeout. RFC 6298 says a second, but what is here or on a link of this node is never sent again by it (R3):
+#: it waits for the answers of nodes farther away, and those that died with a relay are asked for again within a second.
+MIN_RETRANSMIT_SECONDS = 0.75
 #: ... and the longest before doubling: while nothing comes back, the forecast of a queue says nothing.
 MAX_RETRANSMIT_SECONDS = 30.0
 #: Resubmissions allowed: results / 10 + 10 (R3).

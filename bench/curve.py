@@ -1,6 +1,6 @@
 """What CURVE costs per hop, and what those without a key get: nothing.
 
-    python -m bench.curve                        three minutes; writes bench/results/curve.json
+    python -m bench.curve                        about three minutes; writes bench/results/curve.json
     python -m bench.curve --quick                fewer rounds and tries, for a look; writes nothing
 
 *Cost*: two processes send one message to and fro over loopback, with keys and without in turns: microseconds per hop (half a round
@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "curve.json"
 
 SIZES = {"4 KiB": 4096, "98 KiB": 98 * 1024}
+#: Pairs of a round with keys and one without: single rounds of small messages differ by more than keys cost.
+ROUNDS = 24
 TRIPS = {"4 KiB": 4000, "98 KiB": 2000}
 #: A stranger that has heard nothing by then gives up; so does a replay.
 GIVE_UP_SECONDS = 4.0
@@ -111,22 +113,35 @@ async def _trips(pipe: Connection, size: int, trips: int, keys: CurveKeys | None
 
 
 def cost(rounds: int) -> dict[str, Any]:
-    """Microseconds per hop and message, median over the rounds, with keys and without in turns."""
+    """Microseconds per hop and message, with keys and without in turns: medians, and the mean of paired differences with its 95 %
+    interval (normal).
+    """
     found: dict[str, Any] = {}
     for name, size in SIZES.items():
         taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         for _ in range(rounds):
             for secured in (False, True):
                 taken[secured].append(hop(size, TRIPS[name], secured=secured))
+        pairs_taken = list(zip(taken[False], taken[True], strict=True))
+        found[name] = {
+            f"more_{figure}_us": _difference([1e6 * (with_keys[at] - without[at]) for without, with_keys in pairs_taken])
+            for at, figure in enumerate(("hop", "cpu"))
+        }
         for secured, label in ((False, "open"), (True, "curve")):
             hops, cpus = ([1e6 * value for value in values] for values in zip(*taken[secured], strict=True))
-            found.setdefault(name, {})[label] = {
+            found[name][label] = {
                 "hop_us": round(statistics.median(hops), 1),
                 "cpu_us": round(statistics.median(cpus), 1),
                 "rounds_hop_us": [round(value, 1) for value in hops],
                 "rounds_cpu_us": [round(value, 1) for value in cpus],
             }
     return found
+
+
+def _difference(differences: list[float]) -> list[float]:
+    """[mean, half of its 95 % interval]."""
+    half = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    return [round(statistics.mean(differences), 1), round(half, 1)]
 
 
 # ---- strangers -------------------------------------------------------------------------------------
@@ -420,7 +435,7 @@ def main() -> None:
     multiprocessing.set_start_method("spawn")
     found = {
         "schema": "zpipe.curve/1",
-        "cost": cost(1 if quick else 7),
+        "cost": cost(2 if quick else ROUNDS),
         "strangers": asyncio.run(tries(60 if quick else 1000)),
         "replays": asyncio.run(replays(60 if quick else 1000)),
         "replays_without_keys": asyncio.run(replays(4, secured=False)),  # what a replay can do: the tool works
@@ -439,13 +454,13 @@ def main() -> None:
 
 def show(found: dict[str, Any]) -> None:
     """The figures as a table."""
-    print(f"{'message':<9}{'hop, open':>12}{'CURVE':>10}{'more':>10}   {'CPU, open':>10}{'CURVE':>10}{'more':>10}   microseconds")
+    print(f"{'message':<9}{'hop, open':>12}{'CURVE':>10}{'more':>16}   {'CPU, open':>10}{'CURVE':>10}{'more':>16}   microseconds")
     for name, by in found["cost"].items():
-        hops, cpus = ((by["open"][key], by["curve"][key]) for key in ("hop_us", "cpu_us"))
-        print(
-            f"{name:<9}{hops[0]:>12.1f}{hops[1]:>10.1f}{hops[1] - hops[0]:>10.1f}   "
-            f"{cpus[0]:>10.1f}{cpus[1]:>10.1f}{cpus[1] - cpus[0]:>10.1f}"
-        )
+        cells = []
+        for figure in ("hop", "cpu"):
+            more, half = by[f"more_{figure}_us"]
+            cells.append(f"{by['open'][f'{figure}_us']:>10.1f}{by['curve'][f'{figure}_us']:>10.1f}{f'{more:.1f} ± {half:.1f}':>16}")
+        print(f"{name:<9}  {'   '.join(cells)}")
     strangers, again = found["strangers"], found["replays"]
     print(
         f"{strangers['tries']} tries of strangers: {strangers['handler_calls_of_strangers']} handler calls "

@@ -124,7 +124,11 @@ def besiege(task: tuple[int, str]) -> dict[str, Any]:
         await siege.end()
         return siege
 
-    with mock.patch("zpipe.runtime.driver.time", clock), mock.patch("zpipe.runtime.stages.INLINE_SECONDS", math.inf):
+    with (
+        mock.patch("zpipe.runtime.driver.time", clock),
+        mock.patch("zpipe.runtime.inbox.time", clock),  # else deadlines are told on another clock and never pass
+        mock.patch("zpipe.runtime.stages.INLINE_SECONDS", math.inf),
+    ):
         try:
             siege = asyncio.run(main())
         except Exception as exc:

@@ -1,8 +1,8 @@
 """The few CUDA driver calls a stage executor makes, as one small interface.
 
 pycuda implements it (`pycuda.py`), torch does (`torch.py`), and the tests do without a GPU. All of it belongs to one thread: the
-one that made the driver makes every call and closes it. Addresses are plain ints, sizes are bytes, so that engines of any library and
-our own kernels can be handed the same memory.
+one that made the driver makes every call and closes it. Addresses are plain ints, sizes are bytes, so that engines of any library
+and our own kernels can be handed the same memory.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class StageEngine(Protocol):
 
         Args:
             batch: rows, 1..max_batch.
-            addresses: of `input`, and of `activation` and `logits` where the stage has them: contiguous room for `max_batch` rows in
-                the dtypes the bundle states (logits: `self.logits`).
+            addresses: of `input`, and of `activation` and `logits` where the stage has them: contiguous room for `max_batch` rows
+                in the dtypes the bundle states (logits: `self.logits`).
             stream: where it runs.
 
         Raises:

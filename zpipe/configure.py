@@ -124,8 +124,8 @@ def _mean_bytes(topology: Topology, bundle: Bundle, rank: int) -> dict[int, floa
     return {stage: sum(each[stage] for each in sizes) / len(sizes) for stage in sizes[0]}
 
 
-def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None) -> NodeConfig:
-    """What the topology and the bundle say about one node, in the policy's words."""
+def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: SourceConfig | None, runs: int = 1) -> NodeConfig:
+    """What the topology and the bundle say about one node, in the policy's words; `runs`: batches its executor takes at once."""
     node = topology.node(rank)
     neighbours = []
     for peer in topology.neighbours(rank):
@@ -153,6 +153,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         beside={spec.rank: topology.beside(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
         farther=_farther(topology, rank),
         max_batch=node.max_batch,
+        runs=runs,
         own_slots=node.slots,
         offload=topology.policy.offload,
         output_threshold=topology.policy.output_threshold,

@@ -58,6 +58,7 @@ class Shape:
     links: tuple[tuple[int, int], ...]
     window: int = 4
     max_batch: int = 1
+    runs: int = 1
     own_slots: int = 4
     admission: str = "fixed"
     options: dict[str, float] = field(default_factory=dict)
@@ -141,6 +142,7 @@ class Shape:
             beside={} if rank == 0 else {0: self.beside(rank)},
             farther={0: self.farther(rank)} if self.farther(rank) else {},
             max_batch=self.max_batch,
+            runs=self.runs,
             own_slots=self.own_slots,
             offload=self.offload,
             output_threshold=self.output_threshold,

@@ -39,6 +39,7 @@ def shapes(draw: st.DrawFn) -> Shape:
         links=tuple(links),
         window=draw(st.sampled_from([1, 2, 3, 8])),
         max_batch=draw(st.sampled_from([1, 4])),
+        runs=draw(st.sampled_from([1, 2])),
         own_slots=draw(st.sampled_from([1, 2, 16])),
         offload=draw(st.sampled_from(["local", "cheapest", "ddi", "mdi", "mdi"])),
         offload_input=draw(st.booleans()),

@@ -863,6 +863,40 @@ def test_a_node_without_neighbours_has_no_timer(make_node: MakeNode) -> None:
     assert alone.policy.next_wakeup() == pytest.approx(0.1)  # the control interval
 
 
+def test_an_executor_that_takes_two_batches_is_given_two(make_node: MakeNode) -> None:
+    """So that a GPU copies one while it computes the other; the third waits for whichever is done first."""
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=8), nearer={0: (0,)}, runs=2)
+    commands = node.receive(*[task(sample, 1, sample) for sample in range(3)])
+    runs = [command for command in commands if isinstance(command, RunStage)]
+    assert [(run.run, [row.key.sample for row in run.tasks]) for run in runs] == [(0, [0]), (1, [1])]
+    assert commands[-2:] == runs
+    (third,) = [command for command in node.complete(True, run=1) if isinstance(command, RunStage)]
+    assert (third.run, third.tasks[0].key) == (2, key(2))
+
+
+def test_a_second_batch_waits_for_the_device_until_the_first_is_done(make_node: MakeNode) -> None:
+    """Its time in the executor counts from then on, in its row as in the backlog."""
+    node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=8), nearer={0: (0,)}, runs=2, service_seconds={1: 0.4})
+    node.receive(*[task(sample, 1, sample) for sample in range(2)])
+    (report,) = [command.report for command in node.tell(TimerFired(), now=0.3) if isinstance(command, SendReport)]
+    assert report.backlog_seconds == {1: about(0.1 + 0.4)}
+    node.complete(True, run=0, now=0.5)
+    (results,) = [command for command in node.complete(True, run=1, now=0.9) if isinstance(command, SendResults)]
+    assert (results.rows[0].queued_seconds, results.rows[0].service_seconds) == (about(0.5), about(0.4))
+
+
+def test_a_node_that_runs_a_batch_takes_nothing_back_for_a_second(make_node: MakeNode) -> None:
+    """A3 is for an idle node."""
+    node = make_node(
+        0, (0, 1), NeighbourConfig(1, lanes_out=(1, 2), window_out=4), offload="cheapest", source=source_config(), up=False, runs=2
+    )
+    node.submit(0, 1, 2)
+    node.complete(False, run=0)
+    assert node.policy.output_length == 1
+    assert "RunStage" not in kinds(node.complete(True, run=1))
+    assert "RunStage" in kinds(node.complete(True, run=2))
+
+
 def test_gamma_is_smoothed_and_told_with_the_backlog(make_node: MakeNode) -> None:
     node = make_node(1, (1,), NeighbourConfig(0, lanes_in=(1,), window_in=4), nearer={0: (0,)}, service_seconds={1: 0.01})
     node.receive(*[task(sample, 1, sample) for sample in range(3)], now=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import numpy.typing as npt
@@ -99,3 +100,48 @@ def test_executor_is_lost_when_it_says_so_or_has_no_memory_for_one_row(raised: E
     failure = inline(raised, rows)
     assert failure is not None
     assert failure.executor_lost == lost
+
+
+class Meeting:
+    """An executor whose batches end only when two of them are there."""
+
+    stages: tuple[int, ...] = (0,)
+    inline = False
+    parallel = 2
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=20)
+
+    def warm_up(self, max_batch: int) -> dict[int, float]:
+        return {}
+
+    def run(self, stage: int, inputs: npt.NDArray[Any], gate: GateSpec) -> StageOutput:
+        self.both.wait()
+        raise ValueError("met")
+
+    def close(self) -> None:
+        pass
+
+
+async def _four_batches() -> list[Failure | None]:
+    loop = asyncio.get_running_loop()
+    failures: list[Failure | None] = []
+    ended = asyncio.Event()
+
+    def ran(command: RunStage, output: StageOutput | None, failure: Failure | None) -> None:
+        failures.append(failure)
+        if len(failures) == 4:
+            ended.set()
+
+    worker = Worker(Meeting(), STAGES, loop, ran)
+    try:
+        for _ in range(4):
+            worker.put(command(1), images(1))
+        await asyncio.wait_for(ended.wait(), 20)
+    finally:
+        worker.close()
+    return failures
+
+
+def test_an_executor_that_wants_two_batches_at_once_has_two_threads() -> None:
+    assert asyncio.run(_four_batches()) == [Failure("ValueError: met", executor_lost=False)] * 4

@@ -61,6 +61,8 @@ class StageOutput:
 class StageExecutor(Protocol):
     """Runs the stages one node hosts. `run` may be called from several threads at once.
 
+    It may have an attribute `parallel`: how many batches it wants at once (see `parallel()`).
+
     Attributes:
         stages: the stages it can run, ascending.
         inline: whether short batches may run on an event loop; False where `run` waits.
@@ -137,6 +139,11 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
             f"executor {name}: found {type(made).__name__} without {', '.join(lacks)}, expected a zpipe.executors.StageExecutor"
         )
     return cast("StageExecutor", made)
+
+
+def parallel(executor: StageExecutor) -> int:
+    """How many batches it wants at once, so that one is copied while another is computed: its attribute `parallel`, else 1."""
+    return max(1, int(getattr(executor, "parallel", 1)))
 
 
 def is_executor_name(name: str) -> bool:

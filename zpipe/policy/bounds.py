@@ -62,7 +62,7 @@ TABLES = (
     Table("tasks held", lambda node: node.held_count, _slots, "each holds a slot (C1)"),
     Table("input queue", lambda node: node.input_length, _slots, "each task holds a slot (C1)"),
     Table("output queue", lambda node: node.output_length, _slots, "each task holds a slot (C1)"),
-    Table("running", lambda node: len(node._runs), lambda node: 1, "one batch at a time"),
+    Table("running", lambda node: len(node._runs), lambda node: node.config.runs, "batches the executor is given at once"),
     Table(
         "slots taken by neighbours",
         lambda node: sum(len(link.held) + len(link.carried) for link in node._links.incoming.values()),

@@ -96,7 +96,7 @@ class NodePolicy:
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._order = SERVICE_ORDERS[config.order]()
         self._last_stage = len(config.gates.temperatures) - 1
-        self._runs: dict[int, Run] = {}  #: {run: the batch in the executor}; one at most
+        self._runs: dict[int, Run] = {}  #: {run: a batch in the executor}, in the order given; `config.runs` at most
         self._next_run = 0
         self._service = dict(config.service_seconds)
         self._reported_at = self._ran_at = -math.inf
@@ -270,16 +270,16 @@ class NodePolicy:
             self._answers.lost(self._links.ban(event.peer, lie, self._commands), now)
 
     def _on_completed(self, event: StageCompleted, now: float) -> None:
-        run = self._runs.pop(event.run)
-        stage, started_at, tasks = run.stage, run.started_at, self._tasks
+        run = self._end_run(event.run, now)
+        stage, began_at, tasks = run.stage, run.began_at, self._tasks
         self.counts.tasks_run += len(run.tasks)
         self.counts.batches += 1
         self._measure_service(stage, event.seconds / len(run.tasks))
         for task, token in zip(run.tasks, event.tokens, strict=False):
             task.token = token
         for task, exited, label, confidence in zip(run.tasks, event.exited, event.labels, event.confidences, strict=True):
-            task.queued_seconds += started_at - task.since
-            task.service_seconds += now - started_at
+            task.queued_seconds += began_at - task.since
+            task.service_seconds += now - began_at
             if tasks.is_stale(task, now):
                 tasks.drop_stale(task)
             elif exited or stage == self._last_stage:
@@ -297,9 +297,16 @@ class NodePolicy:
         length = tasks.input_length + tasks.output_length
         self.counts.queue_histogram[length] = self.counts.queue_histogram.get(length, 0) + 1
 
+    def _end_run(self, number: int, now: float) -> Run:
+        run = self._runs.pop(number)
+        for following in self._runs.values():  # the first of those left, if any, has the device to itself from now on
+            following.began_at = max(following.began_at, now)
+            break
+        return run
+
     def _on_failed(self, event: StageFailed, now: float) -> None:
         """Rule R4; a task that nobody waits for is no loss."""
-        run = self._runs.pop(event.run)
+        run = self._end_run(event.run, now)
         self.counts.stage_failures += 1
         if event.executor_lost:
             self._lose_executor(run, event.error, now)
@@ -381,8 +388,8 @@ class NodePolicy:
             self._admit(now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._outlet.flush(commands, now)
-        run = self._choose_run(now)
-        if run is not None and tasks.output_length and self._outlet.weighs:
+        runs = self._choose_runs(now)
+        if runs and tasks.output_length and self._outlet.weighs:
             self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
         if self._answers.waiting:
             self._answers.flush(commands)
@@ -399,8 +406,7 @@ class NodePolicy:
             tasks.discards.clear()
             if tokens:
                 commands.append(Discard(tokens))
-        if run is not None:
-            commands.append(run)
+        commands.extend(runs)
 
     def _under_way(self, key: SampleKey, attempt: int) -> bool:
         """Whether an attempt is here, or on a link of this node: it is not lost, or the link will say so (C7, R1)."""
@@ -438,19 +444,23 @@ class NodePolicy:
             tasks.hold(task)
             self._place(task, now)
 
-    def _choose_run(self, now: float) -> RunStage | None:
+    def _choose_runs(self, now: float) -> list[RunStage]:
         """Admits, and finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
-        tasks = self._tasks
-        batch: list[Task] = []
+        tasks, chosen = self._tasks, []
         self._admit(now)
-        while not batch and not self._runs and not self._lost_executor and (tasks.input_length or self._outlet.take_back()):
+        while self._free_runs() and (tasks.input_length or (not self._runs and self._outlet.take_back())):
             batch = tasks.take_batch(self._order, self.config.max_batch, self._service, now)
+            if batch:
+                chosen.append(self._start_run(tuple(batch), now))
             self._admit(now)
-        if not batch:
-            return None
-        run, stage = self._next_run, batch[0].stage
+        return chosen
+
+    def _free_runs(self) -> int:
+        return 0 if self._lost_executor else self.config.runs - len(self._runs)
+
+    def _start_run(self, rows: tuple[Task, ...], now: float) -> RunStage:
+        run, stage = self._next_run, rows[0].stage
         self._next_run += 1
-        rows = tuple(batch)
         self._runs[run] = Run(stage, rows, now)
         return RunStage(run, stage, rows, self.config.gates.gate(stage, rows))
 
@@ -462,8 +472,10 @@ class NodePolicy:
         for stage, queue in tasks.input.items():
             length = len(queue) + len(tasks.output.get(stage, ()))
             backlog[stage] = length * service.get(stage, guess) if length else 0.0
+        since = None  # of the first, which the device works on; those behind it wait
         for run in self._runs.values():
-            backlog[run.stage] += max(0.0, len(run.tasks) * service.get(run.stage, guess) - (now - run.started_at))
+            since = run.began_at if since is None else now
+            backlog[run.stage] += max(0.0, len(run.tasks) * service.get(run.stage, guess) - (now - since))
         return backlog
 
     # ---- reports -------------------------------------------------------------------------------
@@ -489,13 +501,13 @@ class NodePolicy:
 
     def check(self) -> None:
         """Asserts what must hold after every `handle`."""
-        assert len(self._runs) <= 1, self
+        assert len(self._runs) <= self.config.runs, self
         self._tasks.check([task for run in self._runs.values() for task in run.tasks])
         self._links.check()
         self._answers.check()
         assert self._tasks.own_held <= self.config.own_slots, self
         assert not self._tasks.discards, self
-        assert self._runs or not self.input_length or self._lost_executor, self
+        assert not self._free_runs() or not self.input_length, self
         if self.source is not None:
             self.source.check()
             assert not self.source.told, self

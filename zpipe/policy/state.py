@@ -52,6 +52,7 @@ class NodeConfig:
         beside: {source rank: neighbours as far from it as this node}: where answers go while none of those is up.
         farther: {source rank: neighbours farther from it than this node}: where its raw inputs may go on to (S3).
         service_seconds: {stage: seconds per sample}, a first guess of Gamma, measured or profiled.
+        runs: batches the executor is given at once; with 2 a GPU copies one while it computes the other.
         own_slots: tasks of this node's own samples it holds at once (C1).
         offload: name of the strategy (rules A1, A4).
         output_threshold: T_O of Alg. 1, tasks.
@@ -69,6 +70,7 @@ class NodeConfig:
     farther: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     service_seconds: Mapping[int, float] = field(default_factory=dict)
     max_batch: int = 1
+    runs: int = 1
     own_slots: int = 64
     offload: str = "local"
     output_threshold: int = 50
@@ -81,11 +83,15 @@ class NodeConfig:
 
 @dataclass(slots=True)
 class Run:
-    """A batch in the executor."""
+    """A batch in the executor.
+
+    Attributes:
+        began_at: when the device could turn to it: at once, or when the batch before it was done.
+    """
 
     stage: int
     tasks: tuple[Task, ...]
-    started_at: float
+    began_at: float
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ import psutil
 from zpipe.bundle import Bundle
 from zpipe.configure import node_config
 from zpipe.errors import ConfigError, ZpipeError
-from zpipe.executors.base import StageExecutor
+from zpipe.executors.base import StageExecutor, parallel
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
@@ -118,7 +118,7 @@ def zeromq(topology: Topology, bundle: Bundle, rank: int) -> Callable[[Transport
 
 
 class Driver:
-    """Drives one node. Not thread-safe: everything but the worker thread happens on the loop that `start` ran on.
+    """Drives one node. Not thread-safe: everything but the worker's threads happens on the loop that `start` ran on.
 
     Args:
         topology: with every address known.
@@ -165,7 +165,8 @@ class Driver:
         self.counts = DriverCounts()
         self.inputs: dict[int, npt.NDArray[Any]] = {}  #: {sample: [1, *shape]}, kept until its outcome (policy rule D2)
         seed = secrets.randbits(32) if seed is None else seed
-        self.policy = NodePolicy(node_config(topology, bundle, rank, source=source), rng=random.Random(seed))
+        runs = 1 if executor is None else parallel(executor)
+        self.policy = NodePolicy(node_config(topology, bundle, rank, source=source, runs=runs), rng=random.Random(seed))
         self._resolved = resolved or (lambda resolve: None)
         self._on_refused = refused or (lambda error: None)
         self._pumped = pumped or (lambda: None)
@@ -291,9 +292,10 @@ class Driver:
                 events = self._events.copy()
                 self._events.clear()
                 commands = self._decide(events, now=time.monotonic())
-                if commands and isinstance(commands[-1], RunStage):
-                    self._perform(commands.pop())  # the executor has its thread: it need not wait until all is sent
-                for command in commands:
+                runs = [command for command in commands if isinstance(command, RunStage)]
+                for run in runs:
+                    self._perform(run)  # the executor has its threads: it need not wait until all is sent
+                for command in commands[: len(commands) - len(runs)]:
                     self._perform(command)
         except Exception as exc:
             self._stopped = True

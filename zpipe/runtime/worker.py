@@ -1,4 +1,4 @@
-"""The thread that runs long stages, so that the event loop goes on reading and sending meanwhile."""
+"""The threads that run long stages, so that the event loop goes on reading and sending meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from zpipe.errors import ExecutorLost, one_line
-from zpipe.executors.base import StageExecutor, StageOutput, check_output
+from zpipe.executors.base import StageExecutor, StageOutput, check_output, parallel
 from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage
 
@@ -32,10 +32,10 @@ class Failure:
 
 
 class Worker:
-    """One thread around an executor; it starts at the first batch.
+    """As many threads around an executor as it takes batches at once; each starts when a batch finds no free one.
 
     Args:
-        executor: called from the thread, and from the loop by `run`.
+        executor: called from the threads, and from the loop by `run`.
         specs: of every stage of the bundle; what the executor gives is checked against them.
         loop: where `ran` is called.
         ran: takes each batch that `put` was given.
@@ -51,7 +51,9 @@ class Worker:
         self._loop = loop
         self._ran = ran
         self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any]] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._parallel = parallel(executor)
+        self._threads: list[threading.Thread] = []
+        self._under_way = 0  #: batches put and not yet told of; counted on the loop
 
     def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, Failure | None]:
         """Runs a batch here and now. Whatever goes wrong becomes a Failure: one bad sample must not stop a node.
@@ -72,27 +74,34 @@ class Worker:
         return output, None
 
     def put(self, command: RunStage, inputs: npt.NDArray[Any]) -> None:
-        """Runs a batch on the thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="zpipe-stages", daemon=True)
-            self._thread.start()
+        """Runs a batch on a thread."""
+        self._under_way += 1
+        if len(self._threads) < min(self._under_way, self._parallel):
+            thread = threading.Thread(target=self._work, name=f"zpipe-stages-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         self._queue.put((command, inputs))
 
     def close(self) -> None:
-        """Waits for the batch under way, if any, and ends the thread."""
-        if self._thread is not None:
+        """Waits for the batches under way, if any, and ends the threads."""
+        for _ in self._threads:
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             command, inputs = item
             output, failure = self.run(command, inputs)
             try:
-                self._loop.call_soon_threadsafe(self._ran, command, output, failure)
+                self._loop.call_soon_threadsafe(self._tell, command, output, failure)
             except RuntimeError:  # the loop closed while the batch ran: nobody waits for it
                 return
+
+    def _tell(self, command: RunStage, output: StageOutput | None, failure: Failure | None) -> None:
+        self._under_way -= 1
+        self._ran(command, output, failure)
 
 
 def _said(exc: BaseException) -> str:

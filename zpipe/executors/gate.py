@@ -69,7 +69,8 @@ def evaluate_gate(logits: npt.NDArray[Any], gate: GateSpec) -> GateDecision:
     if not finite.all():  # rare, so the ordinary batch pays for one look only
         bad = ~finite.all(axis=1)
         if gate.last:
-            raise ExecutorError(_not_finite(raw, bad))
+            row = int(bad.argmax())
+            raise ExecutorError(not_finite(row, int(np.isfinite(raw[row]).sum()), raw.shape[1]))
         labels[bad] = np.where(np.isnan(raw[bad]), -np.inf, raw[bad]).argmax(axis=1)
         confidence[bad] = 0.0
         exited[bad] = False
@@ -110,11 +111,20 @@ def _check_rows(rows: int, gate: GateSpec) -> None:
         raise ExecutorError(f"gate: found {found}, expected one per row; the GateSpec belongs to another batch")
 
 
-def _not_finite(logits: Floats, bad: npt.NDArray[np.bool_]) -> str:
-    """What rule 4 says of the last stage."""
-    row = int(bad.argmax())
-    found = f"{np.isfinite(logits[row]).sum()} of {logits.shape[1]} logits finite in row {row}"
+def not_finite(row: int, finite: int, classes: int) -> str:
+    """What rule 4 says at the last stage of the first bad row and how many of its logits are finite."""
+    found = f"{finite} of {classes} logits finite in row {row}"
     return f"gate: found {found}, expected all where every row must be answered; look at this sample's input"
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse one that logits cannot be divided by.
+
+    Raises:
+        ExecutorError: names it.
+    """
+    if not (temperature > 0.0 and math.isfinite(temperature)):
+        raise ExecutorError(f"gate: found temperature {temperature}, expected a finite number > 0; check the bundle's manifest")
 
 
 def _check(logits: Floats, gate: GateSpec) -> None:
@@ -123,10 +133,7 @@ def _check(logits: Floats, gate: GateSpec) -> None:
             f"gate: found logits of shape {list(logits.shape)}, expected [batch, classes]; check the stage's exit head"
         )
     _check_rows(len(logits), gate)
-    if not (gate.temperature > 0.0 and math.isfinite(gate.temperature)):
-        raise ExecutorError(
-            f"gate: found temperature {gate.temperature}, expected a finite number > 0; check the bundle's manifest"
-        )
+    check_temperature(gate.temperature)
 
 
 def _exits(confidence: Floats, gate: GateSpec) -> npt.NDArray[np.bool_]:

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.calibrate.metrics import Answers
 from zpipe.codecs import make_codecs
 from zpipe.errors import BundleError, ConfigError, ExecutorError
 from zpipe.model import CODECS
 from zpipe.models import retrain_codecs
-from zpipe.models.calibration import Answers
 
 # ruff: noqa: E402 (the skip stands above the imports that need it, so that the module skips instead of failing)
 for _name in ("torch", "onnx", "onnxscript", "sklearn"):
@@ -27,11 +27,12 @@ for _name in ("torch", "onnx", "onnxscript", "sklearn"):
 import onnx
 import torch
 
+from zpipe.calibrate.chain import StageChain
 from zpipe.models import building, codec_tables
 from zpipe.models.bottleneck import code_channels, divergence_of, principal_codes, train_bottleneck, weights_of
 from zpipe.models.codec_tables import CodecTable, answer_through, codec_rows, replay_arrays
 from zpipe.models.digits import digits_task
-from zpipe.models.export import PARITY, StageChain
+from zpipe.models.export import PARITY
 from zpipe.models.frozen import FrozenStage
 from zpipe.models.task import Task
 from zpipe.models.training import torch_settings

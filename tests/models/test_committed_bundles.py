@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.calibrate.metrics import Answers, bootstrap, max_probability
+from zpipe.calibrate.points import exit_of, measure_point, right_at
 from zpipe.codecs import load_bottleneck, make_codecs
 from zpipe.executors import evaluate_gate
 from zpipe.model import CODECS, GateSpec, OperatingPoint, TensorSpec
-from zpipe.models.calibration import Answers, bootstrap, exit_of, max_probability, measure_point, right_at
 
 ENGINES = Path(__file__).parents[2] / "engines"
 FULL, HALF, LARGE = "digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2"

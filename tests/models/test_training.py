@@ -21,9 +21,10 @@ for _name in ("torch", "onnx", "onnxscript", "sklearn"):
 
 import torch
 
+from zpipe.calibrate.chain import StageChain
 from zpipe.models import building
 from zpipe.models.digits import digits_task
-from zpipe.models.export import PARITY, StageChain, export_stages, parity_error, stage_tensors
+from zpipe.models.export import PARITY, export_stages, parity_error, stage_tensors
 from zpipe.models.network import MultiExitNet, Normalise, build_network, stage_costs
 from zpipe.models.training import all_logits, joint_loss, torch_settings, train_network
 

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from zpipe.bundle import MANIFEST, Bundle, Evaluation, load_bundle
+from zpipe.calibrate.chain import StageChain
+from zpipe.calibrate.metrics import Answers, answers_of
 from zpipe.errors import ConfigError
 from zpipe.models.bottleneck import EPOCHS as BOTTLENECK_EPOCHS
 from zpipe.models.bottleneck import train_bottleneck
-from zpipe.models.calibration import Answers, answers_of
 from zpipe.models.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.models.cifar10 import cifar10_task
 from zpipe.models.codec_tables import codec_rows, codec_tables, replay_arrays
 from zpipe.models.digits import digits_task
-from zpipe.models.export import StageChain, export_stages, parity_error
+from zpipe.models.export import export_stages, parity_error
 from zpipe.models.frozen import FrozenStage
 from zpipe.models.manifest import Measured, Trained, extend_manifest, fit_exits, write_manifest
 from zpipe.models.network import MultiExitNet

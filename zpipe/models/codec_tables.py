@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from zpipe.bundle import Bundle, Evaluation, lossy_part
+from zpipe.calibrate.chain import StageChain
+from zpipe.calibrate.metrics import Answers, answers_of, bootstrap
+from zpipe.calibrate.points import right_at
 from zpipe.codecs import Codec, make_codecs
 from zpipe.errors import ExecutorError
 from zpipe.model import CODECS, NO_CODEC
-from zpipe.models.calibration import Answers, answers_of, bootstrap, right_at
-from zpipe.models.export import StageChain
 
 Json = dict[str, Any]
 
@@ -61,7 +62,8 @@ def answer_through(bundle: Bundle, chain: StageChain, cut_codecs: Sequence[Codec
         x: Any = test.images[row : row + 1]
         for stage in range(len(bundle.stages)):
             activation, answer = chain.run_stage(stage, x)
-            exits.append(answer[0])
+            if answer is not None:
+                exits.append(answer[0])
             if activation is not None:
                 payload = cut_codecs[stage].encode(activation)
                 sent[row, stage] = payload.nbytes

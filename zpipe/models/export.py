@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
+from zpipe.calibrate.chain import StageChain
 from zpipe.errors import ExecutorError
 from zpipe.model import TensorSpec
 from zpipe.models.network import MultiExitNet, Stage
@@ -74,41 +73,6 @@ def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
             del item.metadata_props[:]
     del graph.value_info[:]
     return model
-
-
-class StageChain:
-    """The exported stages in ONNX Runtime, one intra-op thread, run one after the other.
-
-    This is the plain loop that everything faster is compared with.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self._sessions = [onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in paths]
-
-    def run_stage(self, stage: int, x: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32]]:
-        """Activation (None after the last stage) and raw logits of one batch."""
-        session = self._sessions[stage]
-        names = [output.name for output in session.get_outputs()]
-        values = dict(zip(names, session.run(names, {"input": x}), strict=True))
-        return values.get("activation"), values["logits"]
-
-    def logits(self, images: npt.NDArray[np.uint8], *, batch: int = 1) -> npt.NDArray[np.float32]:
-        """Every exit's raw logits `[samples, exits, classes]`."""
-        parts = [self._chain(images[start : start + batch]) for start in range(0, len(images), batch)]
-        return np.concatenate(parts)
-
-    def _chain(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        exits = []
-        x: npt.NDArray[np.generic] | None = images
-        for stage in range(len(self._sessions)):
-            assert x is not None  # only the last stage gives none
-            x, logits = self.run_stage(stage, x)
-            exits.append(logits)
-        return np.stack(exits, 1)
 
 
 def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[np.uint8]) -> float:

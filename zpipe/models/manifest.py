@@ -14,21 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import MANIFEST, SCHEMA, Evaluation, file_digest
-from zpipe.model import PointMetrics, TensorSpec
-from zpipe.models.calibration import (
-    NO_EXIT,
+from zpipe.calibrate.metrics import (
     Answers,
-    accuracy_lost,
     answers_of,
     bootstrap,
-    choose_default,
     expected_calibration_error,
     fit_temperature,
     max_probability,
-    measure_point,
     negative_log_likelihood,
-    threshold_vectors,
 )
+from zpipe.calibrate.points import NO_EXIT, accuracy_lost, choose_default, measure_point, threshold_vectors
+from zpipe.model import PointMetrics, TensorSpec
 from zpipe.models.export import stage_tensors
 from zpipe.models.network import MultiExitNet, stage_costs
 from zpipe.models.recipes import Recipe

@@ -1,7 +1,6 @@
-"""Temperatures, operating points and how sure we are of them. NumPy only: all of it works on logits already computed.
+"""Confidence, temperature and how well they fit: all of it works on logits already computed.
 
-Everything is fitted on calibration logits; test numbers are only reported. Samples of one digit are not independent, so every
-interval resamples digits, not samples.
+Samples that show one original image (a digit, say) are not independent, so every interval resamples originals, not samples.
 """
 
 from __future__ import annotations
@@ -12,18 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.model import NEVER_EXIT, PointMetrics
-
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-#: One threshold for all exits. Thresholds searched per exit on calibration lost more on other writers (a trial). Dense towards 1:
-#: at 0.99 the 96-pixel network still loses 2 of 3,000 calibration samples, at 0.998 none at 0.59 of the compute.
-THRESHOLD_LADDER = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-
-NO_EXIT = "no-exit"
 
 #: Equal-width bins of the expected calibration error, as is usual (Guo et al., arXiv:1706.04599).
 ECE_BINS = 15
@@ -102,52 +93,6 @@ def expected_calibration_error(confidences: Floats, right: Bools) -> float:
     return float(np.abs(gap).sum() / len(confidences))
 
 
-# ---- operating points --------------------------------------------------------------------------
-
-
-def exit_of(confidences: Floats, thresholds: Sequence[float]) -> Ints:
-    """The stage at which each sample leaves: `[samples]` from confidences `[samples, exits]`; the last exit takes the rest."""
-    limits = np.asarray(thresholds, np.float32)
-    leaves = (confidences >= limits) & (limits < NEVER_EXIT)
-    leaves[:, -1] = True
-    return np.asarray(leaves.argmax(1), np.int64)
-
-
-def right_at(answers: Answers, thresholds: Sequence[float]) -> Bools:
-    """Whether each sample is answered rightly where it leaves, `[samples]`."""
-    return np.asarray(np.take_along_axis(answers.right, exit_of(answers.confidences, thresholds)[:, None], 1)[:, 0])
-
-
-def measure_point(answers: Answers, thresholds: Sequence[float], stage_macs: Sequence[int]) -> PointMetrics:
-    """What these thresholds give on these samples."""
-    exits = exit_of(answers.confidences, thresholds)
-    shares = np.bincount(exits, minlength=len(stage_macs)) / len(exits)
-    spent = np.cumsum(stage_macs)[exits]
-    return PointMetrics(float(right_at(answers, thresholds).mean()), tuple(float(share) for share in shares), float(spent.mean()))
-
-
-def threshold_vectors(exits: int) -> dict[str, tuple[float, ...]]:
-    """Every operating point of the ladder by name, cheapest first."""
-    ladder = {f"t{format_threshold(threshold)}": (threshold,) * exits for threshold in THRESHOLD_LADDER}
-    return {**ladder, NO_EXIT: (NEVER_EXIT,) * exits}
-
-
-def format_threshold(threshold: float) -> str:
-    """At least two decimals, and no zeros beyond them: 0.90, 0.998."""
-    return f"{threshold:.2f}" if round(threshold, 2) == threshold else f"{threshold:g}"
-
-
-def choose_default(points: dict[str, PointMetrics], vectors: dict[str, tuple[float, ...]], *, least: float) -> str:
-    """The cheapest point that loses nothing on calibration against `no-exit`, among thresholds of at least `least`.
-
-    Zero slack and a floor, because a threshold chosen with half a point of slack lost up to 2.1 points on other writers.
-    """
-    for name, thresholds in vectors.items():
-        if thresholds[0] >= least and points[name].accuracy >= points[NO_EXIT].accuracy:
-            return name
-    return NO_EXIT
-
-
 # ---- intervals ---------------------------------------------------------------------------------
 
 
@@ -160,9 +105,3 @@ def bootstrap(values: npt.NDArray[np.generic], groups: Ints) -> Interval:
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - BOOTSTRAP_LEVEL) / 2, (1 + BOOTSTRAP_LEVEL) / 2])
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
-
-
-def accuracy_lost(answers: Answers, thresholds: Sequence[float], groups: Ints) -> Interval:
-    """Accuracy of the last exit minus that at these thresholds, paired by sample: fraction, negative when exits win."""
-    difference = answers.right[:, -1].astype(np.float64) - right_at(answers, thresholds)
-    return bootstrap(difference, groups)

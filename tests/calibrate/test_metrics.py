@@ -5,22 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zpipe.model import PointMetrics
-from zpipe.models.calibration import (
-    NO_EXIT,
+from zpipe.calibrate.metrics import (
     Answers,
-    accuracy_lost,
     answers_of,
     bootstrap,
-    choose_default,
-    exit_of,
     expected_calibration_error,
     fit_temperature,
     max_probability,
-    measure_point,
     negative_log_likelihood,
-    threshold_vectors,
 )
+from zpipe.calibrate.points import NO_EXIT, accuracy_lost, choose_default, exit_of, measure_point, threshold_vectors
+from zpipe.model import PointMetrics
 
 
 def overconfident_logits(temperature: float, samples: int = 4000) -> tuple[np.ndarray, np.ndarray]:

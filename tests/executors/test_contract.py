@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.executors.tiny import FakeClock, gate, images, tiny_bundle, tiny_emulation
+from tests.executors.tiny import FakeClock, gate, host_rows, images, stay, tiny_bundle, tiny_emulation
 from zpipe.bundle import Bundle
 from zpipe.errors import ExecutorError
 from zpipe.executors import EXECUTORS, StageExecutor, make_executor
+from zpipe.executors.base import Batch
 from zpipe.model import NEVER_EXIT
+from zpipe.runtime.payloads import join
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,12 @@ def test_stages_are_sorted(executor: StageExecutor) -> None:
 
 
 def test_chain_gives_activations_until_the_last_stage_answers(subject: Subject, executor: StageExecutor) -> None:
-    first = executor.run(0, subject.images(4), gate(4))
+    first: Any = executor.run(0, subject.images(4), gate(4, NEVER_EXIT)).activation
     expected = subject.bundle.stages[1].input
-    assert first.activation is not None
-    assert first.activation.shape == (4, *expected.shape)
-    assert first.activation.dtype.name == expected.dtype
-    second = executor.run(1, first.activation, gate(4, stage=1))
-    assert second.activation is not None
-    last = executor.run(2, second.activation, gate(4, stage=2, last=True))
+    assert first.shape == (4, *expected.shape)
+    assert first.dtype.name == expected.dtype
+    second: Any = executor.run(1, first, gate(4, stage=1)).activation
+    last = executor.run(2, second, gate(4, stage=2, last=True))
     assert last.activation is None
     assert last.exited == [True] * 4
 
@@ -87,28 +87,59 @@ def test_chain_gives_activations_until_the_last_stage_answers(subject: Subject, 
 def test_rows_of_a_batch_equal_the_same_rows_alone(subject: Subject, executor: StageExecutor) -> None:
     batch = subject.images(16)
     together = executor.run(0, batch, gate(16))
-    assert together.activation is not None
+    staying = iter(stay(host_rows(together), together.exited))
     assert len(set(together.labels)) > 1
     assert len(set(together.exited)) == 2
     for i in range(16):
         alone = executor.run(0, batch[i : i + 1], gate(1))
-        assert alone.activation is not None
-        np.testing.assert_allclose(together.activation[i], alone.activation[0], atol=1e-5)
+        if not alone.exited[0]:
+            np.testing.assert_allclose(next(staying), host_rows(alone)[0], atol=1e-5)
         assert (together.exited[i], together.labels[i]) == (alone.exited[0], alone.labels[0])
         assert together.confidences[i] == pytest.approx(alone.confidences[0], abs=1e-5)
 
 
-def test_activation_holds_all_rows_in_order_though_some_exit(subject: Subject, executor: StageExecutor) -> None:
+def test_activation_holds_all_rows_or_those_that_stay_in_order(subject: Subject, executor: StageExecutor) -> None:
     batch = subject.images(16)
-    some, none = executor.run(0, batch, gate(16)), executor.run(0, batch, gate(16, NEVER_EXIT))
+    some, none, all_leave = (executor.run(0, batch, gate(16, threshold)) for threshold in (0.6, NEVER_EXIT, 0.0))
     assert any(some.exited)
+    assert not all(some.exited)
     assert not any(none.exited)
-    np.testing.assert_array_equal(some.activation, none.activation)
+    assert all(all_leave.exited)
+    whole = host_rows(none)
+    assert len(whole) == 16
+    for output in (some, all_leave):
+        rows = host_rows(output)
+        assert len(rows) in (16, output.exited.count(False))
+        assert rows.shape[1:] == whole.shape[1:]
+        assert rows.dtype == whole.dtype
+        np.testing.assert_array_equal(stay(rows, output.exited), stay(whole, output.exited))
+
+
+def test_a_stage_takes_what_the_stage_before_it_gave(subject: Subject, executor: StageExecutor) -> None:
+    """As it lies, and as others see it; also rows of several outputs, picked and mixed with the host's."""
+    one, two = executor.run(0, subject.images(4), gate(4, NEVER_EXIT)), executor.run(0, subject.others(4), gate(4, NEVER_EXIT))
+    assert one.activation is not None
+    assert two.activation is not None
+    picks: list[list[tuple[Batch, int]]] = [
+        [(one.activation, 0), (one.activation, 1), (one.activation, 2), (one.activation, 3)],
+        [(two.activation, 1), (one.activation, 2), (one.activation, 0)],
+        [(host_rows(two)[1:], 1), (one.activation, 3), (one.activation, 0), (host_rows(one), 0)],
+        [(host_rows(one), 1), (host_rows(two), 0)],
+    ]
+    for rows in picks:
+        given: Any = join(rows)
+        expected = np.stack([np.asarray(batch)[index] for batch, index in rows])
+        assert len(given) == len(rows)
+        assert given.shape == expected.shape
+        assert given.nbytes == expected.nbytes
+        np.testing.assert_array_equal(np.asarray(given), expected)
+        wanted = gate(len(rows), stage=1)
+        found, reference = executor.run(1, given, wanted), executor.run(1, expected, wanted)
+        np.testing.assert_array_equal(host_rows(found), host_rows(reference))
 
 
 def test_stage_without_an_exit_head_lets_nobody_leave(subject: Subject, executor: StageExecutor) -> None:
-    arriving = executor.run(0, subject.images(3), gate(3)).activation
-    assert arriving is not None
+    arriving: Any = executor.run(0, subject.images(3), gate(3, NEVER_EXIT)).activation
     output = executor.run(1, arriving, gate(3, 0.0, stage=1))
     assert (output.exited, output.labels, output.confidences) == ([False] * 3, [-1] * 3, [0.0] * 3)
     with pytest.raises(ExecutorError, match="found no exit head"):
@@ -116,11 +147,12 @@ def test_stage_without_an_exit_head_lets_nobody_leave(subject: Subject, executor
 
 
 def test_earlier_output_survives_the_next_run(subject: Subject, executor: StageExecutor) -> None:
-    output = executor.run(0, subject.images(2), gate(2))
-    assert output.activation is not None
-    kept = output.activation.copy()
-    executor.run(0, subject.others(2), gate(2))
-    np.testing.assert_array_equal(output.activation, kept)
+    output = executor.run(0, subject.images(2), gate(2, NEVER_EXIT))
+    given = host_rows(output)
+    kept = given.copy()
+    for _ in range(10):
+        executor.run(0, subject.others(2), gate(2, NEVER_EXIT))
+    np.testing.assert_array_equal(given, kept)
 
 
 def test_read_only_and_strided_inputs_are_taken(subject: Subject, executor: StageExecutor) -> None:
@@ -128,7 +160,7 @@ def test_read_only_and_strided_inputs_are_taken(subject: Subject, executor: Stag
     expected = executor.run(0, batch, gate(2))
     frame = np.frombuffer(batch.tobytes(), np.uint8).reshape(batch.shape)
     for same in (frame, np.asfortranarray(batch)):
-        np.testing.assert_array_equal(executor.run(0, same, gate(2)).activation, expected.activation)
+        np.testing.assert_array_equal(host_rows(executor.run(0, same, gate(2))), host_rows(expected))
 
 
 def test_times_cover_engine_and_gate(subject: Subject, executor: StageExecutor) -> None:
@@ -144,7 +176,9 @@ def test_two_threads_get_their_own_answers(subject: Subject, executor: StageExec
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda i: fresh.run(0, batches[i % 2], gate(8)), range(200)))
     for i, answer in enumerate(answers):
-        np.testing.assert_array_equal(answer.activation, expected[i % 2].activation)
+        assert answer.exited == expected[i % 2].exited
+        rows, wanted = (stay(host_rows(each), each.exited) for each in (answer, expected[i % 2]))
+        np.testing.assert_array_equal(rows, wanted)
         assert answer.labels == expected[i % 2].labels
 
 

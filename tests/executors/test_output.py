@@ -28,6 +28,12 @@ def test_good_output_passes(stage: int) -> None:
     check_output(STAGES[stage], 2, output(stage))
 
 
+@pytest.mark.parametrize("exited", [[True, False], [True, True], [False, False]])
+def test_activation_may_hold_the_rows_alone_that_stay(exited: list[bool]) -> None:
+    check_output(STAGES[0], 2, output(exited=exited))
+    check_output(STAGES[0], 2, output(exited=exited, activation=np.zeros((exited.count(False), 4, 4, 4), np.float32)))
+
+
 WRONG: list[tuple[int, dict[str, Any], str]] = [
     (0, {"exited": None}, "exited of type NoneType, expected a list of bool"),
     (0, {"exited": [True]}, "exited of 1 rows, expected 2"),
@@ -47,8 +53,18 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (0, {"cpu_seconds": None}, "cpu_seconds None, expected seconds"),
     (0, {"cpu_seconds": np.float32(1.0)}, "cpu_seconds np.float32(1.0), expected seconds"),
     (0, {"activation": None}, "NoneType as activation, expected float32 [2, 4, 4, 4]"),
-    (0, {"activation": np.zeros((1, 4, 4, 4), np.float32)}, "activation float32 [1, 4, 4, 4], expected float32 [2, 4, 4, 4]"),
-    (0, {"activation": np.zeros((2, 4, 4, 4))}, "activation float64 [2, 4, 4, 4], expected float32 [2, 4, 4, 4]"),
+    (
+        0,
+        {"activation": np.zeros((0, 4, 4, 4), np.float32)},
+        "activation float32 [0, 4, 4, 4], expected float32 [2, 4, 4, 4], or 1 rows",
+    ),
+    (
+        0,
+        {"activation": np.zeros((1, 4, 4, 2), np.float32)},
+        "activation float32 [1, 4, 4, 2], expected float32 [2, 4, 4, 4], or 1 rows",
+    ),
+    (0, {"activation": np.zeros((2, 4, 4, 4))}, "activation float64 [2, 4, 4, 4], expected float32 [2, 4, 4, 4], or 1 rows"),
+    (0, {"exited": [False] * 2, "activation": np.zeros((1, 4, 4, 4), np.float32)}, "activation float32 [1, 4, 4, 4], expected"),
     (1, {"exited": [False, True]}, "that lets row 1 exit, expected none to at a stage without an exit head"),
     (2, {"activation": np.zeros((2, 1), np.float32)}, "with an activation, expected none from the last stage"),
 ]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.executors.tiny import tiny_bundle, tiny_emulation
+from tests.executors.tiny import host_rows, tiny_bundle, tiny_emulation
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import ExecutorError, ExecutorLost
 from zpipe.executors import StageOutput, make_executor
@@ -74,27 +74,23 @@ def test_small_engines_get_small_batches(bundle: Bundle) -> None:
 
 def test_activation_may_hold_the_survivors_alone(bundle: Bundle) -> None:
     def compact(output: StageOutput) -> StageOutput:
-        assert output.activation is not None
-        return replace(output, activation=output.activation[~np.array(output.exited)])
+        return replace(output, activation=host_rows(output)[~np.array(output.exited)])
 
     assert smoke(Changed(bundle, [0, 1, 2], 0, compact), bundle) is None
 
 
 def wrong_rows(output: StageOutput) -> StageOutput:
-    assert output.activation is not None
-    return replace(output, activation=output.activation[np.array(output.exited)])  # as many, but those that leave
+    return replace(output, activation=host_rows(output)[np.array(output.exited)])  # as many, but those that leave
 
 
 def holed(output: StageOutput) -> StageOutput:
-    assert output.activation is not None
-    activation = output.activation.copy()
+    activation = host_rows(output).copy()
     activation[3] = np.nan
     return replace(output, activation=activation)
 
 
 def cut_off(output: StageOutput) -> StageOutput:
-    assert output.activation is not None
-    return replace(output, activation=output.activation[:-1])
+    return replace(output, activation=host_rows(output)[:-1])
 
 
 @pytest.mark.parametrize(

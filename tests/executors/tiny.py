@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Bundle, Preprocessing
-from zpipe.executors import make_executor
+from zpipe.executors import StageOutput, make_executor
 from zpipe.model import ExitHead, GateSpec, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
 DATA = Path(__file__).parent / "data"
@@ -49,6 +49,17 @@ def images(batch: int) -> npt.NDArray[np.uint8]:
 def gate(batch: int, threshold: float = 0.6, *, stage: int = 0, last: bool = False) -> GateSpec:
     head = STAGES[stage].exit_head
     return GateSpec("max-probability", head.temperature if head else 1.0, (threshold,) * batch, last=last)
+
+
+def host_rows(output: StageOutput) -> npt.NDArray[Any]:
+    """The activation on the host, wherever it lies."""
+    assert output.activation is not None
+    return np.asarray(output.activation)
+
+
+def stay(rows: npt.NDArray[Any], exited: list[bool]) -> npt.NDArray[Any]:
+    """Of an activation, all rows or those that do not exit: those that do not."""
+    return rows if len(rows) == exited.count(False) else rows[~np.array(exited)]
 
 
 #: Evaluation samples of the tiny emulation: `images(EVALUATION)`.

@@ -32,6 +32,7 @@ from zpipe.transport.base import Transport, TransportHandler
 from zpipe.transport.memory import MemoryNetwork
 
 T = TypeVar("T")
+MeshT = TypeVar("MeshT", bound="LiveMesh")
 HALF = Path(__file__).parents[2] / "engines" / "digits-mobilenetv2-half"
 #: Nothing here takes long; a test that waits this long has failed.
 PATIENCE_SECONDS = 20.0
@@ -285,7 +286,7 @@ async def live(topology: Topology, *, kind: str = "memory") -> AsyncIterator[Liv
 
 
 @asynccontextmanager
-async def started(mesh: LiveMesh) -> AsyncIterator[LiveMesh]:
+async def started(mesh: MeshT) -> AsyncIterator[MeshT]:
     await mesh.start()
     try:
         yield mesh

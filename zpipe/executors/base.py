@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -36,21 +36,55 @@ _MOST_SECONDS = 1e9
 _DTYPES = {name: np.dtype(name) for name in DTYPE_BYTES}
 
 
+@runtime_checkable
+class ResidentRows(Protocol):
+    """Activations that lie where their executor keeps them (a GPU's memory), for a stage that it hosts as well.
+
+    They go back to the same executor's `run` as they are; `np.asarray` copies them to the host for anybody else, and raises
+    ExecutorError when that executor was closed or lost.
+
+    Attributes:
+        shape: `(rows, ...)`.
+        dtype: of the elements.
+        nbytes: of all rows.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]: ...
+
+    def join(self, rows: Sequence[tuple[Batch, int]]) -> ResidentRows:
+        """One batch of rows `(batch, index)`, resident ones of the same executor or the host's, in this order. Copies nothing."""
+
+
+#: A batch of activations `[rows, ...]`.
+Batch: TypeAlias = "npt.NDArray[Any] | ResidentRows"
+
+
 @dataclass(slots=True)
 class StageOutput:
     """What one batch through one stage gave.
 
     Attributes:
-        activation: `[batch, ...]` for all rows, exited or not, in the order of the input; None for the last stage. The
-            receiver owns it: the executor neither keeps nor reuses the memory.
+        activation: `[rows, ...]` in the order of the input, for all rows or for those alone that do not exit (the count tells
+            which); None for the last stage. The receiver owns it: the executor neither changes nor reuses the memory as long as
+            anything refers to it.
         exited: per row, whether the gate let it leave here.
         labels: per row, index into the bundle's classes; -1 where the stage has no exit head.
         confidences: per row, 0..1, float32 values; 0 where the stage has no exit head.
-        wall_seconds: `time.perf_counter` around engine and gate; on an emulated device what the board would have taken.
-        cpu_seconds: `time.thread_time` of the calling thread around engine and gate.
+        wall_seconds: `time.perf_counter` around engine and gate; on an emulated device what the board would have taken; on a GPU
+            how long it was occupied by this batch, without the time this one waited behind another.
+        cpu_seconds: `time.thread_time` around engine and gate, of the calling thread and of one that worked for it.
     """
 
-    activation: npt.NDArray[Any] | None
+    activation: Batch | None
     exited: list[bool]
     labels: list[int]
     confidences: list[float]
@@ -85,7 +119,8 @@ class StageExecutor(Protocol):
 
         Args:
             stage: one of `stages`.
-            inputs: `[batch, *shape]` in the dtype the bundle states for this stage, batch >= 1; it is only read.
+            inputs: `[batch, *shape]` in the dtype the bundle states for this stage, batch >= 1; it is only read. An executor that
+                gives ResidentRows takes its own here, too.
             gate: one threshold per row.
 
         Raises:
@@ -246,19 +281,21 @@ def _misfit(spec: StageSpec, rows: int, output: StageOutput) -> tuple[str, str]:
     for name, seconds in (("wall_seconds", output.wall_seconds), ("cpu_seconds", output.cpu_seconds)):
         if not isinstance(seconds, float | int) or not 0.0 <= seconds <= _MOST_SECONDS:
             return f"{name} {seconds!r:.40}", f"seconds, 0..{_MOST_SECONDS:g}"
-    return _activation_misfit(spec.output, rows, output.activation)
+    return _activation_misfit(spec.output, exited, output.activation)
 
 
-def _activation_misfit(expected: TensorSpec | None, rows: int, activation: object) -> tuple[str, str]:
+def _activation_misfit(expected: TensorSpec | None, exited: list[bool], activation: object) -> tuple[str, str]:
     if expected is None:
         return _FITS if activation is None else ("with an activation", "none from the last stage")
-    if not isinstance(activation, np.ndarray):
+    rows, stay = len(exited), exited.count(False)
+    if not isinstance(activation, np.ndarray) and not isinstance(activation, ResidentRows):
         found = f"{type(activation).__name__} as activation"
-    elif activation.dtype == _DTYPES[expected.dtype] and activation.shape == (rows, *expected.shape):
+    elif activation.dtype == _DTYPES[expected.dtype] and activation.shape in ((rows, *expected.shape), (stay, *expected.shape)):
         return _FITS
     else:
         found = f"activation {activation.dtype.name} {list(activation.shape)}"
-    return found, f"{expected.dtype} {[rows, *expected.shape]}"
+    fewer = f", or {stay} rows of those that stay" if stay < rows else ""
+    return found, f"{expected.dtype} {[rows, *expected.shape]}{fewer}"
 
 
 def sample_inputs(spec: StageSpec, batch: int) -> npt.NDArray[Any]:
@@ -269,6 +306,12 @@ def sample_inputs(spec: StageSpec, batch: int) -> npt.NDArray[Any]:
         return rng.random(shape, dtype=np.float32).astype(spec.input.dtype)
     high = min(np.iinfo(spec.input.dtype).max, 255)
     return rng.integers(0, high, size=shape, endpoint=True).astype(spec.input.dtype)
+
+
+def open_gate(spec: StageSpec, batch: int) -> GateSpec:
+    """A gate for warming up: it does all its work and lets every row leave."""
+    temperature = 1.0 if spec.exit_head is None else spec.exit_head.temperature
+    return GateSpec("max-probability", temperature, (0.0,) * batch, last=spec.output is None)
 
 
 def _batched(spec: TensorSpec) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost
-from zpipe.executors.base import StageOutput, check_inputs, sample_inputs
+from zpipe.executors.base import StageOutput, check_inputs, open_gate, sample_inputs
 from zpipe.executors.gate import evaluate_gate, undecided
 from zpipe.model import GateSpec, StageSpec, TensorSpec
 
@@ -109,9 +109,9 @@ class OnnxExecutor:
         spec = self._bundle.stages[stage]
         # The largest batch first: the arena then holds all that is ever needed, and the timed runs allocate nothing.
         for batch in sorted({max_batch, 1}, reverse=True):
-            output = self.run(stage, sample_inputs(spec, batch), _open_gate(spec, batch))
+            output = self.run(stage, sample_inputs(spec, batch), open_gate(spec, batch))
             _check_activation(self._bundle.stage_path(stage).name, spec, batch, output)
-        inputs, gate = sample_inputs(spec, 1), _open_gate(spec, 1)
+        inputs, gate = sample_inputs(spec, 1), open_gate(spec, 1)
         return statistics.median(self.run(stage, inputs, gate).wall_seconds for _ in range(_WARM_UP_RUNS))
 
 
@@ -231,12 +231,6 @@ def _check_activation(file: str, spec: StageSpec, batch: int, output: StageOutpu
         raise BundleError(
             f"{file}: activation: found shape {found}, expected {expected} as in the manifest; export the stage again"
         )
-
-
-def _open_gate(spec: StageSpec, batch: int) -> GateSpec:
-    """A gate that does all its work and lets every row leave."""
-    temperature = 1.0 if spec.exit_head is None else spec.exit_head.temperature
-    return GateSpec("max-probability", temperature, (0.0,) * batch, last=spec.output is None)
 
 
 def _one_line(exc: BaseException) -> str:

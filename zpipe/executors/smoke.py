@@ -99,9 +99,8 @@ def _expectations(bundle: Bundle, stages: tuple[int, ...], samples: int) -> dict
                 if replay is not None:
                     labels, confidences = replay.labels[chosen, stage].astype(np.int64), replay.confidences[chosen, stage]
                 decided = spec.exit_head is not None
-                expected[stage] = _Expected(
-                    inputs, labels if decided else None, confidences if decided else None, output.activation
-                )
+                activation = None if output.activation is None else np.asarray(output.activation)
+                expected[stage] = _Expected(inputs, labels if decided else None, confidences if decided else None, activation)
             inputs = output.activation
     finally:
         reference.close()

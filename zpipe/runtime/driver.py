@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import psutil
 
 from zpipe.bundle import Bundle
 from zpipe.configure import node_config
-from zpipe.errors import ConfigError, ZpipeError
-from zpipe.executors.base import StageExecutor, parallel
+from zpipe.errors import ConfigError, ExecutorError, ZpipeError
+from zpipe.executors.base import Batch, StageExecutor, parallel
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
@@ -378,14 +379,24 @@ class Driver:
 
     # ---- sending -------------------------------------------------------------------------------
 
-    def _payload(self, token: int, sample: int) -> tuple[npt.NDArray[Any], int]:
+    def _payload(self, token: int, sample: int) -> tuple[Batch, int]:
         return self._payloads.row(token) if token else (self.inputs[sample], 0)
 
     def _forward(self, command: Forward) -> None:
         peer, epoch, tasks = command.peer, command.epoch, command.tasks
-        activations = join([self._payload(task.token, task.key.sample) for task in tasks])
+        rows = join([self._payload(task.token, task.key.sample) for task in tasks])
         for task in tasks:
             self._payloads.drop(task.token)
+        try:
+            # Rows that lie with the executor are fetched on the loop: frames of a link must keep the order of their numbers. That
+            # takes about as long as one copy of the frame (runner.py says what else may be waited for).
+            activations = np.asarray(rows)
+        except ExecutorError as exc:
+            # The executor was lost with these rows in it. The numbers are given away, so the link begins anew, which costs the
+            # other tasks under way on it an attempt as well: rare enough for a rule that exists already.
+            log.warning("node %d cannot send %d samples of stage %d: %s", self.rank, len(tasks), command.stage, exc)
+            self._events.append(SendFailed(peer, epoch))
+            return
         codec, payload = self._packing.pack(peer, command.stage, activations, now=time.monotonic())
         batch = TaskBatch(self.rank, epoch, codec, command.stage, tasks, payload)
         frames = encode(batch, now=time.monotonic(), transit_seconds=self._round_trip(peer) / 2.0)

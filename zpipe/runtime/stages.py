@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from itertools import count
+from typing import Any, TypeAlias, cast
 
 import numpy.typing as npt
 
-from zpipe.executors.base import StageExecutor, StageOutput
+from zpipe.executors.base import Batch, StageExecutor, StageOutput
 from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage, StageCompleted, StageFailed
 from zpipe.runtime.payloads import Payloads
@@ -49,13 +50,14 @@ class Stages:
         self._loop = loop
         self._worker = Worker(self._executor, self._specs, loop, self._ran)
 
-    def run(self, command: RunStage, inputs: npt.NDArray[Any], *, predicted_seconds: float) -> None:
+    def run(self, command: RunStage, inputs: Batch, *, predicted_seconds: float) -> None:
         """Starts a batch, whose inputs are `[tasks, *shape]`; it is done in a later turn of the loop."""
         assert self._worker is not None, "start() first"
+        given = cast("npt.NDArray[Any]", inputs)  # resident rows are this executor's own: it takes them
         if predicted_seconds < INLINE_SECONDS and self._worker.inline:
-            self._loop.call_soon(self._run_inline, self._worker, command, inputs)
+            self._loop.call_soon(self._run_inline, self._worker, command, given)
         else:
-            self._worker.put(command, inputs)
+            self._worker.put(command, given)
 
     def close(self) -> None:
         """Waits for the batch under way, if any; nothing is told any more."""
@@ -83,12 +85,12 @@ class Stages:
             return
         tokens = [
             self._keep(task.token, output.activation, index, exited=exited)
-            for index, (task, exited) in enumerate(zip(command.tasks, output.exited, strict=True))
+            for task, exited, index in zip(command.tasks, output.exited, _places(output), strict=True)
         ]
         event = StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds, tokens)
         self._done(event, output.cpu_seconds)
 
-    def _keep(self, token: int, activation: npt.NDArray[Any] | None, index: int, *, exited: bool) -> int:
+    def _keep(self, token: int, activation: Batch | None, index: int, *, exited: bool) -> int:
         """Under which token the row's activation now waits; one that leaves needs none."""
         if exited or activation is None:
             self._payloads.drop(token)
@@ -97,3 +99,11 @@ class Stages:
         else:
             token = self._payloads.add(activation, index)
         return token
+
+
+def _places(output: StageOutput) -> list[int]:
+    """Per row of the batch, where its activation is: the executor gave all rows, or only those that stay."""
+    if output.activation is None or len(output.activation) == len(output.exited):
+        return list(range(len(output.exited)))
+    staying = count()
+    return [-1 if exited else next(staying) for exited in output.exited]

@@ -136,6 +136,24 @@ def test_what_is_not_a_number_stays_so_and_harms_no_other_row(name: str) -> None
     np.testing.assert_array_equal(got[[0, 2]], through(codec, values[[0, 2]]))
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+@pytest.mark.parametrize("place", [0, 15])
+def test_int8_codes_every_nan_as_the_same_one(bits: int, place: int) -> None:
+    # 0x7fffffff is what a GPU's arithmetic gives.
+    values = np.ones((1, 6, 16), np.float32)
+    values.view(np.uint32)[0, 2, place] = bits
+    codec = codec_for("int8", TensorSpec("float32", (6, 16)))
+    payload = codec.encode(values)
+    assert payload[0, 4:6].tolist() == [0xC0, 0x7F]
+    assert np.isnan(codec.decode(payload, 1)[0, 2]).all()
+
+
+def test_int8_gives_channels_of_zeros_the_scale_zero() -> None:
+    values = np.zeros((1, 6, 4, 4), np.float32)
+    values[0, ::2] = -0.0
+    assert not codec_for("int8").encode(values).any()
+
+
 def test_the_bottleneck_is_two_matrix_products_around_int8() -> None:
     parts, values = weights(), batch(CUT, 4)
     small = (

@@ -26,6 +26,9 @@ from zpipe.codecs.base import Bytes, Floats
 _STEPS = np.float32(127.0)
 _SCALE_BYTES = 2
 
+#: Bits of float32's infinity, beyond which NaN lies, and of a bfloat16 NaN.
+_INFINITY, _NAN = np.uint32(0x7F800000), np.uint16(0x7FC0)
+
 
 class Int8:
     """`float32 [rows, channels, ...]`; a vector `[rows, values]` is one channel. Anything not finite makes its channel NaN."""
@@ -41,6 +44,7 @@ class Int8:
         with np.errstate(invalid="ignore"):
             # Two passes over the input are quicker than one of abs() and its copy.
             peak = np.maximum(by_channel.max(2, keepdims=True), -by_channel.min(2, keepdims=True))
+            np.abs(peak, out=peak)  # the sign that zeros and NaN come out with depends on the processor
             coded = _bfloat16_up(peak / _STEPS)
             scale = _float32(coded)
             scale[scale == 0.0] = 1.0  # a channel of zeros
@@ -57,9 +61,11 @@ class Int8:
 
 
 def _bfloat16_up(positive: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-    """The upper halves of float32 >= 0, rounded up; NaN stays NaN."""
+    """The upper halves of float32 >= 0, rounded up; every NaN becomes the same one: rounding up would take a GPU's to -0."""
     bits = positive.view(np.uint32)
-    return ((bits + np.uint32(0xFFFF)) >> np.uint32(16)).astype("<u2")
+    rounded = ((bits + np.uint32(0xFFFF)) >> np.uint32(16)).astype("<u2")
+    rounded[bits > _INFINITY] = _NAN
+    return rounded
 
 
 def _float32(bfloat16: np.ndarray[tuple[int, ...], np.dtype[np.uint16]]) -> Floats:

@@ -486,6 +486,33 @@ def test_killed_node_ends_a_run_with_one_line(long_run: tuple[Running, list[psut
 # ---- nodes by hand -----------------------------------------------------------------------------
 
 
+def test_executor_of_one_node_is_its_own_affair(tmp_path: Path) -> None:
+    """It is not in the topology's digest, so the neighbours need not say the same."""
+    file = write(tmp_path / "boards.yaml", [[0], [1, 2, 3, 4]], ports=free_ports(2))
+    report = tmp_path / "report.json"
+    with Running("node", "--rank", "1", "--executor", "onnx", "--topology", file) as node:
+        node.line("node 1 serves stage 1, 2, 3, 4")
+        attached = completed("bench", "--attach", *FEW, "--topology", file, "--json", report)
+        assert attached.process.returncode == 0, attached.err
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["executor_choice"].startswith(f"executor auto takes {found['nodes'][0]['executor']}")
+    assert found["nodes"][1]["executor"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        ("onyx", "executor: found 'onyx', expected one of auto, "),
+        ("emulated", "executor: found emulated at node 1 of a topology of real nodes, expected all or none emulated"),
+    ],
+)
+def test_executor_that_a_node_cannot_have(tmp_path: Path, executor: str, message: str) -> None:
+    file = write(tmp_path / "boards.yaml", [[0], [1, 2, 3, 4]], ports=free_ports(2))
+    node = completed("node", "--rank", "1", "--executor", executor, "--topology", file)
+    assert (node.process.returncode, node.out) == (2, [])
+    assert only_line("\n".join(node.err)).startswith(message)
+
+
 def test_nodes_in_any_order_a_restart_and_two_benches(tmp_path: Path) -> None:
     file = write(tmp_path / "boards.yaml", [[0], [1], [2], [3, 4]], ports=free_ports(4))
     bench = ("bench", "--attach", "--count", "100", "--warm-up", "0", "--topology", file)
@@ -511,7 +538,8 @@ def test_nodes_in_any_order_a_restart_and_two_benches(tmp_path: Path) -> None:
                 for rank, node in ((1, one), (2, two), (3, last)):
                     assert node.ended() == 0
                     assert node.err == []
-                    serves, *_, stopped = node.out
+                    chosen, serves, *_, stopped = node.out
+                    assert chosen.startswith("executor auto takes ")
                     assert serves.startswith(f"node {rank} serves stage")
                     assert re.fullmatch(rf"node {rank} stopped: \d+ tasks run, \d+ answered here, \d+ handed on", stopped)
 

@@ -40,6 +40,7 @@ def node(rank: int = 0, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
         "rank": rank,
         "stages": [rank],
+        "executor": "onnx",
         "busy": 0.5,
         "queue_p95": 3,
         "queue_max": 9,
@@ -323,6 +324,16 @@ def test_table_says_that_shared_cores_measure_the_sum_of_computing() -> None:
     shared, apart = (" ".join(shown(report_of(log_of(0), shared_machine=flag), 100)) for flag in (True, False))
     assert "throughput measures the sum of their computing" in shared
     assert "sum of their computing" not in apart
+
+
+def test_table_says_what_ran_the_stages_and_why() -> None:
+    same = "\n".join(shown(report_of(log_of(0), nodes=[node(0), node(1)]), 100))
+    assert "stages ran on onnx\n" in same
+    mixed = [node(0, executor="trt"), node(1), node(2, executor="trt"), node(3, executor=None)]
+    choice = {"executor_choice": "executor auto takes trt, which gives the bundle's answers here"}
+    text = "\n".join(shown(report_of(log_of(0), nodes=mixed) | choice, 100))
+    assert "stages ran on trt at nodes 0, 2; onnx at node 1\n" in text
+    assert choice["executor_choice"] in text
 
 
 def test_table_shows_strangers_and_causes_only_where_there_are_any() -> None:

@@ -139,7 +139,7 @@ def test_the_documented_file_is_accepted_and_shows_the_defaults() -> None:
                 "stages": [0, 1],
                 "address": "127.0.0.1:0",
                 "bind": "",
-                "executor": "onnx",
+                "executor": "auto",
                 "device": "",
                 "max_batch": 8,
                 "slots": 64,

@@ -145,7 +145,7 @@ def test_child_that_says_nothing_is_given_up_in_one_line(
 
 
 def test_failed_start_of_a_pipeline_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise zpipe.BundleError("stage0.onnx: broken")
 
     async def main() -> None:

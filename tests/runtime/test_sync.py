@@ -127,7 +127,7 @@ def test_iterable_that_raises_ends_the_stream_with_its_error(local: zpipe.SyncPi
 
 
 def test_start_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise zpipe.BundleError("stage0.onnx: broken")
 
     monkeypatch.setattr("zpipe.runtime.pipeline.executor_for", broken)

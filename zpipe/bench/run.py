@@ -100,14 +100,17 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
     lab = None
     if options.lab:
         lab = EdgeLab(topology, cpu_shares=options.cpu_shares, faults=chaos is not None and chaos.needs_relays, seed=options.seed)
-    pipeline = _pipeline(options, topology, lab, chaos)
+    choices: list[str] = []
+    pipeline = _pipeline(options, topology, lab, chaos, note=choices.append)
     progress("starting", 0.0)
     try:
         with _inside(lab, pipeline.rank, progress):
-            return await _run(pipeline, options, chaos, progress)
+            report, log = await _run(pipeline, options, chaos, progress)
     finally:
         if chaos is not None:
             await chaos.aclose()
+    # What ran the stages stands with each node; this is why, where the source was free to choose.
+    return {**report, "executor_choice": choices[0] if choices else None}, log
 
 
 async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress: Progress) -> list[dict[str, Any]]:
@@ -190,7 +193,9 @@ def _chaos(options: BenchOptions, topology: Topology) -> ChaosPlan | None:
     return ChaosPlan(options.chaos, topology, seed=options.seed)
 
 
-def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None, chaos: ChaosPlan | None) -> Pipeline:
+def _pipeline(
+    options: BenchOptions, topology: Topology, lab: EdgeLab | None, chaos: ChaosPlan | None, *, note: Callable[[str], None]
+) -> Pipeline:
     make: Callable[..., Pipeline] = Pipeline.connect
     if not options.attach:
         sites, detours = chaos.where(lab) if chaos is not None else ((lab.sites if lab else None), None)
@@ -204,6 +209,7 @@ def _pipeline(options: BenchOptions, topology: Topology, lab: EdgeLab | None, ch
         deadline=options.deadline,
         seed=options.seed,
         trace=options.trace,
+        note=note,
     )
 
 

@@ -13,7 +13,7 @@ import click
 from zpipe.cli import bench, doctor, keygen, node, replay, sim, train  # each puts its command into the group
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
-from zpipe.errors import BackendUnavailable, ConfigError, ZpipeError
+from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
 
 __all__ = ["bench", "cli", "doctor", "keygen", "main", "node", "replay", "sim", "train"]
 
@@ -35,7 +35,7 @@ def main() -> None:
     except Interrupted:
         click.echo("stopped")
         sys.exit(0)
-    except (ConfigError, BackendUnavailable) as exc:
+    except (ConfigError, BackendUnavailable, EngineMismatchError) as exc:
         _fail(str(exc), 2)
     except ZpipeError as exc:
         _fail(str(exc), 1)

@@ -24,9 +24,13 @@ from zpipe.errors import ConfigError
     "--cpu-share", "cpu_shares", multiple=True, metavar="RANK=SHARE", help="With --lab: this board has that share of a core."
 )
 @click.option(
-    "--executor", help="What runs the stages at every node: `onnx`, `emulated` (devices that are not here), or MODULE:CLASS."
+    "--executor",
+    help="What runs the stages at every node: `auto`, `trt`, `torch-cuda`, `onnx`, `emulated` (devices that are not here), or "
+    "MODULE:CLASS.",
 )
-@click.option("--device", help="Device profile of nodes whose topology names none, for `--executor emulated`.")
+@click.option(
+    "--device", help="Of nodes whose topology names none: which GPU, by number; with `--executor emulated` a device profile."
+)
 @load_options
 @click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")
 @click.option(

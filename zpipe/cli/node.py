@@ -17,9 +17,14 @@ from zpipe.errors import ConfigError
 @cli.command()
 @click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
 @TOPOLOGY
+@click.option(
+    "--executor",
+    help="What runs this node's stages, instead of the topology's: `auto`, `trt`, `torch-cuda`, `onnx`, or MODULE:CLASS.",
+)
+@click.option("--device", help="Which device it runs them on, instead of the topology's: a GPU by its number.")
 @click.option("--trace", type=FILE, help="Record what this node's policy is told and answers, for `zpipe replay`.")
 @INSECURE
-def node(rank: int, topology: str, trace: Path | None, insecure: bool) -> None:
+def node(rank: int, topology: str, executor: str | None, device: str | None, trace: Path | None, insecure: bool) -> None:
     """Run one node until it is stopped: SIGTERM and Ctrl-C let it finish what it holds, a second one ends it at once."""
     from zpipe.runtime.node import Node, by_hand
     from zpipe.topology import load_topology
@@ -29,7 +34,7 @@ def node(rank: int, topology: str, trace: Path | None, insecure: bool) -> None:
         loaded = loaded.without_keys()
     if not 0 <= rank < len(loaded.nodes):
         raise ConfigError(f"{loaded.path}: --rank: found {rank}, expected one of 0 to {len(loaded.nodes) - 1}")
-    served = Node(by_hand(loaded), rank, waiting=click.echo, trace=trace)
+    served = Node(by_hand(loaded), rank, waiting=click.echo, trace=trace, executor=executor, device=device)
 
     async def serve() -> None:
         stop, hurry = asyncio.Event(), asyncio.Event()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.errors import ConfigError, ExecutorError, ZpipeError, one_line
+from zpipe.executors.cuda.presence import require
 from zpipe.model import CONFIDENCE_SLACK, DTYPE_BYTES, GateSpec, StageSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: Name in a topology -> `module:class`. Modules are imported on first use, so a node needs only the backend it runs. Any other
 #: `module:class` may stand in a topology, too.
 EXECUTORS = {
+    "auto": "zpipe.executors.auto:make",
     "emulated": "zpipe.executors.emulated:EmulatedExecutor",
     "onnx": "zpipe.executors.onnx:OnnxExecutor",
 }
@@ -148,7 +150,7 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
     Raises:
         ConfigError: there is no executor of that name, it knows no such option, or the bundle has no such stage.
         ExecutorError: it could not be made.
-        BackendUnavailable: the library it needs is not installed.
+        BackendUnavailable: the library it needs is not installed, or there is no GPU.
     """
     missing = sorted(set(stages) - set(range(len(bundle.stages))))
     if missing:
@@ -156,6 +158,7 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         raise ConfigError(
             f"executor {name}: found stages {missing}, expected some of 0..{last} as bundle {bundle.name} has; correct `stages`"
         )
+    require(name)  # before its module asks for one library after the other
     known = executor_options(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -185,6 +188,12 @@ def is_executor_name(name: str) -> bool:
     """Whether a topology may name this: a key of `EXECUTORS`, or in the form `module:class`. Imports nothing."""
     module, colon, attribute = name.partition(":")
     return name in EXECUTORS or (bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute)))
+
+
+def executor_name(executor: StageExecutor) -> str:
+    """What a topology would call it: a key of `EXECUTORS`, or `module:class`."""
+    kind = f"{type(executor).__module__}:{type(executor).__qualname__}"
+    return next((name for name, path in EXECUTORS.items() if path == kind), kind)
 
 
 def executor_options(name: str) -> tuple[str, ...]:

@@ -46,7 +46,16 @@ REPORT = {
     ],
     "exits": [{"stage": int, "share": float, "accuracy": float | None}],
     "nodes": [
-        {"rank": int, "stages": list, "tasks": int, "sent_bytes": int, "sent_inputs": int, "queue_p95": float, "queue_max": float}
+        {
+            "rank": int,
+            "stages": list,
+            "executor": str | None,
+            "tasks": int,
+            "sent_bytes": int,
+            "sent_inputs": int,
+            "queue_p95": float,
+            "queue_max": float,
+        }
         | dict.fromkeys(("busy", "batch_mean"), float)
         | dict.fromkeys(("cpu_s", "stage_cpu_s", "rss_mb"), float | None)  # a simulated node is no process
     ],
@@ -81,8 +90,8 @@ def build_report(
         topology, bundle, policy: names, as shown to people.
         seconds: from the first offer to the last outcome.
         stage_macs: multiply-adds of each stage, per sample.
-        nodes: one dict per node: rank, stages, busy, queue_p95, queue_max, batch_mean, tasks, cpu_s, stage_cpu_s, rss_mb,
-            sent_bytes, sent_inputs.
+        nodes: one dict per node: rank, stages, executor (what ran them, None if nothing did), busy, queue_p95, queue_max,
+            batch_mean, tasks, cpu_s, stage_cpu_s, rss_mb, sent_bytes, sent_inputs.
         links: one dict per direction of a link, with the `bytes` of its tasks.
         series: the source's admission state over time.
         memory: every node's resident set over time.

@@ -30,6 +30,7 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
             {
                 "rank": stats["rank"],
                 "stages": stats["stages"],
+                "executor": stats["executor"],
                 "busy": grown("busy_seconds") / seconds,
                 "queue_p95": quantile(seen, 0.95),
                 "queue_max": max((length for length, times in seen.items() if times), default=0),

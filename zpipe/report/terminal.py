@@ -162,6 +162,7 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
             f"service times of {report['service']}"
         )
     else:
+        lines += [*_ran_on(report["nodes"]), *filter(None, [report.get("executor_choice")])]
         lines.append(f"CPU in stages {percent(report['cpu_efficiency'])}, outside them {number(overhead, '.0f')} µs a task")
     if report["shared_machine"] and len(report["nodes"]) > 1:
         cores = report["machine"]["cores"]
@@ -169,3 +170,15 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
             f"all nodes shared {cores} cores of this machine: throughput measures the sum of their computing, not a line of boards"
         )
     return Text("\n".join(lines), style="dim")
+
+
+def _ran_on(nodes: list[dict[str, Any]]) -> list[str]:
+    """Which executor ran the stages, node by node where they differ."""
+    ranks: dict[str, list[str]] = {}
+    for row in nodes:
+        if row["executor"] is not None:
+            ranks.setdefault(row["executor"], []).append(str(row["rank"]))
+    if len(ranks) == 1:
+        return [f"stages ran on {next(iter(ranks))}"]
+    at = [f"{name} at node{'s' if len(listed) > 1 else ''} {', '.join(listed)}" for name, listed in ranks.items()]
+    return [f"stages ran on {'; '.join(at)}"] if at else []

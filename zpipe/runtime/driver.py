@@ -23,7 +23,7 @@ import psutil
 from zpipe.bundle import Bundle
 from zpipe.configure import node_config
 from zpipe.errors import ConfigError, ExecutorError, ZpipeError
-from zpipe.executors.base import Batch, StageExecutor, parallel
+from zpipe.executors.base import Batch, StageExecutor, executor_name, parallel
 from zpipe.policy import NodePolicy
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import (
@@ -182,6 +182,7 @@ class Driver:
         self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
+        self._executor = None if executor is None else executor_name(executor)
         self._stages = Stages(executor, bundle.stages, self._payloads, rank=rank, done=self._ran) if executor is not None else None
         self._carried: dict[int, Carried] = {}  #: by peer
         self._stats_token = 0
@@ -469,6 +470,7 @@ class Driver:
             "rank": self.rank,
             "session": self.session,
             "stages": list(policy.config.stages),
+            "executor": self._executor,
             "cpu_seconds": cpu.user + cpu.system,
             "rss_bytes": self._process.memory_info().rss,
             "clock_seconds": time.monotonic(),

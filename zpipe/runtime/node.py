@@ -12,7 +12,7 @@ from typing import Any
 
 from zpipe.bundle import Bundle
 from zpipe.configure import prepare
-from zpipe.emulation import replay_codec
+from zpipe.emulation import EMULATED, is_emulated, replay_codec
 from zpipe.errors import ConfigError, ExecutorError, ZpipeError, one_line
 from zpipe.executors.base import StageExecutor, executor_options, make_executor
 from zpipe.runtime.driver import Driver, zeromq
@@ -34,8 +34,21 @@ def new_session() -> int:
     return time.time_ns() // 1_000_000
 
 
-def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor | None:
+def executor_for(
+    topology: Topology,
+    bundle: Bundle,
+    rank: int,
+    *,
+    name: str | None = None,
+    device: str | None = None,
+    note: Callable[[str], None] | None = None,
+) -> StageExecutor | None:
     """The executor of one node, warm; None where it hosts no stage.
+
+    Args:
+        topology, bundle, rank: whose.
+        name, device: instead of the topology's.
+        note: takes the line in which `auto` says what it chose.
 
     Raises:
         ConfigError: there is no such executor, or it does not fit the bundle.
@@ -44,16 +57,20 @@ def executor_for(topology: Topology, bundle: Bundle, rank: int) -> StageExecutor
     node = topology.node(rank)
     if not node.stages:
         return None
-    says = {"device": node.device, "codec": replay_codec(topology)}
-    options = {option: says[option] for option in executor_options(node.executor) if option in says}
-    executor = make_executor(node.executor, bundle, node.stages, **options)
+    name = name or node.executor
+    if (name == EMULATED) != is_emulated(topology):
+        kind = "an emulated topology" if is_emulated(topology) else "a topology of real nodes"
+        raise ConfigError(f"executor: found {name} at node {rank} of {kind}, expected all or none emulated; name another executor")
+    says = {"device": device or node.device, "codec": replay_codec(topology), "max_batch": node.max_batch, "note": note}
+    options = {option: says[option] for option in executor_options(name) if option in says}
+    executor = make_executor(name, bundle, node.stages, **options)
     try:
         executor.warm_up(node.max_batch)
     except ZpipeError:
         raise
     except Exception as exc:  # of somebody else's class
         found = one_line(" ".join(f"{type(exc).__name__}: {exc}".split()))
-        raise ExecutorError(f"executor {node.executor}: found {found} at its warm-up, expected it to run; correct it") from exc
+        raise ExecutorError(f"executor {name}: found {found} at its warm-up, expected it to run; correct it") from exc
     return executor
 
 
@@ -65,8 +82,10 @@ class Node:
         rank: not a source's: those are run by whoever submits.
         bundle: with which the topology was prepared already (`zpipe.configure.prepare`).
         session: of this start; drawn from the clock if not given.
-        waiting: takes lines for people: neighbours that come, go or are missing.
+        waiting: takes lines for people: neighbours that come, go or are missing, and what `auto` chose; they go to the log if not
+            given.
         trace: a file to record the policy's rounds in (`zpipe replay`).
+        executor, device: instead of the topology's, at this node alone: the others need not know.
 
     Raises:
         ConfigError: the rank is a source's, topology and bundle do not fit, its keys cannot be used, or it has none and its
@@ -82,8 +101,9 @@ class Node:
         session: int | None = None,
         waiting: Callable[[str], None] | None = None,
         trace: Path | None = None,
+        executor: str | None = None,
+        device: str | None = None,
     ) -> None:
-        node = topology.node(rank)
         if topology.source_at(rank) is not None:
             raise ConfigError(
                 f"{topology.path or topology.name}: rank {rank} is a source, expected a rank that only serves; a source is run by "
@@ -92,9 +112,9 @@ class Node:
         self.topology, self.bundle = (topology, bundle) if bundle else prepare(topology)
         node_keys(self.topology, rank)  # refused before stages are loaded
         self.rank = rank
-        self._waiting = waiting or (lambda line: None)
+        self._waiting = waiting
         self.refusal: asyncio.Future[None] | None = None
-        self._node = node
+        self._executor, self._device = executor, device
         self._trace = trace
         self._session = session or new_session()
         self._driver: Driver | None = None
@@ -111,7 +131,8 @@ class Node:
 
     async def bind(self) -> str:
         """Loads the stages and binds; returns the `host:port` others reach the data plane at."""
-        executor = executor_for(self.topology, self.bundle, self.rank)
+        chosen: list[str] = []
+        executor = executor_for(self.topology, self.bundle, self.rank, name=self._executor, device=self._device, note=chosen.append)
         self.refusal = asyncio.get_running_loop().create_future()
         self._driver = Driver(
             self.topology,
@@ -125,7 +146,10 @@ class Node:
             broken=self._refused,
             trace=self._trace,
         )
-        return await self._driver.start()
+        address = await self._driver.start()
+        for line in chosen:  # where it cannot start, its error stands alone
+            self._driver.notes(line)
+        return address
 
     def connect(self, topology: Topology | None = None) -> None:
         """Joins its neighbours; `topology`: the same with the addresses found since `bind`."""

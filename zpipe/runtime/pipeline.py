@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,6 +69,7 @@ class Pipeline:
         sites: Mapping[int, Site] | None = None,
         insecure: bool = False,
         detours: Detours | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         given = topology if isinstance(topology, Topology) else load_topology(topology)
         if insecure or (sites and not given.security.keys):  # boards made of this machine are nobody else's to reach
@@ -94,6 +96,7 @@ class Pipeline:
         self._launch = launch
         self._sites = sites
         self._detours = detours
+        self._note = note
         self._seed = seed
         self._trace = None if trace is None else _folder(Path(trace))
         self._config = source_config(
@@ -125,6 +128,7 @@ class Pipeline:
                 `seed`; what is not given is the topology's. `trace`: a folder where every rank started here records its policy's
                 rounds, for `zpipe replay`. `sites`: {rank: Site} where this machine's boards are several, as in the edge lab.
                 `detours`: awaited once every rank is bound, it says who is to reach whom elsewhere, as through relays.
+                `note`: takes the line in which `executor: auto` says what it chose for this rank; the log does if not given.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
@@ -167,16 +171,17 @@ class Pipeline:
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         addresses: dict[int, str] = {}
+        make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
         others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
         if others:
             self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
             launching = loop.create_task(self._launcher.start())
             try:
-                executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
+                executor = await loop.run_in_executor(None, make)
             finally:
                 addresses = await launching
         else:
-            executor = await loop.run_in_executor(None, executor_for, self.topology, self.bundle, self.rank)
+            executor = await loop.run_in_executor(None, make)
         session = new_session()  # now, not before: of two pipelines the one started later counts (policy rule S1)
         self._driver = Driver(
             self.topology,

@@ -353,6 +353,7 @@ class World:
         stats: dict[str, Any] = {
             "rank": rank,
             "stages": list(policy.config.stages),
+            "executor": None,
             "cpu_seconds": None,
             "stage_cpu_seconds": None,
             "rss_bytes": None,

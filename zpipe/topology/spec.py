@@ -44,7 +44,7 @@ class NodeSpec:
     stages: tuple[int, ...]
     address: str = LOCAL_ADDRESS
     bind: str = ""
-    executor: str = "onnx"
+    executor: str = "auto"
     device: str = ""
     max_batch: int = 8
     slots: int = 64

@@ -1,0 +1,156 @@
+"""`executor: auto`: the first that works, and a line that says why. Candidates are played; nothing here needs a GPU."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy.typing as npt
+import pytest
+
+from tests.executors.tiny import tiny_bundle
+from zpipe.errors import BackendUnavailable, EngineMismatchError, ExecutorError, ExecutorLost
+from zpipe.executors import GateSpec, StageExecutor, StageOutput, make_executor
+from zpipe.executors.auto import PREFERENCE, Candidate, choose
+from zpipe.executors.base import EXECUTORS, executor_name
+from zpipe.executors.cuda import presence
+
+NO_GPU = "no NVIDIA GPU"
+
+
+class Played:
+    """An executor that does what a test wants of its warm-up."""
+
+    inline = False
+    stages: tuple[int, ...] = (0, 1, 2)
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.warmed: list[int] = []
+        self.closed = 0
+
+    def warm_up(self, max_batch: int) -> dict[int, float]:
+        self.warmed.append(max_batch)
+        if self.error is not None:
+            raise self.error
+        return {}
+
+    def run(self, stage: int, inputs: npt.NDArray[Any], gate: GateSpec) -> StageOutput:
+        raise AssertionError("nobody runs it here")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def candidate(name: str, made: Played | Exception, lacks: str = "") -> Candidate:
+    def make() -> StageExecutor:
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    return Candidate(name, lambda: lacks, make)
+
+
+def agrees(executor: StageExecutor) -> str | None:
+    return None
+
+
+def test_best_is_taken_where_it_works_and_the_others_are_not_even_made() -> None:
+    best, refused = Played(), AssertionError("made")
+    choice = choose(
+        [candidate("trt", best), candidate("torch-cuda", refused), candidate("onnx", refused)], max_batch=16, smoke=agrees
+    )
+    assert (choice.name, choice.executor) == ("trt", best)
+    assert (best.warmed, best.closed) == ([16], 0)
+    assert str(choice) == "executor auto takes trt, which gives the bundle's answers here"
+
+
+def test_what_is_missing_is_not_made_and_said_once_for_all_it_concerns() -> None:
+    refused, last = AssertionError("made"), Played()
+    choice = choose(
+        [candidate("trt", refused, NO_GPU), candidate("torch-cuda", refused, NO_GPU), candidate("onnx", last)],
+        max_batch=8,
+        smoke=agrees,
+    )
+    assert choice.executor is last
+    assert last.warmed == []
+    assert str(choice) == "executor auto takes onnx; not trt or torch-cuda: no NVIDIA GPU"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BackendUnavailable("executor trt: found no TensorRT, expected one"), "found no TensorRT, expected one"),
+        (EngineMismatchError("stage 0: found an engine for 8.6, expected 9.0"), "stage 0: found an engine for 8.6, expected 9.0"),
+        (ExecutorLost("GPU 0: found out of memory"), "GPU 0: found out of memory"),
+        (RuntimeError("a library's\nown"), "RuntimeError: a library's own"),
+    ],
+)
+def test_one_that_does_not_load_is_closed_and_the_next_one_tried(error: Exception, said: str) -> None:
+    broken, second = Played(error), Played()
+    choice = choose(
+        [candidate("trt", broken), candidate("torch-cuda", second), candidate("onnx", Played())], max_batch=8, smoke=agrees
+    )
+    assert (choice.executor, second.closed, broken.closed) == (second, 0, 1)
+    assert str(choice) == f"executor auto takes torch-cuda, which gives the bundle's answers here; not trt: {said}"
+
+
+def test_one_that_cannot_be_made_is_passed_over() -> None:
+    last = Played()
+    choice = choose([candidate("trt", ExecutorError("no engine")), candidate("onnx", last)], max_batch=8, smoke=agrees)
+    assert choice.executor is last
+    assert choice.passed_over == (("trt", "no engine"),)
+
+
+def test_one_with_other_answers_than_the_bundle_is_passed_over() -> None:
+    wrong, right = Played(), Played()
+
+    def smoke(executor: StageExecutor) -> str | None:
+        return "stage 1: found label 3 in row 0, expected 4" if executor is wrong else None
+
+    choice = choose(
+        [candidate("trt", wrong), candidate("torch-cuda", right), candidate("onnx", Played())], max_batch=8, smoke=smoke
+    )
+    assert choice.executor is right
+    assert (wrong.closed, right.closed) == (1, 0)
+    assert choice.passed_over == (("trt", "stage 1: found label 3 in row 0, expected 4"),)
+
+
+def test_last_one_needs_no_trial_and_its_error_is_the_answer() -> None:
+    missing = BackendUnavailable("executor onnx: found no onnxruntime")
+    with pytest.raises(BackendUnavailable, match="found no onnxruntime"):
+        choose([candidate("trt", Played(), NO_GPU), candidate("onnx", missing)], max_batch=8, smoke=agrees)
+
+
+# ---- as a topology names it --------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "LIBCUDA", "libno-such-driver.so.1")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_it_is_the_onnx_executor_itself(caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+    with caplog.at_level(logging.INFO, "zpipe.node"):
+        executor = make_executor("auto", tiny_bundle(), [0, 2], max_batch=4, note=lines.append)
+        quiet = make_executor("auto", tiny_bundle(), [0])
+    assert (executor_name(executor), executor.stages) == ("onnx", (0, 2))
+    assert len(lines) == 1
+    assert lines[0].startswith("executor auto takes onnx; not trt")
+    assert [record.getMessage() for record in caplog.records] == lines  # only what nobody took the note of
+    executor.close()
+    quiet.close()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_device_of_an_emulated_board_does_not_concern_it() -> None:
+    executor = make_executor("auto", tiny_bundle(), [0], device="raspberry-pi-4")
+    assert executor_name(executor) == "onnx"
+    executor.close()
+
+
+def test_its_last_choice_is_there_without_a_gpu() -> None:
+    assert PREFERENCE[-1] == "onnx"
+    assert "onnx" in EXECUTORS

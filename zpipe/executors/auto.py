@@ -1,0 +1,155 @@
+"""`executor: auto`, a topology's default: the first of TensorRT, torch on CUDA and ONNX Runtime that runs here.
+
+A GPU executor is taken when what it needs is here (`presence.py`: looked for, not imported), it loads and runs its stages at the
+node's largest batch (engines are built where there are none), and its answers are those that the bundle stores. ONNX Runtime is
+what the stored answers come from and is not asked again: without a GPU the choice takes under 2 ms. A node keeps what was chosen
+at its start; one whose device dies later is out of service (`zpipe.ExecutorLost`), as with an executor that was named.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zpipe.errors import ZpipeError, one_line
+from zpipe.executors.base import StageExecutor, executor_options, make_executor
+from zpipe.executors.cuda.presence import missing_for
+
+if TYPE_CHECKING:
+    from zpipe.bundle import Bundle
+
+log = logging.getLogger("zpipe.node")
+
+AUTO = "auto"
+#: What may be taken, the best first; the last one is taken without a trial.
+PREFERENCE = ("trt", "torch-cuda", "onnx")
+
+#: Runs an executor, warm already, on samples of the bundle; says what differs from the stored answers, None where nothing does.
+Smoke = Callable[[StageExecutor], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One executor that may be taken.
+
+    Attributes:
+        name: of `EXECUTORS`.
+        lacks: what is missing here for it, as the words after "found"; "" if nothing seems to be. Cheap, and never raises.
+        make: makes it.
+    """
+
+    name: str
+    lacks: Callable[[], str]
+    make: Callable[[], StageExecutor]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was taken, and why not what stands before it.
+
+    Attributes:
+        name: of the executor.
+        executor: it, warm unless it is the last candidate; to be closed by whoever asked.
+        tried: whether it had a trial, and passed it.
+        passed_over: (name, reason) of each candidate before it.
+    """
+
+    name: str
+    executor: StageExecutor
+    tried: bool
+    passed_over: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.passed_over:
+            reasons.setdefault(reason, []).append(name)
+        against = [f"; not {' or '.join(names)}: {reason}" for reason, names in reasons.items()]
+        passed = ", which gives the bundle's answers here" if self.tried else ""
+        return f"executor {AUTO} takes {self.name}{passed}{''.join(against)}"
+
+
+def choose(candidates: Sequence[Candidate], *, max_batch: int, smoke: Smoke) -> Choice:
+    """The first candidate that works here.
+
+    Args:
+        candidates: the best first; what the last one raises is the caller's.
+        max_batch: the largest batch it will run.
+        smoke: told of every candidate but the last.
+
+    Raises:
+        ZpipeError: the last one cannot be made either.
+    """
+    *tried, last = candidates
+    passed_over: list[tuple[str, str]] = []
+    for candidate in tried:
+        lacks = candidate.lacks()
+        if not lacks:
+            executor, lacks = _on_trial(candidate, max_batch, smoke)
+            if executor is not None:
+                return Choice(candidate.name, executor, True, tuple(passed_over))
+        passed_over.append((candidate.name, lacks))
+    return Choice(last.name, last.make(), False, tuple(passed_over))
+
+
+def make(
+    bundle: Bundle,
+    stages: Sequence[int],
+    device: str = "",
+    max_batch: int = 1,
+    note: Callable[[str], None] | None = None,
+) -> StageExecutor:
+    """What `executor: auto` names. Unlike others it loads its stages at once, and may build engines, where there is a GPU.
+
+    Args:
+        bundle: the network.
+        stages: hosted stages.
+        device: for the executor that is taken, if it knows devices; a name is an emulated board's profile and no device of these.
+        max_batch: the largest batch the node will run.
+        note: takes the line that says what was taken and why; it goes to the log if not given.
+
+    Raises:
+        BackendUnavailable: there is not even ONNX Runtime.
+    """
+    candidates = [
+        Candidate(name, partial(_lacks, name), partial(_make, name, bundle, stages, device if device.isdecimal() else ""))
+        for name in PREFERENCE
+    ]
+    choice = choose(candidates, max_batch=max_batch, smoke=partial(_smoke, bundle=bundle, max_batch=max_batch))
+    (note or partial(log.info, "%s"))(str(choice))
+    return choice.executor
+
+
+def _lacks(name: str) -> str:
+    missing = missing_for(name)
+    return "" if missing is None else missing.found
+
+
+def _make(name: str, bundle: Bundle, stages: Sequence[int], device: str) -> StageExecutor:
+    options = {"device": device} if device and "device" in executor_options(name) else {}
+    return make_executor(name, bundle, stages, **options)
+
+
+def _smoke(executor: StageExecutor, *, bundle: Bundle, max_batch: int) -> str | None:
+    from zpipe.executors.smoke import SAMPLES, smoke
+
+    return smoke(executor, bundle, batch=min(SAMPLES, max_batch))
+
+
+def _on_trial(candidate: Candidate, max_batch: int, smoke: Smoke) -> tuple[StageExecutor | None, str]:
+    """The executor if it works, else None and why it does not; one that does not is closed."""
+    executor = None
+    try:
+        executor = candidate.make()
+        executor.warm_up(max_batch)
+        differs = smoke(executor)
+    except Exception as exc:  # of a foreign library, too: the next candidate is the answer to all of them
+        log.debug("executor %s: what happened:", candidate.name, exc_info=True)
+        differs = str(exc) if isinstance(exc, ZpipeError) else f"{type(exc).__name__}: {exc}"
+    if differs is None:
+        return executor, ""
+    if executor is not None:
+        executor.close()
+    return None, one_line(" ".join(differs.split()).removeprefix(f"executor {candidate.name}: "))

@@ -52,6 +52,9 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(contents: set[str]) -
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zpipe").rglob("*.py")}
     assert modules <= contents
     assert {"zpipe/py.typed", "zpipe/devices.yaml"} <= contents
+    kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "zpipe/executors/cuda/images").glob("*.z")}
+    assert kernels | {"zpipe/executors/cuda/gate.cu", "zpipe/executors/cuda/images/images.json"} <= contents
+    assert kernels
     assert not any("__pycache__" in name for name in contents)
 
 

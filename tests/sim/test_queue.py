@@ -9,7 +9,8 @@ import pytest
 
 from tests.sim.worlds import Run, topology
 from zpipe.load import constant, poisson
-from zpipe.sim.hop import HopProfile, Spread
+from zpipe.service import Spread
+from zpipe.sim.hop import HopProfile
 
 SERVICE = 0.01
 ALONE = topology([[0, 1, 2, 3, 4]], node={"max_batch": 1})

@@ -16,8 +16,9 @@ from zpipe.devices import load_device, service_seconds
 from zpipe.errors import ConfigError
 from zpipe.executors.gate import recorded_decision
 from zpipe.model import NEVER_EXIT, GateSpec
-from zpipe.sim.hop import HopProfile, Spread, load_hop_profile
-from zpipe.sim.service import device_service, load_service, measured_service, replayed
+from zpipe.service import Measured, Spread, load_service
+from zpipe.sim.hop import HopProfile, load_hop_profile
+from zpipe.sim.service import device_service, measured_service, replayed
 
 ROWS = list(range(200))
 
@@ -43,13 +44,15 @@ def test_devices_are_the_topologys_and_the_callers_where_it_names_none() -> None
 
 def test_measured_times_are_drawn_within_their_quantiles_and_between_batch_sizes() -> None:
     times = {0: {1: Spread((0.01, 0.02)), 4: Spread((0.05,))}}
-    seconds = measured_service(times, rng=random.Random(0))
+    measured = Measured(Path(), times)
+    seconds = measured_service({0: measured}, rng=random.Random(0))
     drawn = [seconds(0, 0, 1) for _ in range(2000)]
     assert 0.01 <= min(drawn) < max(drawn) <= 0.02
     assert np.mean(drawn) == pytest.approx(0.015, rel=0.02)
     assert seconds(0, 0, 4) == 0.05
     assert np.mean([seconds(0, 0, 2) for _ in range(2000)]) == pytest.approx((2 * 0.015 + 0.05) / 3, rel=0.02)
     assert seconds(0, 0, 8) == pytest.approx(0.1)
+    assert measured.seconds(0, 2) == pytest.approx((2 * 0.015 + 0.05) / 3)
 
 
 def test_a_spreads_mean_is_that_of_its_draws() -> None:
@@ -67,7 +70,15 @@ def test_profiles_are_read_as_written(tmp_path: Path) -> None:
     service = tmp_path / "service.json"
     stages = {str(stage): {"1": [0.1, 0.2], "8": 0.5} for stage in range(5)}
     service.write_text(json.dumps({"schema": "zpipe.service/1", "stages": stages}))
-    assert load_service(service, bundle())[3] == {1: Spread((0.1, 0.2)), 8: Spread((0.5,))}
+    found = load_service(service, bundle())
+    assert found.times[3] == {1: Spread((0.1, 0.2)), 8: Spread((0.5,))}
+    assert (found.process_bytes, found.stage_bytes) == (None, {})
+    memory = {"process": 1e8, "stages": {"0": 5e6}}
+    macs = {str(stage): 3e6 for stage in range(5)}
+    service.write_text(json.dumps({"schema": "zpipe.service/1", "stages": stages, "memory": memory, "macs": macs}))
+    found = load_service(service, None)
+    assert (found.process_bytes, found.stage_bytes) == (1e8, {0: 5e6})
+    assert found.macs_per_second == pytest.approx(3e6 / 0.15)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +107,8 @@ def test_a_hop_profile_that_is_none_is_refused_by_its_key(tmp_path: Path, docume
         ('{"schema": "zpipe.service/1"}', "found another document"),
         ('{"schema": "zpipe.service/1", "stages": {"0": {"1": 0.1}}}', "stages.1: found None"),
         ('{"schema": "zpipe.service/1", "stages": {"0": {"none": 0.1}}}', "stages.0: found 'none' rows"),
+        ('{"schema": "zpipe.service/1", "stages": {}, "bundle": "x", "digest": "abc"}', "found a profile of bundle 'x'"),
+        ('{"schema": "zpipe.service/1", "stages": {"0": {"1": []}}}', "stages.0.1: found an empty list"),
         ('{"schema": "zpipe.service/1", "stages": {"0": {"1": [0.1, -0.1]}}}', r"stages.0.1\[1\]: found -0.1"),
     ],
 )

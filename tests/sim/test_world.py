@@ -13,7 +13,8 @@ from zpipe.load import poisson
 from zpipe.policy.messages import Command, Event
 from zpipe.runtime.driver import Carried, DriverCounts
 from zpipe.runtime.inbox import InboxCounts
-from zpipe.sim.hop import HopProfile, Spread
+from zpipe.service import Spread
+from zpipe.sim.hop import HopProfile
 
 LINE = topology([[0], [1], [2, 3, 4]], [{"between": [0, 1], "latency": "2 ms"}, {"between": [1, 2], "latency": "2 ms"}])
 #: What only a process with sockets has.

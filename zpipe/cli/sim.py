@@ -20,7 +20,13 @@ from zpipe.errors import ConfigError
 @load_options
 @click.option("--offload", metavar="STRATEGY", help="Instead of the topology's.")
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of every node whose topology names none.")
-@click.option("--service", type=FILE, help="Measured service times, instead of device profiles.")
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="[RANK=]FILE",
+    help="Measured times (`zpipe profile`) instead of device profiles; of one node with RANK=, once for each.",
+)
 @click.option("--hop", type=FILE, help="A measured profile of what a live node takes beside computing and sending.")
 @click.option("--nodes", type=click.IntRange(1, 10_000), help="Instead of a topology: so many nodes, each with the whole network.")
 @click.option("--sources", type=click.IntRange(1), help="With --nodes: how many of them are sources.  [default: 1]")
@@ -35,6 +41,7 @@ def sim(
     nodes: int | None,
     sources: int | None,
     shape: str | None,
+    services: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run a topology on a virtual clock: the same policies, the same report, no devices."""
@@ -48,6 +55,7 @@ def sim(
         )
     elif sources is not None or shape is not None:
         raise ConfigError(f"--{'sources' if sources else 'shape'}: found it without --nodes, expected --nodes N beside it")
+    options["service"] = _services(services)
     plan = SimOptions(**parse_load(options))
     baselines = parse_compare(compare, samples_file)
     check_writable(json_file, samples_file)
@@ -59,3 +67,18 @@ def sim(
     with progress_shown() as progress:
         report, samples = run_sim(plan, progress=progress)
     show_report(report, samples, json_file=json_file, samples_file=samples_file)
+
+
+def _services(texts: tuple[str, ...]) -> Path | dict[int, Path] | None:
+    """`FILE` for every node, or `RANK=FILE` for some."""
+    found: dict[int, Path] = {}
+    for text in texts:
+        rank, equals, file = text.partition("=")
+        if not (equals and rank.isdecimal()):
+            if len(texts) > 1:
+                raise ConfigError(f"--service: found {text!r} beside another, expected RANK=FILE for each")
+            return Path(text)
+        if int(rank) in found:
+            raise ConfigError(f"--service: found rank {rank} twice, expected each once")
+        found[int(rank)] = Path(file)
+    return found or None

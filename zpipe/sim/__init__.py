@@ -15,7 +15,8 @@ Differs from a live run: all nodes share one clock, so budgets lose nothing on t
 
 from __future__ import annotations
 
-from zpipe.sim.hop import HopProfile, Spread, load_hop_profile
+from zpipe.service import Spread
+from zpipe.sim.hop import HopProfile, load_hop_profile
 from zpipe.sim.run import SimOptions, compare_sim, generated, run_sim, simulate
 
 __all__ = ["HopProfile", "SimOptions", "Spread", "compare_sim", "generated", "load_hop_profile", "run_sim", "simulate"]

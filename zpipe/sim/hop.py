@@ -6,42 +6,15 @@ Nothing here is fitted to a run that the simulator is compared with: a benchmark
 from __future__ import annotations
 
 import json
-import math
-import random
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from zpipe.errors import ConfigError
+from zpipe.service import Spread, amount, spread
 
 SCHEMA = "zpipe.hop/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A measured distribution of seconds.
-
-    Attributes:
-        quantiles: evenly spaced from the least to the largest, rising, at least one; a single one is a constant.
-    """
-
-    quantiles: tuple[float, ...] = (0.0,)
-
-    def draw(self, rng: random.Random) -> float:
-        """One value: between two quantiles every value is as likely."""
-        quantiles = self.quantiles
-        if len(quantiles) == 1:
-            return quantiles[0]
-        place = rng.random() * (len(quantiles) - 1)
-        low = int(place)
-        return quantiles[low] + (place - low) * (quantiles[low + 1] - quantiles[low])
-
-    @property
-    def mean(self) -> float:
-        """Of what `draw` gives."""
-        if len(self.quantiles) == 1:
-            return self.quantiles[0]
-        return (sum(self.quantiles) - (self.quantiles[0] + self.quantiles[-1]) / 2.0) / (len(self.quantiles) - 1)
+_NO_TIME = Spread()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +31,11 @@ class HopProfile:
             (`zpipe.executors.emulated`): a busy device's schedule does not run late, whatever `start` and `finish` are.
     """
 
-    forward: Spread = Spread()
+    forward: Spread = _NO_TIME
     forward_seconds_per_byte: float = 0.0
-    start: Spread = Spread()
-    finish: Spread = Spread()
-    control: Spread = Spread()
+    start: Spread = _NO_TIME
+    finish: Spread = _NO_TIME
+    control: Spread = _NO_TIME
     grace_seconds: float = 0.0
 
 
@@ -86,26 +59,5 @@ def load_hop_profile(path: Path) -> HopProfile:
         if field.name in document:
             value = document[field.name]
             where = f"{path}: {field.name}"
-            values[field.name] = _seconds(value, where) if field.type == "float" else spread(value, where)
+            values[field.name] = amount(value, where) if field.type == "float" else spread(value, where)
     return HopProfile(**values)
-
-
-def spread(value: object, where: str) -> Spread:
-    """A list of rising seconds, or one number, as a Spread.
-
-    Raises:
-        ConfigError: it is neither; `where` begins the message.
-    """
-    items = value if isinstance(value, list) else [value]
-    if not items:
-        raise ConfigError(f"{where}: found an empty list, expected seconds, rising")
-    quantiles = tuple(_seconds(item, f"{where}[{index}]") for index, item in enumerate(items))
-    if list(quantiles) != sorted(quantiles):
-        raise ConfigError(f"{where}: found quantiles that fall, expected them rising")
-    return Spread(quantiles)
-
-
-def _seconds(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
-        raise ConfigError(f"{where}: found {value!r}, expected a number of seconds >= 0")
-    return float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -19,10 +19,11 @@ from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
 from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
 from zpipe.series import AdmissionSeries
+from zpipe.service import load_service
 from zpipe.sim.hop import HopProfile, load_hop_profile
 from zpipe.sim.offer import ClosedLoop, Offering, OpenLoop
 from zpipe.sim.packing import Packing
-from zpipe.sim.service import device_service, load_service, measured_service, replayed
+from zpipe.sim.service import Service, device_service, measured_service, replayed
 from zpipe.sim.world import World
 from zpipe.topology import SourceSpec, Topology, load_topology, override
 from zpipe.topology.generate import generate
@@ -56,7 +57,7 @@ class SimOptions:
         offload: an offload strategy.
         warm_up: samples before the measured ones.
         device: profile of every node whose topology names none.
-        service: a file of measured service times, instead of device profiles.
+        service: a file of measured service times (`zpipe.service`) instead of device profiles, or {rank: file} for some nodes.
         hop: a measured profile of what nodes take beside, or a file of one.
         check: every node asserts its invariants after each round of decisions; several times slower.
     """
@@ -77,7 +78,7 @@ class SimOptions:
     warm_up: int = 200
     offload: str | None = None
     device: str = DEFAULT_DEVICE
-    service: Path | None = None
+    service: Path | Mapping[int, Path] | None = None
     hop: HopProfile | Path | None = None
     check: bool = False
 
@@ -320,23 +321,39 @@ def _overridden(options: SimOptions) -> Topology:
 
 
 def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:
-    if options.service is not None:
-        times = load_service(options.service, bundle)
-        service = measured_service(times, rng=random.Random(f"{options.seed}/service"))
-    else:
-        service = device_service(topology, bundle, device=options.device)
     sources = {spec.rank: _source(spec, topology, bundle, options) for spec in topology.sources}
     packing = Packing(topology, bundle)
     hop = options.hop if isinstance(options.hop, HopProfile) else load_hop_profile(options.hop) if options.hop else HopProfile()
     return World(
         topology,
         [node_config(topology, bundle, node.rank, source=sources.get(node.rank)) for node in topology.nodes],
-        service=service,
+        service=_service(topology, bundle, options),
         answers=[replayed(bundle, codec) for codec in packing.tables],
         pack=packing.pack,
         hop=hop,
         seed=options.seed,
     )
+
+
+def _service(topology: Topology, bundle: Bundle, options: SimOptions) -> Service:
+    """Measured times where a board has some, its device's profile elsewhere."""
+    files = _service_files(topology, options)
+    loaded = {file: load_service(file, bundle) for file in dict.fromkeys(files.values())}
+    measured = measured_service({rank: loaded[file] for rank, file in files.items()}, rng=random.Random(f"{options.seed}/service"))
+    if len(files) == len(topology.nodes):
+        return measured
+    assumed = device_service(topology, bundle, device=options.device)
+    return lambda rank, stage, rows: (measured if rank in files else assumed)(rank, stage, rows)
+
+
+def _service_files(topology: Topology, options: SimOptions) -> Mapping[int, Path]:
+    """{rank: the file of its measured times}."""
+    if options.service is None or isinstance(options.service, Path):
+        return {} if options.service is None else dict.fromkeys(range(len(topology.nodes)), options.service)
+    for rank in options.service:
+        if not 0 <= rank < len(topology.nodes):
+            raise ConfigError(f"service: found rank {rank}, expected one of 0 to {len(topology.nodes) - 1} of {topology.name}")
+    return options.service
 
 
 def _source(spec: SourceSpec, topology: Topology, bundle: Bundle, options: SimOptions) -> SourceConfig:
@@ -352,7 +369,8 @@ def _source(spec: SourceSpec, topology: Topology, bundle: Bundle, options: SimOp
 
 def _service_name(topology: Topology, options: SimOptions) -> str:
     """Where the service times come from, for people."""
-    if options.service is not None:
-        return options.service.name
-    names = sorted({node.device or options.device for node in topology.nodes if node.stages})
+    files = _service_files(topology, options)
+    names = sorted(
+        {files[node.rank].name if node.rank in files else node.device or options.device for node in topology.nodes if node.stages}
+    )
     return ", ".join(names)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -15,10 +13,8 @@ from zpipe.bundle import Bundle
 from zpipe.devices import Device, load_device, service_seconds
 from zpipe.errors import ConfigError
 from zpipe.model import NEVER_EXIT, GateSpec
-from zpipe.sim.hop import Spread, spread
+from zpipe.service import Measured, blended
 from zpipe.topology import NodeSpec, Topology
-
-SERVICE_SCHEMA = "zpipe.service/1"
 
 #: (rank, stage, rows) -> seconds: how long a batch keeps a node's executor busy.
 Service: TypeAlias = Callable[[int, int, int], float]
@@ -53,56 +49,18 @@ def _device(topology: Topology, node: NodeSpec, otherwise: str) -> Device:
         raise ConfigError(f"{where}{exc}") from exc
 
 
-def measured_service(times: Mapping[int, Mapping[int, Spread]], *, rng: random.Random) -> Service:
-    """Times drawn from measured distributions, the same at every node.
+def measured_service(measured: Mapping[int, Measured], *, rng: random.Random) -> Service:
+    """Times drawn from measured distributions.
 
     Args:
-        times: {stage: {rows: distribution of a batch's seconds}}; between two measured batch sizes both are weighed, beyond the
-            largest the last one grows in proportion.
+        measured: {rank: what was measured on its board}; every node that hosts a stage.
         rng: of the draws.
     """
-    tables = {stage: sorted(by_rows.items()) for stage, by_rows in times.items()}
 
     def seconds(rank: int, stage: int, rows: int) -> float:
-        table = tables[stage]
-        below = [entry for entry in table if entry[0] <= rows] or table[:1]
-        above = [entry for entry in table if entry[0] >= rows]
-        low, low_spread = below[-1]
-        if not above or low >= rows:
-            return low_spread.draw(rng) * (rows / low if not above else 1.0)
-        high, high_spread = above[0]
-        share = (rows - low) / (high - low)
-        return (1.0 - share) * low_spread.draw(rng) + share * high_spread.draw(rng)
+        return blended(measured[rank].times[stage], rows, lambda spread: spread.draw(rng))
 
     return seconds
-
-
-def load_service(path: Path, bundle: Bundle) -> dict[int, dict[int, Spread]]:
-    """Reads measured service times: `{"schema": "zpipe.service/1", "stages": {"0": {"1": [quantiles, in seconds], "8": [...]}}}`.
-
-    Raises:
-        ConfigError: it cannot be read, a stage is missing, or a value is no list of rising seconds.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: found no readable JSON ({exc}), expected service times ({SERVICE_SCHEMA})") from exc
-    if not isinstance(document, dict) or document.get("schema") != SERVICE_SCHEMA or not isinstance(document.get("stages"), dict):
-        raise ConfigError(f"{path}: found another document, expected schema {SERVICE_SCHEMA!r} and an object `stages`")
-    found: dict[int, dict[int, Spread]] = {}
-    for spec in bundle.stages:
-        by_rows = document["stages"].get(str(spec.index))
-        where = f"{path}: stages.{spec.index}"
-        if not isinstance(by_rows, dict) or not by_rows:
-            raise ConfigError(f"{where}: found {by_rows!r}, expected an object of rows and their seconds, one for each stage")
-        found[spec.index] = {_rows(rows, where): spread(values, f"{where}.{rows}") for rows, values in by_rows.items()}
-    return found
-
-
-def _rows(text: str, where: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{where}: found {text!r} rows, expected a whole number from 1 on")
-    return int(text)
 
 
 def replayed(bundle: Bundle, codec: str) -> Answers:

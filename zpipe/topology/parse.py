@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import cast
@@ -93,7 +94,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         name=top.text("name", name),
         bundle=top.text("bundle"),
         nodes=nodes,
-        links=_links(at / "links", top.raw("links"), len(nodes)),
+        links=parse_links(at / "links", top.raw("links"), len(nodes)),
         sources=_sources(top, len(nodes)),
         policy=_policy(at / "policy", top.raw("policy")),
         security=parse_security(at / "security", top.raw("security"), path=path, nodes=len(nodes), read_keys=read_keys),
@@ -135,7 +136,7 @@ def _node(at: At, value: object) -> NodeSpec:
     return NodeSpec(
         rank=default.rank,
         stages=_stages(at / "stages", read.raw("stages")),
-        address=_address(at / "address", read.text("address", default.address)),
+        address=parse_address(at / "address", read.text("address", default.address)),
         bind=_bind(at / "bind", read.text("bind", default.bind)),
         executor=read.text("executor", default.executor),
         device=read.text("device", default.device),
@@ -154,7 +155,8 @@ def _stages(at: At, value: object) -> tuple[int, ...]:
     return tuple(sorted(stages))
 
 
-def _address(at: At, address: str) -> str:
+def parse_address(at: At, address: str) -> str:
+    """The address, where it is one."""
     expected = "host:port such as 192.168.1.10:5800, with a port from 0 to 65534 (the control port is one above)"
     host, _, port = address.rpartition(":")
     if not host or not has_port(address) or int(port) > 65534:
@@ -163,7 +165,7 @@ def _address(at: At, address: str) -> str:
 
 
 def _bind(at: At, bind: str) -> str:
-    return _address(at, bind) if has_port(bind) else bind
+    return parse_address(at, bind) if has_port(bind) else bind
 
 
 # ---- links -------------------------------------------------------------------------------------
@@ -171,7 +173,21 @@ def _bind(at: At, bind: str) -> str:
 _LINK_KEYS = ("bandwidth", "latency", "jitter", "codec", "medium", "window")
 
 
-def _links(at: At, value: object, nodes: int) -> tuple[LinkSpec, ...]:
+def parse_links(
+    at: At, value: object, nodes: int, *, end: Callable[[At, object], int] | None = None, codec: str = LinkSpec((0, 1)).codec
+) -> tuple[LinkSpec, ...]:
+    """The links that these plain values describe.
+
+    Args:
+        at: their place in the file.
+        value: what YAML gave.
+        nodes: how many there are.
+        end: reads one end of a link, its rank if not given.
+        codec: of links that name none.
+
+    Raises:
+        TopologyError: something is wrong.
+    """
     # No links: only for a single node. A word or a mapping with `shape`: all links alike. A list: one by one.
     if value is None and nodes == 1:
         return ()
@@ -179,38 +195,38 @@ def _links(at: At, value: object, nodes: int) -> tuple[LinkSpec, ...]:
         value = {"shape": value}
     if isinstance(value, Mapping):
         read = Fields(at, value, known=("shape", *_LINK_KEYS))
-        return tuple(_link(read, between) for between in _shape(read.text("shape", names=SHAPES), nodes))
+        return tuple(_link(read, between, codec) for between in _shape(read.text("shape", names=SHAPES), nodes))
     if not isinstance(value, list | tuple):
         raise at.wrong(value, f"one of {', '.join(SHAPES)}, or a list of links")
     links: list[LinkSpec] = []
     for here, entry in items(at, value):
         read = Fields(here, entry, known=("between", *_LINK_KEYS))
-        link = _link(read, _between(here / "between", read.raw("between"), nodes))
+        link = _link(read, _between(here / "between", read.raw("between"), end or partial(_rank, nodes=nodes)), codec)
         if any(other.between == link.between for other in links):
             raise (here / "between").error(f"a second link between {link.between[0]} and {link.between[1]}", "one")
         links.append(link)
     return tuple(links)
 
 
-def _link(read: Fields, between: tuple[int, int]) -> LinkSpec:
+def _link(read: Fields, between: tuple[int, int], codec: str) -> LinkSpec:
     default = LinkSpec(between)
     return LinkSpec(
         between=between,
         bandwidth_bps=read.quantity("bandwidth", BANDWIDTH_UNITS, math.inf),
         latency_seconds=read.quantity("latency", TIME_UNITS, default.latency_seconds, zero=True),
         jitter_seconds=read.quantity("jitter", TIME_UNITS, default.jitter_seconds, zero=True),
-        codec=read.text("codec", default.codec, names=LINK_CODECS),
+        codec=read.text("codec", codec, names=LINK_CODECS),
         medium=read.text("medium", default.medium),
         window=read.integer("window", default.window, minimum=1, maximum=MAX_WINDOW),
     )
 
 
-def _between(at: At, value: object, nodes: int) -> tuple[int, int]:
+def _between(at: At, value: object, end: Callable[[At, object], int]) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise at.wrong(value, "two ranks such as [0, 1]")
-    low, high = sorted(_rank(here, rank, nodes) for here, rank in items(at, value))
+    low, high = sorted(end(here, rank) for here, rank in items(at, value))
     if low == high:
-        raise at.error(f"rank {low} twice", "two different ranks")
+        raise at.error(f"rank {low} twice" if value[0] == low else f"{value[0]!r} twice", "two different ranks")
     return low, high
 
 

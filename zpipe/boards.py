@@ -77,8 +77,10 @@ class Board:
 
     def seconds(self, stage: StageSpec) -> float:
         """Per row, at the batch size that suits it best: what a busy node comes down to."""
-        sizes = {1, self.max_batch, *(self.measured.times[stage.index] if self.measured is not None else ())}
-        return min(self.batch_seconds(stage, rows) / rows for rows in sorted(sizes) if rows <= self.max_batch)
+        sizes = {1, self.max_batch}
+        if self.measured is not None:
+            sizes.update(rows for rows in self.measured.times[stage.index] if rows <= self.max_batch)
+        return min(self.batch_seconds(stage, rows) / rows for rows in sizes)
 
     def piece_seconds(self, macs: float) -> float:
         """Per row of a piece of a network that has not been measured, at full batches."""

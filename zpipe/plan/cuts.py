@@ -1,4 +1,4 @@
-"""Where to cut a network that has no stages yet: a line of devices, one slice for each, from the cost of the pieces between candidates.
+"""Where to cut a network that has no stages yet: a line of devices, one slice for each, from what lies between the candidates.
 
 A *piece* is what lies between two neighbouring places where the network may be cut. `choose_cuts` is exact (`zpipe.plan.chain`);
 `equal_cuts` is what one does without knowing the devices.
@@ -15,7 +15,7 @@ import numpy as np
 
 from zpipe.boards import Board, Boards
 from zpipe.errors import ConfigError
-from zpipe.plan.chain import Costs, Slice, best_chain, leanest_chain, shared_chain
+from zpipe.plan.chain import Costs, best_chain, leanest_chain, shared_chain
 from zpipe.plan.memory import slice_memory
 
 CutGoal = Literal["throughput", "latency"]
@@ -146,9 +146,7 @@ def link_costs(boards: Boards, crossing: Sequence[float], reach: Sequence[float]
 
 def cannot_hold(boards: Boards, *, weights: float) -> ConfigError:
     """Why no placement exists: nobody could hold it all, or those that could are not linked in a row."""
-    there = ", ".join(
-        f"{board.name} {board.memory_bytes / 1e6:.0f} MB" for board in boards.boards if board.memory_bytes < math.inf
-    )
+    there = ", ".join(f"{board.name} {board.memory_bytes / 1e6:.0f} MB" for board in boards.boards if board.memory_bytes < math.inf)
     return ConfigError(
         f"{boards.path or boards.name}: found no way to place the network ({weights / 1e6:.0f} MB of weights) on "
         f"{len(boards.boards)} devices" + (f" ({there})" if there else "") + ", expected devices that hold it, each linked to the "
@@ -179,6 +177,3 @@ def equal_cuts(costs: Sequence[float], parts: int) -> tuple[int, ...]:
     found = leanest_chain(slices, links, source=0)
     assert found is not None, "there are as many pieces as parts"
     return tuple(each.first - 1 for each in found.slices[1:])
-
-
-__all__ = ["CutGoal", "Cuts", "Piece", "Slice", "choose_cuts", "equal_cuts"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Measured as `zpipe profile` does, on the digits bundles (x86-64, Python 3.11, ONNX Runtime 1.31); a profile of one's own overrides.
+# As `zpipe profile` measured the digits bundles (x86-64, Python 3.11, ONNX Runtime 1.31); a profile of one's own overrides.
 #: A node without stages: interpreter, libraries, sockets, an empty engine (64 MB before the first stage, 11 MB with it).
 PROCESS_BYTES = 80e6
 #: Memory per byte of a stage's file: 2.7 and 3.0 where weights dominate (they are read, and packed anew for the processor).

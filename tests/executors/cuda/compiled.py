@@ -37,9 +37,10 @@ class KernelError(Exception):
 
 
 class CompiledGate:
-    """A library of kernels. Launches from several threads wait for each other."""
+    """A library of kernels, at `path`. Launches from several threads wait for each other."""
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         self._library = ctypes.CDLL(str(library))
         self._lock = threading.Lock()
 

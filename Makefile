@@ -24,7 +24,7 @@ help:
 	@echo "make bench   a line of four nodes classifies real images"
 	@echo "make test    the fast tests; the protocol's also on Python $(MATRIX) where these exist"
 	@echo "make check   ruff, mypy, import-linter, the quickest tests"
-	@echo "make slow    the tests marked slow or strict, within 10 minutes, and those of training (installs torch)"
+	@echo "make slow    the tests marked slow or strict, within 10 minutes, and those of training and of torch (installs it)"
 	@echo "make wheel   build dist/zpipe-*.whl"
 	@echo "make clean   remove everything these made"
 
@@ -47,7 +47,7 @@ quick: $(DEV)
 	$(BIN)/python -m pytest $(QUICK_TESTS)
 
 slow: $(TRAIN)
-	$(BIN)/python -m pytest tests/models
+	$(BIN)/python -m pytest tests/models tests/executors/torch
 	timeout --foreground 600 $(BIN)/python -m pytest -m "slow or strict"
 
 wheel: $(BASE)

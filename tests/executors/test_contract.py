@@ -1,6 +1,7 @@
 """What every executor keeps, whichever library runs its stages: the registry's names, on three tiny stages.
 
-A new executor joins by its line in `EXECUTORS` and one in `SUBJECTS`; one that needs a GPU gets the `gpu` mark here.
+A new executor joins by its line in `EXECUTORS` and one in `SUBJECTS`; one that needs a GPU gets the `gpu` mark here. What all
+executors on a GPU share is here as `cuda-fake`, on a stand-in for the device.
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ def emulated(factory: pytest.TempPathFactory) -> Subject:
     return Subject("emulated", bundle, lambda batch: rows[:batch], lambda batch: rows[::-1][:batch], options)
 
 
-SUBJECTS = {"onnx": onnx, "emulated": emulated}
+def cuda_fake(factory: pytest.TempPathFactory) -> Subject:
+    return Subject("tests.executors.cuda.engines:FakeCuda", tiny_bundle(), images, lambda batch: 255 - images(batch))
 
 
-@pytest.fixture(params=sorted(set(EXECUTORS) - {"auto"}), scope="module")  # auto is one of the others
+SUBJECTS = {"onnx": onnx, "emulated": emulated, "cuda-fake": cuda_fake}
+
+
+@pytest.fixture(params=sorted({*EXECUTORS, "cuda-fake"} - {"auto"}), scope="module")  # auto is one of the others
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return SUBJECTS[request.param](tmp_path_factory)
 

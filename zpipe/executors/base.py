@@ -229,7 +229,7 @@ def _said(exc: Exception) -> str:
     return one_line(" ".join(f"{type(exc).__name__}: {exc}".split()))
 
 
-def check_inputs(spec: StageSpec, inputs: npt.NDArray[Any]) -> None:
+def check_inputs(spec: StageSpec, inputs: Batch) -> None:
     """Refuse an input that does not fit the stage, before any engine sees it.
 
     Raises:

@@ -88,7 +88,7 @@ def recorded_decision(labels: npt.NDArray[Any], confidences: Floats, gate: GateS
     Raises:
         ExecutorError: the number of thresholds is wrong.
     """
-    _check_rows(len(confidences), gate)
+    check_rows(len(confidences), gate)
     with np.errstate(over="ignore"):
         exited = _exits(confidences, gate)
     return GateDecision(exited.tolist(), labels.tolist(), confidences.tolist())
@@ -105,7 +105,12 @@ def undecided(stage: int, batch: int, gate: GateSpec) -> GateDecision:
     return GateDecision([False] * batch, [-1] * batch, [0.0] * batch)
 
 
-def _check_rows(rows: int, gate: GateSpec) -> None:
+def check_rows(rows: int, gate: GateSpec) -> None:
+    """Refuse a gate for another number of rows.
+
+    Raises:
+        ExecutorError: names both.
+    """
     if not gate.last and len(gate.thresholds) != rows:
         found = f"{len(gate.thresholds)} thresholds for {rows} rows"
         raise ExecutorError(f"gate: found {found}, expected one per row; the GateSpec belongs to another batch")
@@ -132,7 +137,7 @@ def _check(logits: Floats, gate: GateSpec) -> None:
         raise ExecutorError(
             f"gate: found logits of shape {list(logits.shape)}, expected [batch, classes]; check the stage's exit head"
         )
-    _check_rows(len(logits), gate)
+    check_rows(len(logits), gate)
     check_temperature(gate.temperature)
 
 

@@ -221,13 +221,14 @@ class Gate:
         self._driver.launch(self._kernels[kernel], grid=(*grid, 1), block=(*block, 1), arguments=arguments, stream=stream)
 
 
-def read_decisions(record: bytes | npt.NDArray[np.uint8], rows: int, *, last: bool) -> GateDecision:
+def read_decisions(record: bytes | npt.NDArray[np.uint8], rows: int, *, last: bool, first_row: int = 0) -> GateDecision:
     """What `decide` wrote, as plain values.
 
     Args:
         record: `decisions_bytes(rows)` bytes or more, on the host.
         rows: of the batch.
         last: as `decide` was told.
+        first_row: where they begin in the caller's batch; an error counts from its first row.
 
     Raises:
         ExecutorError: at the last stage a row has logits that are not finite, as `evaluate_gate` raises it; or the record is not
@@ -240,7 +241,7 @@ def read_decisions(record: bytes | npt.NDArray[np.uint8], rows: int, *, last: bo
         found = f"{survivors} survivors in the header and {exited.count(False)} among {rows} rows"
         raise ExecutorError(f"gate: found {found}, expected as many; the record was read before the device had written it")
     if last and first_bad >= 0:
-        raise ExecutorError(not_finite(first_bad, finite, classes))
+        raise ExecutorError(not_finite(first_row + first_bad, finite, classes))
     confidences = numbers.view(np.float32)[1:, 2].tolist()
     return GateDecision(exited, numbers[1:, 1].tolist(), confidences)
 

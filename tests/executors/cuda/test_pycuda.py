@@ -1,17 +1,101 @@
-"""`PycudaDriver`: over the real pycuda on a stand-in for the GPU's driver, and what it says where pycuda is not there."""
+"""`PycudaDriver`: over the real pycuda on a stand-in for the GPU's driver, and what it says where something is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.executors.cuda.pycuda_cases import CASES
+from tests.executors.cuda.pycuda_cases import CASES, WITHOUT_PYCUDA
 from tests.executors.cuda.standin import need_pycuda, on_standin
+from zpipe.errors import BackendUnavailable
+from zpipe.executors.cuda import pycuda
+from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
+
+Case = Callable[[], None]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.__name__))
-def test_driver_over_pycuda(case: Callable[[], None]) -> None:
-    need_pycuda()
-    done = on_standin("tests.executors.cuda.pycuda_cases", case.__name__, **CASES[case])
+def name_of(case: Case) -> str:
+    return str(case.__name__)
+
+
+def run(case: Case, settings: dict[str, str]) -> None:
+    done = on_standin("tests.executors.cuda.pycuda_cases", name_of(case), **settings)
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_driver_over_pycuda(case: Case) -> None:
+    need_pycuda()
+    run(case, CASES[case])
+
+
+@pytest.mark.parametrize("case", WITHOUT_PYCUDA, ids=name_of)
+def test_libcuda_by_ctypes(case: Case) -> None:
+    run(case, WITHOUT_PYCUDA[case])
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pycuda, "gpus", lambda: Gpus(12040, (Gpu("a card", (8, 6)),)))
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a pycuda on the path whose `driver.py` holds the given code; whichever is installed is gone from sight."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pycuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    package = tmp_path / "pycuda"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def put(code: str) -> None:
+        (package / "driver.py").write_text(code)
+
+    return put
+
+
+@pytest.fixture(autouse=True)
+def no_fake_stays() -> Iterator[None]:
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pycuda"]:
+        del sys.modules[name]
+
+
+def test_no_driver_is_said_before_no_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pycuda, "gpus", lambda: Missing("no NVIDIA GPU", "one", "see executor onnx"))
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(BackendUnavailable, match=r"^GPU 0: found no NVIDIA GPU, expected one; see executor onnx$"):
+        pycuda.PycudaDriver()
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_wrong_ordinal_is_said_before_no_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(BackendUnavailable, match=r"GPU 3: found CUDA 12\.4: a card .*, expected a device 0\.\.0; correct `device`"):
+        pycuda.PycudaDriver(3)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_pycuda_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(BackendUnavailable, match=r"^pycuda: found no pycuda, expected it installed; run: .*'zpipe\[cuda\]'.*nvcc"):
+        pycuda.PycudaDriver()
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import no_such_library", "pycuda without no_such_library, which it needs"),
+        ("raise ImportError('_driver.so: undefined symbol: cuEventElapsedTime_v2')", "does not load .*cuEventElapsedTime_v2"),
+        ("import warnings; warnings.warn('versions differ'); raise ImportError('_v2')", "does not load"),
+    ],
+)
+def test_pycuda_that_does_not_load(code: str, found: str, installed: Callable[[str], None]) -> None:
+    installed(code)
+    with pytest.raises(BackendUnavailable, match=f"^pycuda: found .*{found}.*run: "):
+        pycuda.PycudaDriver()

@@ -64,11 +64,15 @@ class Libcuda:
     Args:
         device: ordinal, for messages.
 
+    Attributes:
+        lost: an error that ended the context was seen.
+
     Raises:
         OSError: there is no driver.
     """
 
     def __init__(self, device: int) -> None:
+        self.lost = False
         self._device = device
         self._library = ctypes.CDLL(LIBCUDA)
         for name, arguments in _CALLS.items():
@@ -86,18 +90,19 @@ class Libcuda:
             raise self.error(name, code)
 
     def error(self, call: str, code: int, detail: str = "") -> ExecutorError:
-        """The exception for a CUresult that is not 0.
+        """The exception for a CUresult that is not 0; one that ends the context is remembered.
 
         Args:
             call: what was called.
             code: the CUresult.
             detail: what the driver wrote beside it, such as the log of its compiler.
         """
-        said = " ".join(f"{self.text(code)} {detail}".split())
+        said = " ".join(f"{self.text(code) if code else ''} {detail}".split())
         found = f"GPU {self._device}: found {one_line(said)} ({f'CUDA error {code} of ' if code else ''}{call})"
         if code == OUT_OF_MEMORY:
             return ExecutorLost(f"{found}, expected room; free memory on it, host fewer stages or lower `max_batch`")
         if code in LOST:
+            self.lost = True
             return ExecutorLost(f"{found}, expected a GPU that works; restart the node, and see nvidia-smi and dmesg")
         return ExecutorError(f"{found}, expected success; `zpipe doctor` looks at the GPU")
 
@@ -110,9 +115,9 @@ class Libcuda:
 
     def code(self, said: str) -> tuple[int, str]:
         """(CUresult, what follows) of a text that begins with the driver's words for it; (0, all of it) where with none."""
-        texts = {self.text(code): code for code in range(1, 1000)}  # 0.5 ms, where something failed
-        known = max((text for text in texts if text and said.startswith(text)), key=len, default="")
-        return texts.get(known, 0), said[len(known) :].removeprefix(" - ")
+        texts = {"": 0} | {text: code for code in range(1, 1000) if (text := self.text(code))}  # 1 ms, where something failed
+        known = max((text for text in texts if said.startswith(text)), key=len)
+        return texts[known], said[len(known) :].removeprefix(" - ")
 
     def begin_capture(self, stream: int) -> None:
         """Records what is queued on the stream from now on."""

@@ -13,212 +13,40 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import functools
-import struct
 import threading
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
+from zpipe.errors import BackendUnavailable, ExecutorError, one_line
 from zpipe.executors.cuda import driver as seam
-from zpipe.executors.cuda.libcuda import OUT_OF_MEMORY, Libcuda
-from zpipe.executors.cuda.presence import Missing, gpus
+from zpipe.executors.cuda.presence import Missing, gpus, pip
+from zpipe.executors.cuda.pycuda_objects import (
+    Called,
+    Calls,
+    Held,
+    PycudaEvent,
+    PycudaFunction,
+    PycudaMemory,
+    PycudaPinned,
+    PycudaStream,
+    raw_of,
+    translated,
+)
 
 #: CU_STREAM_NON_BLOCKING: does not wait for the default stream, which torch may be using.
 _NON_BLOCKING = 1
 #: CU_EVENT_BLOCKING_SYNC: who waits sleeps (spinning costs a core, and boards have few). CU_EVENT_DISABLE_TIMING.
 _BLOCKING_SYNC, _DISABLE_TIMING = 1, 2
 
-_INSTALL = "run: pip install 'zpipe[cuda]' where nvcc is on the path: pycuda is built then (README, GPUs)"
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_S = TypeVar("_S", bound="_Called")
-_H = TypeVar("_H", bound="_Held")
+_H = TypeVar("_H", bound=Held)
 
 
-def _translated(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
-    """pycuda's errors become ours. A `with` would cost 1 µs a call, this 0.1."""
-
-    @functools.wraps(method)
-    def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as exc:
-            error = self._calls.translate(exc)
-            if error is None:
-                raise
-            raise error from exc
-
-    return call
-
-
-class _Calls:
-    """pycuda and libcuda of one open driver, and what their errors mean.
-
-    Attributes:
-        lost: the context is unusable.
-        dropped: pycuda's objects that nobody holds any more; any thread appends, the owner gives back.
-    """
-
-    def __init__(self, pycuda: Any, device: int) -> None:
-        self.pycuda = pycuda
-        self.libcuda = Libcuda(device)
-        self.lost = False
-        self.dropped: deque[Any] = deque()
-
-    def translate(self, exc: Exception) -> ExecutorError | None:
-        """The error for one of pycuda's; None for any other exception."""
-        if isinstance(exc, ExecutorLost):  # of a graph
-            self.lost = True
-        if not isinstance(exc, self.pycuda.Error):
-            return None
-        # "cuMemAlloc failed: out of memory", for some calls with " - " and a log behind: the code itself pycuda keeps for itself.
-        call, _, said = str(exc).partition(" failed: ")
-        code, detail = self.libcuda.code(said)
-        error = self.libcuda.error(call, code, detail)
-        self.lost |= isinstance(error, ExecutorLost) and code != OUT_OF_MEMORY
-        return error
-
-
-class _Called:
-    """What calls pycuda."""
-
-    __slots__ = ("_calls",)
-
-    def __init__(self, calls: _Calls) -> None:
-        self._calls = calls
-
-
-class _Held(_Called):
-    """One of pycuda's objects, which only the owner's thread may destroy.
-
-    Attributes:
-        raw: pycuda's object; None once it was given back. No name but this may hold it: the frames of an exception keep what
-            their names hold, and with it the object, beyond the end of its context.
-    """
-
-    __slots__ = ("__weakref__", "raw")
-
-    def __init__(self, calls: _Calls, raw: Any) -> None:
-        super().__init__(calls)
-        self.raw = raw
-
-    def __del__(self) -> None:
-        if self.raw is not None:
-            self._calls.dropped.append(self.raw)
-
-    def free(self) -> None:
-        """Gives it back, as `driver.Memory.free`."""
-        raw, self.raw = self.raw, None
-        if raw is not None and self._calls.lost:
-            self._calls.dropped.append(raw)  # pycuda writes to stderr where it fails; `close` ends the context first
-        elif raw is not None:
-            self._release(raw)
-
-    def _release(self, raw: Any) -> None:
-        """Frees what dropping `raw` alone would not, or not now."""
-
-
-class PycudaMemory(_Held):
-    """Device memory."""
-
-    __slots__ = ("address", "nbytes")
-
-    def __init__(self, calls: _Calls, raw: Any, nbytes: int) -> None:
-        super().__init__(calls, raw)
-        self.address = int(raw)
-        self.nbytes = nbytes
-
-
-class PycudaPinned(_Held):
-    """Page-locked memory."""
-
-    __slots__ = ("array", "nbytes")
-
-    def __init__(self, calls: _Calls, raw: npt.NDArray[np.uint8]) -> None:
-        super().__init__(calls, raw.base)
-        self.array = raw
-        self.nbytes = raw.nbytes
-
-    def free(self) -> None:
-        """Gives it back; `array` is empty from now on, but views of it are not."""
-        self.array = np.empty(0, np.uint8)
-        super().free()
-
-    def _release(self, raw: Any) -> None:
-        raw.free()  # a view may hold it
-
-
-class PycudaStream(_Held):
-    """A stream of its own."""
-
-    __slots__ = ("handle",)
-
-    def __init__(self, calls: _Calls, raw: Any) -> None:
-        super().__init__(calls, raw)
-        self.handle: int = raw.handle
-
-    @_translated
-    def synchronize(self) -> None:
-        """Waits without the GIL."""
-        self.raw.synchronize()
-
-
-class PycudaEvent(_Held):
-    """An event that `synchronize` sleeps on."""
-
-    __slots__ = ()
-
-    @_translated
-    def record(self, stream: seam.Stream) -> None:
-        """The point is the stream's present end."""
-        self.raw.record(_raw(stream))
-
-    @_translated
-    def done(self) -> bool:
-        """Whether it was reached."""
-        return cast("bool", self.raw.query())
-
-    @_translated
-    def synchronize(self) -> None:
-        """Waits without the GIL."""
-        self.raw.synchronize()
-
-    @_translated
-    def seconds_since(self, earlier: seam.Event) -> float:
-        """Seconds on the device; pycuda gives milliseconds."""
-        return cast("float", self.raw.time_since(_raw(earlier))) * 1e-3
-
-
-class PycudaFunction(_Held):
-    """A kernel; pycuda keeps its module loaded as long."""
-
-    __slots__ = ()
-
-    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any], stream: seam.Stream) -> None:
-        """Queues it.
-
-        By what pycuda's public launches end in: those set the block's shape in a call of its own first, which CUDA deprecated
-        long ago, and take 4 µs where this takes 2.
-        """
-        layout = _layout(tuple(map(type, arguments)))
-        self.raw._launch_kernel(grid, block, layout.pack(*[argument.value for argument in arguments]), 0, _raw(stream))
-
-
-@functools.cache
-def _layout(types: tuple[Any, ...]) -> struct.Struct:
-    """Parameters lie as in a C struct, and ctypes names its types as the module `struct` does."""
-    return struct.Struct("@" + "".join(each._type_ for each in types))
-
-
-class PycudaDriver(_Called):
+class PycudaDriver(Called):
     """One device by pycuda; see `driver.Driver`. A thread has at most one open.
 
     Args:
@@ -236,9 +64,9 @@ class PycudaDriver(_Called):
                 f"GPU {device}: found a driver open in this thread, expected none; open each in a thread of its own"
             )
         _check_device(device)
-        super().__init__(_Calls(_import_pycuda(), device))
+        super().__init__(Calls(_import_pycuda(), device))
         self._owner = threading.get_ident()
-        self._held: weakref.WeakSet[_Held] = weakref.WeakSet()
+        self._held: weakref.WeakSet[Held] = weakref.WeakSet()
         self.device = device
         try:
             self._pycuda.init()
@@ -263,54 +91,59 @@ class PycudaDriver(_Called):
     def _pycuda(self) -> Any:
         return self._calls.pycuda
 
-    @_translated
+    @translated
     def allocate(self, nbytes: int) -> PycudaMemory:
         """Device memory; pycuda collects garbage and tries again before it gives up."""
+        self._give_back()
         return self._hold(PycudaMemory(self._calls, self._pycuda.mem_alloc(nbytes), nbytes))
 
-    @_translated
+    @translated
     def pinned(self, nbytes: int) -> PycudaPinned:
         """Page-locked host memory."""
+        self._give_back()
         return self._hold(PycudaPinned(self._calls, self._pycuda.pagelocked_empty(nbytes, np.uint8)))
 
-    @_translated
+    @translated
     def stream(self) -> PycudaStream:
         """A stream that does not wait for the default one."""
+        self._give_back()
         return self._hold(PycudaStream(self._calls, self._pycuda.Stream(_NON_BLOCKING)))
 
-    @_translated
+    @translated
     def event(self, *, timing: bool = False) -> PycudaEvent:
         """An event; `timing` as in `driver.Driver.event`."""
+        self._give_back()
         flags = _BLOCKING_SYNC if timing else _BLOCKING_SYNC | _DISABLE_TIMING
         return self._hold(PycudaEvent(self._calls, self._pycuda.Event(flags)))
 
-    @_translated
+    @translated
     def wait(self, stream: seam.Stream, event: seam.Event) -> None:
         """The stream waits; the host goes on."""
-        _raw(stream).wait_for_event(_raw(event))
+        raw_of(stream).wait_for_event(raw_of(event))
 
-    @_translated
+    @translated
     def copy_in(self, address: int, source: seam.PinnedMemory, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Host to device."""
-        self._pycuda.memcpy_htod_async(address, _part(source, offset, nbytes), _raw(stream))
+        self._pycuda.memcpy_htod_async(address, _part(source, offset, nbytes), raw_of(stream))
 
-    @_translated
+    @translated
     def copy_out(self, target: seam.PinnedMemory, address: int, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Device to host."""
-        self._pycuda.memcpy_dtoh_async(_part(target, offset, nbytes), address, _raw(stream))
+        self._pycuda.memcpy_dtoh_async(_part(target, offset, nbytes), address, raw_of(stream))
 
-    @_translated
+    @translated
     def copy_across(self, address: int, source: int, nbytes: int, stream: seam.Stream) -> None:
         """Device to device."""
-        self._pycuda.memcpy_dtod_async(address, source, nbytes, _raw(stream))
+        self._pycuda.memcpy_dtod_async(address, source, nbytes, raw_of(stream))
 
-    @_translated
+    @translated
     def load(self, image: bytes, kernels: Sequence[str]) -> dict[str, seam.Function]:
         """The kernels of an image; the log of the driver's compiler is in the error."""
-        module = self._hold(_Held(self._calls, self._pycuda.module_from_buffer(image)))
+        self._give_back()
+        module = self._hold(Held(self._calls, self._pycuda.module_from_buffer(image)))
         return {kernel: self._hold(PycudaFunction(self._calls, module.raw.get_function(kernel))) for kernel in kernels}
 
-    @_translated
+    @translated
     def launch(
         self,
         function: seam.Function,
@@ -323,12 +156,12 @@ class PycudaDriver(_Called):
         """Queues a kernel."""
         cast("PycudaFunction", function).launch(grid, block, arguments, stream)
 
-    @_translated
+    @translated
     def begin_capture(self, stream: seam.Stream) -> None:
         """Records from now on. Whatever fails then, `end_capture` has to be called: the stream takes no other call until."""
         self._calls.libcuda.begin_capture(stream.handle)
 
-    @_translated
+    @translated
     def end_capture(self, stream: seam.Stream) -> seam.Graph:
         """What was recorded."""
         return self._calls.libcuda.end_capture(stream.handle)
@@ -346,7 +179,7 @@ class PycudaDriver(_Called):
         self._open = False
         _here.closer = None
         self._finish()
-        if self._calls.lost:
+        if self._calls.libcuda.lost:
             self._leave()
             self._free_all()
         else:
@@ -355,14 +188,16 @@ class PycudaDriver(_Called):
 
     def _hold(self, held: _H) -> _H:
         self._held.add(held)
-        if not self._calls.lost:
-            self._calls.dropped.clear()  # here is the thread where pycuda can destroy them
         return held
+
+    def _give_back(self) -> None:
+        if not self._calls.libcuda.lost:
+            self._calls.dropped.clear()  # this is the thread where pycuda can destroy them
 
     def _finish(self) -> None:
         """Nothing may be freed under work that is going on."""
         for held in list(self._held):
-            if isinstance(held, PycudaStream) and held.raw is not None and not self._calls.lost:
+            if isinstance(held, PycudaStream) and held.raw is not None and not self._calls.libcuda.lost:
                 try:
                     held.synchronize()
                 except ExecutorError:
@@ -407,11 +242,6 @@ def _close_here() -> None:
     _here.closer = None
 
 
-def _raw(object_: Any) -> Any:
-    """pycuda's own object behind one of this driver's."""
-    return object_.raw
-
-
 def _part(memory: seam.PinnedMemory, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
     part = memory.array[offset : offset + nbytes]
     if len(part) != nbytes:  # NumPy cuts a slice short without a word
@@ -441,10 +271,13 @@ def _import_pycuda() -> Any:
             import pycuda.driver as driver
     except ModuleNotFoundError as exc:
         found = "no pycuda" if (exc.name or "").startswith("pycuda") else f"pycuda without {exc.name}, which it needs"
-        raise BackendUnavailable(f"pycuda: found {found}, expected it installed; {_INSTALL}") from exc
-    except ImportError as exc:
+        raise BackendUnavailable(
+            f"pycuda: found {found}, expected it installed; "
+            f"run: {pip()} install 'zpipe[cuda]' (it is compiled then: needs the CUDA toolkit, nvcc on PATH)"
+        ) from exc
+    except ImportError as exc:  # a symbol that the driver lacks, mostly: built with a newer toolkit
         raise BackendUnavailable(
             f"pycuda: found one that does not load ({one_line(str(exc))}), expected one built for this driver and Python; "
-            f"run: pip install --force-reinstall --no-cache-dir --no-deps pycuda"
+            f"run: {pip()} install --force-reinstall --no-cache-dir --no-deps pycuda, with a CUDA toolkit no newer than the driver"
         ) from exc
     return driver

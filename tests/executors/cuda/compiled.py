@@ -93,7 +93,7 @@ def compiled_gate(source: Path = SOURCE) -> CompiledGate | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    library = Path(_folder().name) / f"gate-{abs(hash(source))}.so"
+    library = Path(_folder().name) / f"gate-{len(list(Path(_folder().name).iterdir()))}.so"
     command = [compiler, *OPTIONS, f'-DSOURCE="{source}"', str(SHIM), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"

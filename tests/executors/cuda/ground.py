@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.executors.cuda.driver import Driver, Memory
+from zpipe.executors.cuda.driver import Driver, Memory, Stream
 from zpipe.executors.cuda.gate import Encoding, Gate, decisions_bytes, encoded_row_bytes
 from zpipe.model import GateSpec
 
@@ -24,8 +24,8 @@ Bytes = npt.NDArray[np.uint8]
 class Fenced:
     """An array on the device. Its address is a multiple of 256, plus `offset`."""
 
-    def __init__(self, driver: Driver, content: npt.NDArray[Any], *, offset: int = 0) -> None:
-        self._driver, self._stream = driver, driver.stream()
+    def __init__(self, driver: Driver, stream: Stream, content: npt.NDArray[Any], *, offset: int = 0) -> None:
+        self._driver, self._stream = driver, stream
         self._begin = _FENCE_BYTES + offset
         self.nbytes = content.nbytes
         whole = self._begin + self.nbytes + _FENCE_BYTES
@@ -67,8 +67,8 @@ class Ground:
         rows, classes = logits.shape
         with np.errstate(over="ignore"):
             thresholds = np.array(gate.thresholds, np.float32)
-        given = Fenced(self._driver, logits), Fenced(self._driver, thresholds)
-        record = Fenced(self._driver, np.full(decisions_bytes(rows), 0x5A, np.uint8))
+        given = self._put(logits), self._put(thresholds)
+        record = self._put(np.full(decisions_bytes(rows), 0x5A, np.uint8))
         self._gate.decide(
             rule=gate.rule,
             temperature=gate.temperature,
@@ -100,9 +100,9 @@ class Ground:
             offsets: of the activation's address and of the result's.
         """
         rows, row_bytes = len(activation), activation[0].nbytes
-        given = Fenced(self._driver, activation, offset=offsets[0]), Fenced(self._driver, record)
+        given = self._put(activation, offset=offsets[0]), self._put(record)
         coded = encoded_row_bytes(encoding, row_bytes, channels=channels)
-        out = Fenced(self._driver, np.full(rows * coded, 0x5A, np.uint8), offset=offsets[1])
+        out = self._put(np.full(rows * coded, 0x5A, np.uint8), offset=offsets[1])
         self._gate.gather(
             activation=given[0].address,
             row_bytes=row_bytes,
@@ -114,6 +114,9 @@ class Ground:
             channels=channels,
         )
         return self._taken(out, *given).reshape(rows, coded)
+
+    def _put(self, content: npt.NDArray[Any], *, offset: int = 0) -> Fenced:
+        return Fenced(self._driver, self._stream, content, offset=offset)
 
     def _taken(self, result: Fenced, *given: Fenced) -> Bytes:
         self._stream.synchronize()

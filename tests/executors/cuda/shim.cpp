@@ -28,6 +28,7 @@
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
+// Not within a template: GCC leaves its statics where they are.
 #define __shared__ static __attribute__((section("shared_memory")))
 
 struct uint3 {

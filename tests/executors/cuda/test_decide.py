@@ -35,6 +35,7 @@ def check(record: Bytes, logits: Logits, gate: GateSpec) -> GateDecision:
     rows, classes = logits.shape
     got, expected = read_decisions(record, rows, last=gate.last), evaluate_gate(logits, gate)
     assert got.labels == expected.labels
+    assert all(0.0 <= confidence <= 1.0 for confidence in got.confidences)
     np.testing.assert_allclose(got.confidences, expected.confidences, rtol=0, atol=CLOSE)
     with np.errstate(all="ignore"):
         thresholds = np.array(gate.thresholds or [0.0] * rows, np.float32)
@@ -156,9 +157,12 @@ def test_a_bad_row_at_the_last_stage_fails_the_batch_in_numpys_words(
     gate = GateSpec("entropy", 1.0, (), last=True)
     with pytest.raises(ExecutorError) as expected:
         evaluate_gate(logits, gate)
+    record = ground.decide(logits, gate)
     with pytest.raises(ExecutorError) as got:
-        read_decisions(ground.decide(logits, gate), 90, last=True)
+        read_decisions(record, 90, last=True)
     assert str(got.value) == str(expected.value)
+    assert numbers(record)[0, 0] == 0
+    assert numbers(record)[1:, [0, 3]].tolist() == [[1, -1]] * 90
 
 
 def test_logits_that_only_the_temperature_takes_to_infinity_are_bad(ground: Ground) -> None:
@@ -167,6 +171,21 @@ def test_logits_that_only_the_temperature_takes_to_infinity_are_bad(ground: Grou
     assert check(ground.decide(logits, gate), logits, gate).exited == [False, True, False]
     with pytest.raises(ExecutorError, match="found 3 of 3 logits finite in row 0"):
         read_decisions(ground.decide(logits, replace(gate, last=True)), 3, last=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_logits_further_apart_than_float32_reaches_are_certain(ground: Ground, rule: GateRule) -> None:
+    logits = np.array([[3e38, -3e38, -3e38], [-3e38, 3e38, 3e38]], np.float32)
+    gate = GateSpec(rule, 1.0, (0.9, 0.9))
+    assert check(ground.decide(logits, gate), logits, gate).exited == [True, False]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("classes", [1, 3, 7, 10, 33, 1000])
+def test_equal_logits_do_not_take_a_confidence_below_0(ground: Ground, rule: GateRule, classes: int) -> None:
+    logits = np.repeat(np.linspace(-9, 9, 40, dtype=np.float32)[:, np.newaxis], classes, axis=1)
+    gate = GateSpec(rule, 0.7, (0.0,) * 40)
+    assert all(check(ground.decide(logits, gate), logits, gate).exited)
 
 
 @pytest.mark.parametrize("temperature", [1e-50, 1e-40, 1e38, 1e300])

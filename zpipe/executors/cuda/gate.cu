@@ -1,4 +1,4 @@
-// The exit gate on the device: which rows of a batch are sure enough to leave here, and the others' activations in one run of bytes.
+// The exit gate on the device: which rows of a batch are sure enough to leave here, and the others' activations, gathered.
 //
 // It follows zpipe/executors/gate.py step by step (the rules' numbers are that file's): float32, a division by the temperature,
 // then distance, exponential, sum. Two passes over a row's logits, not one with an online softmax: the second finds them in the
@@ -18,12 +18,13 @@ constexpr unsigned ALL = 0xffffffffu;
 constexpr int MAX_ROWS = 1024;      // gate.py: MAX_ROWS
 constexpr float NEVER_EXIT = 1.0f;  // zpipe/model.py
 constexpr float LEAST_EXPONENT = -120.0f;
-constexpr int NO_LABEL = 0x7fffffff;
 
 // Classes that one lane sums up before it adds to the row's sum: a hundred thousand added one by one would lose 1e-6.
 constexpr int STRIP = 32;
 
 enum Rule { MAX_PROBABILITY = 0, ENTROPY = 1, MARGIN = 2 };  // gate.py: RULES
+
+using Size = unsigned long long;
 
 __device__ bool is_finite(float value) { return (__float_as_uint(value) & 0x7fffffffu) < 0x7f800000u; }
 
@@ -40,7 +41,8 @@ __device__ float as_float(float value) { return value; }
 __device__ float as_float(Half half) {
     const unsigned sign = (half.bits & 0x8000u) << 16, rest = half.bits & 0x7fffu;
     if (rest >= 0x7c00u) return __uint_as_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-    return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * __uint_as_float(0x77800000u)));  // 2^112; subnormals, too
+    const float magnitude = __uint_as_float(rest << 13) * __uint_as_float(0x77800000u);  // 2^112, which is right for subnormals, too
+    return __uint_as_float(sign | __float_as_uint(magnitude));
 }
 
 // To the nearest, halves to even; beyond 65504 infinity; of a NaN the upper bits, as NumPy has it.
@@ -92,8 +94,8 @@ __device__ int sum_of_warp(int value) {
 
 // One warp decides one row; every lane returns the same. All lanes take part in every shuffle.
 template <typename Logit>
-__device__ Row decide_row(const Logit* logits, int classes, int rule, float temperature, float log_classes, int lane) {
-    Best best = {-__uint_as_float(0x7f800000u), NO_LABEL};
+__device__ Row decide_row(const Logit* __restrict__ logits, int classes, int rule, float temperature, float log_classes, int lane) {
+    Best best = {-__uint_as_float(0x7f800000u), 0};
     int finite = 0;
 #pragma unroll 4
     for (int at = lane; at < classes; at += WARP) {
@@ -133,10 +135,10 @@ __device__ Row decide_row(const Logit* logits, int classes, int rule, float temp
 
     // Rule 2. The rule is the same in all lanes.
     total = sum_of_warp(total);
-    float confidence = 1.0f;  // one class leaves no doubt
+    float confidence = 1.0f;  // of the entropy of one class, which leaves no doubt
     if (rule == MAX_PROBABILITY) {
         confidence = 1.0f / total;
-    } else if (classes > 1 && rule == MARGIN) {
+    } else if (rule == MARGIN) {
         for (int apart = WARP / 2; apart > 0; apart /= 2) {
             const float its_first = __shfl_xor_sync(ALL, first, apart), its_second = __shfl_xor_sync(ALL, second, apart);
             second = fmaxf(fmaxf(second, its_second), fminf(first, its_first));
@@ -151,13 +153,13 @@ __device__ Row decide_row(const Logit* logits, int classes, int rule, float temp
 }
 
 // One block, of any whole number of warps: a warp decides every so many rows, then the first warp numbers the survivors in order.
+// `decided` is shared memory for MAX_ROWS.
 template <typename Logit>
 __device__ void decide(const Logit* logits, const float* thresholds, int rows, int classes, int rule, float temperature,
-                       float log_classes, int last, int4* decisions) {
-    __shared__ Row decided[MAX_ROWS];
+                       float log_classes, int last, int4* decisions, Row* decided) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     for (int row = warp; row < rows; row += warps) {
-        const Logit* its_logits = logits + (unsigned long long)row * classes;
+        const Logit* its_logits = logits + (Size)row * classes;
         Row its = decide_row(its_logits, classes, rule, temperature, log_classes, lane);
         if (lane == 0) {
             if (last) {  // rule 3; of a bad row there the header tells, and the host fails the batch
@@ -177,7 +179,8 @@ __device__ void decide(const Logit* logits, const float* thresholds, int rows, i
         const Row its = row < rows ? decided[row] : Row{1, 0, 0.0f, -1};
         const unsigned staying = __ballot_sync(ALL, !its.exited), bad = __ballot_sync(ALL, its.finite >= 0);
         const int place = survivors + __popc(staying & ((1u << lane) - 1u));
-        if (row < rows) decisions[1 + row] = make_int4(its.exited, its.label, __float_as_int(its.confidence), its.exited ? -1 : place);
+        if (row < rows)
+            decisions[1 + row] = make_int4(its.exited, its.label, __float_as_int(its.confidence), its.exited ? -1 : place);
         survivors += __popc(staying);
         if (first_bad < 0 && bad) first_bad = from + __ffs(bad) - 1;
     }
@@ -190,85 +193,68 @@ __device__ void decide(const Logit* logits, const float* thresholds, int rows, i
 __device__ int place_of_row(const int4* decisions) { return decisions[1 + blockIdx.y].w; }
 
 template <typename Word>
-__device__ void gather(const Word* activation, const int4* decisions, Word* out, unsigned long long words) {
+__device__ void put(Word* to, Word word) {
+    *to = word;
+}
+
+__device__ void put(unsigned short* to, float value) { *to = (unsigned short)as_half(value); }
+
+__device__ void put(unsigned* to, float2 pair) { *to = as_half(pair.x) | as_half(pair.y) << 16; }
+
+// `words` of a row, each as it is or encoded. Not aliased, so that a thread's loads go out together.
+template <typename In, typename Out>
+__device__ void gather(const In* __restrict__ activation, const int4* __restrict__ decisions, Out* __restrict__ out, Size words) {
     const int place = place_of_row(decisions);
     if (place < 0) return;
-    const Word* from = activation + blockIdx.y * words;
-    Word* to = out + place * words;
-    const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
+    const In* __restrict__ from = activation + blockIdx.y * words;
+    Out* __restrict__ to = out + place * words;
+    const Size step = (Size)gridDim.x * blockDim.x;
 #pragma unroll 4
-    for (unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; at < words; at += step) to[at] = from[at];
+    for (Size at = (Size)blockIdx.x * blockDim.x + threadIdx.x; at < words; at += step) put(to + at, from[at]);
 }
 
 }  // namespace
 
-extern "C" {
+// ---- the kernels --------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(1024, 1)
-    zpipe_decide_float32(const float* logits, const float* thresholds, int rows, int classes, int rule, float temperature,
-                         float log_classes, int last, int4* decisions) {
-    decide(logits, thresholds, rows, classes, rule, temperature, log_classes, last, decisions);
-}
-
-__global__ void __launch_bounds__(1024, 1)
-    zpipe_decide_float16(const Half* logits, const float* thresholds, int rows, int classes, int rule, float temperature,
-                         float log_classes, int last, int4* decisions) {
-    decide(logits, thresholds, rows, classes, rule, temperature, log_classes, last, decisions);
-}
-
-__global__ void zpipe_gather_16(const int4* activation, const int4* decisions, int4* out, unsigned long long words) {
-    gather(activation, decisions, out, words);
-}
-
-__global__ void zpipe_gather_4(const int* activation, const int4* decisions, int* out, unsigned long long words) {
-    gather(activation, decisions, out, words);
-}
-
-__global__ void zpipe_gather_2(const short* activation, const int4* decisions, short* out, unsigned long long words) {
-    gather(activation, decisions, out, words);
-}
-
-__global__ void zpipe_gather_1(const char* activation, const int4* decisions, char* out, unsigned long long words) {
-    gather(activation, decisions, out, words);
-}
-
-// zpipe/codecs/fp16.py: float32 values as halves.
-__global__ void zpipe_gather_fp16(const float* activation, const int4* decisions, unsigned short* out, unsigned long long values) {
-    const int place = place_of_row(decisions);
-    if (place < 0) return;
-    const float* from = activation + blockIdx.y * values;
-    unsigned short* to = out + place * values;
-    const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
-#pragma unroll 4
-    for (unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; at < values; at += step)
-        to[at] = (unsigned short)as_half(from[at]);
-}
-
-// The same, two halves to a word of the output: for rows of an even number of values.
-__global__ void zpipe_gather_fp16_2(const float2* activation, const int4* decisions, unsigned* out, unsigned long long pairs) {
-    const int place = place_of_row(decisions);
-    if (place < 0) return;
-    const float2* from = activation + blockIdx.y * pairs;
-    unsigned* to = out + place * pairs;
-    const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
-#pragma unroll 4
-    for (unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; at < pairs; at += step) {
-        const float2 pair = from[at];
-        to[at] = as_half(pair.x) | as_half(pair.y) << 16;
+#define DECIDE(name, Logit)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                                  \
+        name(const Logit* __restrict__ logits, const float* __restrict__ thresholds, int rows, int classes, int rule,      \
+             float temperature, float log_classes, int last, int4* __restrict__ decisions) {                               \
+        __shared__ Row decided[MAX_ROWS];                                                                                  \
+        decide(logits, thresholds, rows, classes, rule, temperature, log_classes, last, decisions, decided);               \
     }
-}
+
+#define GATHER(name, In, Out)                                                                                              \
+    extern "C" __global__ void name(const In* __restrict__ activation, const int4* __restrict__ decisions,                 \
+                                    Out* __restrict__ out, Size words) {                                                   \
+        gather(activation, decisions, out, words);                                                                         \
+    }
+
+DECIDE(zpipe_decide_float32, float)
+DECIDE(zpipe_decide_float16, Half)
+
+GATHER(zpipe_gather_16, int4, int4)
+GATHER(zpipe_gather_4, int, int)
+GATHER(zpipe_gather_2, short, short)
+GATHER(zpipe_gather_1, char, char)
+
+// zpipe/codecs/fp16.py: float32 values as halves, one by one or two to a word of the output.
+GATHER(zpipe_gather_fp16, float, unsigned short)
+GATHER(zpipe_gather_fp16_2, float2, unsigned)
 
 // zpipe/codecs/int8.py: a bfloat16 scale per channel, then a byte per value. Block (threads of one channel, a multiple of a warp;
 // channels): the threads of a channel find its peak together, then quantise it.
-__global__ void zpipe_gather_int8(const float* activation, const int4* decisions, unsigned char* out, int channels, int values) {
+extern "C" __global__ void zpipe_gather_int8(const float* __restrict__ activation, const int4* __restrict__ decisions,
+                                             unsigned char* __restrict__ out, int channels, int values) {
     __shared__ unsigned peaks[1024 / WARP];
     const int place = place_of_row(decisions);
     if (place < 0) return;  // the whole block
     const int channel = blockIdx.x * blockDim.y + threadIdx.y, mine = channel < channels ? values : 0;
-    const unsigned long long row_values = (unsigned long long)channels * values;
-    const float* from = activation + blockIdx.y * row_values + (unsigned long long)channel * values;
+    const Size row_values = (Size)channels * values;
+    const float* from = activation + blockIdx.y * row_values + (Size)channel * values;
     unsigned char* coded_row = out + place * (2ull * channels + row_values);
-    unsigned char* to = coded_row + 2ull * channels + (unsigned long long)channel * values;
+    unsigned char* to = coded_row + 2ull * channels + (Size)channel * values;
 
     // Magnitudes compare as their bits do, infinity above all numbers and NaN above infinity.
     unsigned peak = 0;
@@ -293,5 +279,3 @@ __global__ void zpipe_gather_int8(const float* activation, const int4* decisions
         to[at] = (unsigned char)(signed char)(is_nan(steps) ? 0 : (int)steps);
     }
 }
-
-}  // extern "C"

@@ -1,0 +1,322 @@
+"""`zpipe build`: a bundle's ONNX stages -> TensorRT engines, of a precision that was checked, beside their manifests.
+
+In this order, so that what can be refused is refused before anything is written: library and target; what is there already and
+fits; the precision, converted and checked; the engines; and their files, all of them at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zpipe.bundle import Bundle, Evaluation
+from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError
+from zpipe.executors.cuda import presence
+from zpipe.executors.tensorrt import check
+from zpipe.executors.tensorrt.bindings import check_tensors, outputs_of
+from zpipe.executors.tensorrt.convert import PRECISIONS, Converted, convert
+from zpipe.executors.tensorrt.flavour import Built, Capability, Flavour, flavours, load_flavour
+from zpipe.executors.tensorrt.manifest import (
+    ANY,
+    CURRENT,
+    Accuracy,
+    Engine,
+    EngineKey,
+    engine_folder,
+    engines_of,
+    parse_target,
+    stage_digest,
+    target_text,
+    write_whole,
+)
+from zpipe.report import machine
+
+log = logging.getLogger("zpipe.tensorrt")
+
+#: A precision that costs more, in points (hundredths) at any exit, is refused.
+MOST_LOST = 0.5
+#: Larger batches gain nothing on the GPUs zpipe is for, and their buffers are taken once for good.
+DEFAULT_MAX_BATCH = 64
+_LARGEST_BATCH = 1024
+
+#: Called as work goes on: (one line for people, fraction 0..1 of all work).
+Tell = Callable[[str, float], None]
+
+_LONG_SECONDS = 2.0
+
+#: Fractions of all work at which steps end; building is the rest.
+_CONVERTED, _CHECKED = 0.2, 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """One stage's engine, and whether it was there already."""
+
+    engine: Engine
+    kept: bool
+
+
+def build_engines(
+    bundle: Bundle,
+    *,
+    precision: str = "fp32",
+    target: str = CURRENT,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    stages: Sequence[int] | None = None,
+    flavour: str | None = None,
+    force: bool = False,
+    progress: Tell | None = None,
+) -> list[BuiltEngine]:
+    """Build the engines of a bundle's stages that are not there yet.
+
+    Args:
+        bundle: a real one.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        target: a compute capability such as `8.6`, `current` for the GPU of this machine, or `any` for what `tensorrt_rtx` builds
+            without being told, which runs from 8.0 on.
+        max_batch: the most rows an engine takes at once.
+        stages: which; all if not given.
+        flavour: `trt` or `rtx`; if not given, the first that is installed and can build for the target.
+        force: build what is there, too, and keep a precision that loses too much.
+        progress: called from this thread.
+
+    Returns:
+        One entry per stage.
+
+    Raises:
+        ConfigError: precision, target, batch or stage do not exist, or there is no folder to write to.
+        BackendUnavailable: no library that can, no GPU for `current`, or no `onnx` for a precision that needs it.
+        BundleError: a stage's file is not what the manifest says.
+        ExecutorError: the precision loses too much, or the library fails; nothing was written.
+    """
+    tell = progress or _silent
+    wanted = tuple(range(len(bundle.stages))) if stages is None else tuple(sorted(set(stages)))
+    _check_arguments(bundle, precision, max_batch, wanted)
+    library, capability = choose(target, flavour, precision)
+    keys = {stage: _key(bundle, stage, precision, max_batch, library, capability) for stage in wanted}
+    there = {} if force else _there(bundle, keys)
+    missing = [stage for stage in wanted if stage not in there]
+    if not missing:
+        tell("engines are there already", 1.0)
+        return [BuiltEngine(there[stage], kept=True) for stage in wanted]
+    folder = engine_folder(bundle)
+    graphs = _converted(bundle, precision, tell)
+    accuracy = _checked(bundle, precision, graphs, tell)
+    _refuse_loss(accuracy, precision, force)
+    plans = _built(bundle, library, capability, {stage: (keys[stage], graphs[stage]) for stage in missing}, folder, tell)
+    for stage, built in plans.items():
+        there[stage] = _written(bundle, keys[stage], built, folder, accuracy)
+    tell(f"{len(plans)} engines written to {folder}", 1.0)
+    return [BuiltEngine(there[stage], kept=stage not in plans) for stage in wanted]
+
+
+def choose(target: str, flavour: str | None, precision: str) -> tuple[Flavour, Capability | None]:
+    """The library, and the capability it is told to build for; None = `any`.
+
+    Raises:
+        ConfigError: the target is none, or no library builds for it; or the library has no such precision.
+        BackendUnavailable: no library, or no GPU for `current`.
+    """
+    gpu = presence.gpus()
+    if target == ANY:
+        capability = None
+    elif target != CURRENT:
+        capability = parse_target(target)
+    elif isinstance(gpu, presence.Missing):
+        raise BackendUnavailable(
+            f"--target {CURRENT}: found {gpu.found}, expected {gpu.expected}; name the capability of the GPU that is meant, "
+            f"as in --target 8.6, for TensorRT-RTX builds without one"
+        )
+    else:
+        capability = gpu.devices[0].capability
+    here = () if isinstance(gpu, presence.Missing) else tuple(device.capability for device in gpu.devices)
+    candidates = flavours() if flavour is None else (load_flavour(flavour),)
+    able = [each for each in candidates if _builds(each, capability, here)]
+    if not able:
+        raise ConfigError(_no_builder(target, candidates, here))
+    library = able[0]
+    if precision not in library.precisions:
+        raise ConfigError(
+            f"--precision: found {precision}, expected one of {', '.join(library.precisions)} as {library} has; choose one of these"
+        )
+    if capability is not None and library.targets and capability not in library.targets:
+        # A GPU that is here but in no list: what the library builds without being told may run on it, and only a run can say so.
+        log.info("%s knows no capability %s: it is built for any GPU", library, target_text(capability))
+        capability = None
+    return library, capability
+
+
+def _builds(library: Flavour, capability: Capability | None, here: Sequence[Capability]) -> bool:
+    if not library.targets:
+        return capability is not None and capability in here
+    return capability is None or capability in library.targets or (capability in here and capability >= (8, 0))
+
+
+def _no_builder(target: str, candidates: Sequence[Flavour], here: Sequence[Capability]) -> str:
+    lists = []
+    for each in candidates:
+        known = ", ".join(map(target_text, each.targets or here)) or "no GPU here"
+        lists.append(f"{known} by {each}")
+    return (
+        f"--target: found {target}, expected one of: {'; '.join(lists)}; choose one of these"
+        f"{f', or `{ANY}` for a GPU from 8.0 on that is not listed' if any(each.targets for each in candidates) else ''}"
+    )
+
+
+def _check_arguments(bundle: Bundle, precision: str, max_batch: int, stages: Sequence[int]) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}; choose one of these")
+    if not 1 <= max_batch <= _LARGEST_BATCH:
+        raise ConfigError(f"--max-batch: found {max_batch}, expected 1 to {_LARGEST_BATCH}; choose one of these")
+    unknown = [stage for stage in stages if not 0 <= stage < len(bundle.stages)]
+    if unknown or not stages:
+        raise ConfigError(f"stages: found {unknown or 'none'}, expected some of 0 to {len(bundle.stages) - 1} of {bundle.name}")
+
+
+def _key(bundle: Bundle, stage: int, precision: str, max_batch: int, library: Flavour, target: Capability | None) -> EngineKey:
+    text = ANY if target is None else target_text(target)
+    return EngineKey(stage, precision, max_batch, library.tag, text, stage_digest(bundle, stage))
+
+
+def _there(bundle: Bundle, keys: dict[int, EngineKey]) -> dict[int, Engine]:
+    """Engines that need not be built: as wanted, and whole."""
+    engines = {engine.key: engine for engine in engines_of(bundle)}
+    return {stage: engines[key] for stage, key in keys.items() if key in engines and engines[key].whole()}
+
+
+# ---- the precision -----------------------------------------------------------------------------
+
+
+def _converted(bundle: Bundle, precision: str, tell: Tell) -> list[Converted]:
+    """All stages in the precision: what one costs shows at the exits of those behind it."""
+    originals = [bundle.stage_path(spec.index) for spec in bundle.stages]
+    inputs = [np.empty(0)] * len(originals)
+    if precision == "int8":
+        tell("running the calibration samples", 0.0)
+        evaluation = _evaluation(bundle, precision)
+        images = evaluation.images[check.parts(evaluation).calibration]
+        inputs = check.arriving([path.read_bytes() for path in originals], bundle.stages, images)
+    graphs = []
+    for stage, path in enumerate(originals):
+        if precision != "fp32":
+            tell(f"stage {stage} to {precision}", _CONVERTED * stage / len(originals))
+        graphs.append(convert(path, precision, inputs[stage]))
+    return graphs
+
+
+def _checked(bundle: Bundle, precision: str, graphs: Sequence[Converted], tell: Tell) -> Accuracy:
+    """The cost of a precision by ONNX Runtime; fp32 is the bundle's own ONNX and costs nothing by itself."""
+    if precision == "fp32":
+        return Accuracy()
+    evaluation = _evaluation(bundle, precision)
+    rows = check.parts(evaluation).check
+    images, truth = evaluation.images[rows], evaluation.labels[rows]
+    line = f"{precision} on {len(rows)} evaluation samples"
+
+    def told(begin: float, end: float) -> check.Told:
+        return lambda fraction: tell(line, begin + (end - begin) * fraction)
+
+    if bundle.replay_file is not None:
+        before, begin = bundle.replay().labels[rows].astype(np.int64), _CONVERTED
+    else:
+        begin = (_CONVERTED + _CHECKED) / 2
+        originals = [bundle.stage_path(spec.index).read_bytes() for spec in bundle.stages]
+        before = check.answers(originals, bundle.stages, images, told(_CONVERTED, begin))
+    after = check.answers([graph.check for graph in graphs], bundle.stages, images, told(begin, _CHECKED))
+    shares = [check.shares_right(labels, truth, bundle.stages) for labels in (before, after)]
+    return Accuracy("onnxruntime", len(rows), shares[0], shares[1])
+
+
+def _evaluation(bundle: Bundle, precision: str) -> Evaluation:
+    if bundle.evaluation_file is None:
+        raise BundleError(
+            f"bundle {bundle.name}: found no evaluation set, expected one to see what {precision} costs; take --precision fp32"
+        )
+    return bundle.real.evaluation()
+
+
+def _refuse_loss(accuracy: Accuracy, precision: str, force: bool) -> None:
+    if accuracy.worst <= MOST_LOST:
+        return
+    lost = {stage: lost for stage, lost in enumerate(accuracy.lost) if lost is not None}
+    exits = ", ".join(f"{lost[stage]:.1f} at stage {stage}" for stage in sorted(lost, key=lambda stage: -lost[stage])[:3])
+    line = f"--precision {precision}: found an accuracy that falls by {exits} points, expected at most {MOST_LOST} at any exit"
+    if not force:
+        raise ExecutorError(f"{line}; take another precision, or --force to keep it")
+    log.warning("%s; kept, as --force wants it", line)
+
+
+# ---- the engines -------------------------------------------------------------------------------
+
+
+def _built(
+    bundle: Bundle,
+    library: Flavour,
+    target: Capability | None,
+    work: dict[int, tuple[EngineKey, Converted]],
+    folder: Path,
+    tell: Tell,
+) -> dict[int, Built]:
+    plans: dict[int, Built] = {}
+    timings = folder / f"timing-{library.tag}-{ANY if target is None else target_text(target)}.cache"
+    cache = timings.read_bytes() if timings.is_file() else b""
+    first = 0.0 if next(iter(work.values()))[0].precision == "fp32" else _CHECKED
+    for done, (stage, (key, graph)) in enumerate(work.items()):
+        line = f"stage {stage}: {key}"
+        begin, share = first + (1 - first) * done / len(work), (1 - first) / len(work)
+        tell(line, begin)
+        plans[stage] = built = library.build(
+            graph.engine,
+            what=f"{bundle.stage_path(stage)} in {key.precision}",
+            outputs=list(outputs_of(bundle.stages[stage])),
+            precision=key.precision,
+            target=target,
+            max_batch=key.max_batch,
+            timing_cache=cache,
+            progress=_slowly(tell, line, begin, share),
+        )
+        check_tensors(str(bundle.stage_path(stage)), bundle.stages[stage], built.tensors)
+        if built.timing_cache and built.timing_cache != cache:
+            cache = built.timing_cache
+            write_whole(timings, cache)
+    return plans
+
+
+def _slowly(tell: Tell, line: str, begin: float, share: float) -> Callable[[float], None]:
+    """Tells of a build that takes long, and nothing of one that does not."""
+    start = time.monotonic()
+
+    def told(fraction: float) -> None:
+        if time.monotonic() - start > _LONG_SECONDS:
+            tell(line, begin + share * fraction)
+
+    return told
+
+
+def _written(bundle: Bundle, key: EngineKey, built: Built, folder: Path, accuracy: Accuracy) -> Engine:
+    engine = Engine(
+        key=key,
+        plan=folder / f"{key.name}.plan",
+        plan_digest=f"sha256:{hashlib.sha256(built.plan).hexdigest()}",
+        plan_bytes=len(built.plan),
+        build_seconds=round(built.seconds, 3),
+        accuracy=accuracy,
+        tensors={tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for tensor in built.tensors},
+        profile=built.profile,
+        bundle=bundle.name,
+        machine=machine(),
+    )
+    engine.remove()  # what was compiled for the one before, too
+    write_whole(engine.plan, built.plan)
+    engine.write()
+    return engine
+
+
+def _silent(line: str, fraction: float) -> None:
+    """Tell nobody."""

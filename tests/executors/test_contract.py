@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,8 +178,7 @@ def test_times_cover_engine_and_gate(subject: Subject, executor: StageExecutor) 
 def test_two_threads_get_their_own_answers(subject: Subject, executor: StageExecutor) -> None:
     batches = [subject.images(8), subject.others(8)]
     expected = [executor.run(0, batch, gate(8)) for batch in batches]
-    fresh = subject.make([0])  # so that the threads also race for loading
-    with ThreadPoolExecutor(2) as pool:
+    with closing(subject.make([0])) as fresh, ThreadPoolExecutor(2) as pool:  # a fresh one: the threads also race for loading
         answers = list(pool.map(lambda i: fresh.run(0, batches[i % 2], gate(8)), range(200)))
     for i, answer in enumerate(answers):
         assert answer.exited == expected[i % 2].exited

@@ -1,14 +1,16 @@
-"""`PycudaDriver`: over the real pycuda on a stand-in for the GPU's driver, and what it says where something is missing."""
+"""`PycudaDriver` over the real pycuda on a stand-in for the GPU's driver, alone and under a whole executor; what it says where
+something is missing."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.executors.cuda.pycuda_cases import CASES, WITHOUT_PYCUDA
+from tests.executors.cuda import pycuda_cases, stages_cases
 from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.errors import BackendUnavailable
 from zpipe.executors.cuda import pycuda
@@ -22,19 +24,35 @@ def name_of(case: Case) -> str:
 
 
 def run(case: Case, settings: dict[str, str]) -> None:
-    done = on_standin("tests.executors.cuda.pycuda_cases", name_of(case), **settings)
+    done = on_standin(case.__module__, name_of(case), **settings)
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", pycuda_cases.CASES, ids=name_of)
 def test_driver_over_pycuda(case: Case) -> None:
     need_pycuda()
-    run(case, CASES[case])
+    run(case, pycuda_cases.CASES[case])
 
 
-@pytest.mark.parametrize("case", WITHOUT_PYCUDA, ids=name_of)
+@pytest.mark.parametrize("case", stages_cases.CASES, ids=name_of)
+def test_executor_over_pycuda(case: Case) -> None:
+    need_pycuda()
+    run(case, stages_cases.CASES[case])
+
+
+def test_executor_over_pycuda_keeps_the_contract() -> None:
+    need_pycuda()
+    done = on_standin("pytest", "-q", "-p", "no:cacheprovider", "tests/executors/cuda/contract_on_standin.py")
+    assert (done.stderr, done.returncode) == ("", 0), done.stdout
+    passed = re.search(r"(\d+) passed in", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 19
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("case", pycuda_cases.WITHOUT_PYCUDA, ids=name_of)
 def test_libcuda_by_ctypes(case: Case) -> None:
-    run(case, WITHOUT_PYCUDA[case])
+    run(case, pycuda_cases.WITHOUT_PYCUDA[case])
 
 
 @pytest.fixture

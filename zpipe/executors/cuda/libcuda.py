@@ -45,6 +45,7 @@ _handle, _out = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 _CALLS: dict[str, tuple[Any, ...]] = {
     "cuGetErrorName": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
     "cuGetErrorString": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
+    "cuCtxPushCurrent_v2": (_handle,),
     "cuCtxPopCurrent_v2": (_out,),
     "cuStreamBeginCapture_v2": (_handle, ctypes.c_int),
     "cuStreamEndCapture": (_handle, _out),

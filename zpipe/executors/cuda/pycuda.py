@@ -1,9 +1,12 @@
 """The driver seam over pycuda: the primary context of one device, in one thread.
 
 The primary context is the one that the CUDA runtime uses, so torch and TensorRT in the same process see the same memory and live
-on when this is closed. pycuda keeps a stack of contexts per thread and aborts the process where a thread ends with one on it; its
-objects can be given back only in the thread of their context, and warn and leak in any other. So this pushes once and pops in
-`close`, and what is dropped in another thread waits until the owner comes by.
+on when this is closed.
+
+pycuda keeps a stack of contexts per thread beside CUDA's, and aborts the process where a thread ends with one on it: also a daemon
+thread, when the interpreter ends. It looks at its stack only where an object is made or destroyed. So the context is made current
+for CUDA once, by ctypes, and for pycuda just while it makes an object; to destroy one it does the same itself. That works in the
+thread of the context alone: in any other pycuda warns and leaks, so what is dropped there waits until the owner comes by.
 
 pycuda has no graphs: those are made by ctypes, on the same streams.
 """
@@ -16,7 +19,7 @@ import ctypes
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -47,7 +50,7 @@ _H = TypeVar("_H", bound=Held)
 
 
 class PycudaDriver(Called):
-    """One device by pycuda; see `driver.Driver`. A thread has at most one open.
+    """One device by pycuda; see `driver.Driver`.
 
     Args:
         device: ordinal, among those that CUDA_VISIBLE_DEVICES leaves.
@@ -59,10 +62,6 @@ class PycudaDriver(Called):
     _open = False
 
     def __init__(self, device: int = 0) -> None:
-        if getattr(_here, "closer", None) is not None:
-            raise ExecutorError(
-                f"GPU {device}: found a driver open in this thread, expected none; open each in a thread of its own"
-            )
         _check_device(device)
         super().__init__(Calls(_import_pycuda(), device))
         self._owner = threading.get_ident()
@@ -75,14 +74,14 @@ class PycudaDriver(Called):
             self.capability: tuple[int, int] = gpu.compute_capability()
             self.version: int = self._pycuda.get_driver_version()
             self._context = gpu.retain_primary_context()
-            self._context.push()
         except self._pycuda.Error as exc:
             raise BackendUnavailable(
                 f"GPU {device}: found none that can be used ({one_line(str(exc))}), expected a context on it; "
                 f"see nvidia-smi for who holds it"
             ) from exc
         self._open = True
-        _here.closer = _Closer(self)
+        _drivers.add(self)
+        self._calls.libcuda.call("cuCtxPushCurrent_v2", self._context.handle)
 
     def __repr__(self) -> str:
         return f"<PycudaDriver {self.device} {self.name} | {'open' if self._open else 'closed'}, {len(self._held)} objects>"
@@ -94,27 +93,23 @@ class PycudaDriver(Called):
     @translated
     def allocate(self, nbytes: int) -> PycudaMemory:
         """Device memory; pycuda collects garbage and tries again before it gives up."""
-        self._give_back()
-        return self._hold(PycudaMemory(self._calls, self._pycuda.mem_alloc(nbytes), nbytes))
+        return self._hold(PycudaMemory(self._calls, self._make(self._pycuda.mem_alloc, nbytes), nbytes))
 
     @translated
     def pinned(self, nbytes: int) -> PycudaPinned:
         """Page-locked host memory."""
-        self._give_back()
-        return self._hold(PycudaPinned(self._calls, self._pycuda.pagelocked_empty(nbytes, np.uint8)))
+        return self._hold(PycudaPinned(self._calls, self._make(self._pycuda.pagelocked_empty, nbytes, np.uint8)))
 
     @translated
     def stream(self) -> PycudaStream:
         """A stream that does not wait for the default one."""
-        self._give_back()
-        return self._hold(PycudaStream(self._calls, self._pycuda.Stream(_NON_BLOCKING)))
+        return self._hold(PycudaStream(self._calls, self._make(self._pycuda.Stream, _NON_BLOCKING)))
 
     @translated
     def event(self, *, timing: bool = False) -> PycudaEvent:
         """An event; `timing` as in `driver.Driver.event`."""
-        self._give_back()
         flags = _BLOCKING_SYNC if timing else _BLOCKING_SYNC | _DISABLE_TIMING
-        return self._hold(PycudaEvent(self._calls, self._pycuda.Event(flags)))
+        return self._hold(PycudaEvent(self._calls, self._make(self._pycuda.Event, flags)))
 
     @translated
     def wait(self, stream: seam.Stream, event: seam.Event) -> None:
@@ -139,8 +134,7 @@ class PycudaDriver(Called):
     @translated
     def load(self, image: bytes, kernels: Sequence[str]) -> dict[str, seam.Function]:
         """The kernels of an image; the log of the driver's compiler is in the error."""
-        self._give_back()
-        module = self._hold(Held(self._calls, self._pycuda.module_from_buffer(image)))
+        module = self._hold(Held(self._calls, self._make(self._pycuda.module_from_buffer, image)))
         return {kernel: self._hold(PycudaFunction(self._calls, module.raw.get_function(kernel))) for kernel in kernels}
 
     @translated
@@ -166,6 +160,10 @@ class PycudaDriver(Called):
         """What was recorded."""
         return self._calls.libcuda.end_capture(stream.handle)
 
+    def __del__(self) -> None:
+        if self._open:
+            self._forget()
+
     def close(self) -> None:
         """Gives back what is left and leaves the context; idempotent.
 
@@ -177,7 +175,7 @@ class PycudaDriver(Called):
         if threading.get_ident() != self._owner:
             raise ExecutorError(f"GPU {self.device}: found close() in another thread, expected the one that made the driver")
         self._open = False
-        _here.closer = None
+        _drivers.discard(self)
         self._finish()
         if self._calls.libcuda.lost:
             self._leave()
@@ -190,9 +188,15 @@ class PycudaDriver(Called):
         self._held.add(held)
         return held
 
-    def _give_back(self) -> None:
+    def _make(self, factory: Callable[..., Any], *arguments: object) -> Any:
+        """One of pycuda's objects."""
         if not self._calls.libcuda.lost:
             self._calls.dropped.clear()  # this is the thread where pycuda can destroy them
+        self._context.push()
+        try:
+            return factory(*arguments)
+        finally:
+            self._context.pop()
 
     def _finish(self) -> None:
         """Nothing may be freed under work that is going on."""
@@ -209,37 +213,34 @@ class PycudaDriver(Called):
         self._calls.dropped.clear()
 
     def _leave(self) -> None:
-        """Off both stacks of this thread, CUDA's and pycuda's, and releases the primary context.
+        """Off CUDA's stack of this thread, and releases the primary context.
 
-        Not by pycuda's `pop`: its `detach` would push the context again to release it, and leave it there.
+        pycuda's `detach` pushes a context that is not on its own stack and leaves it there: so it is put on both, and taken off
+        CUDA's alone.
         """
-        popped = ctypes.c_void_p()
-        try:
-            self._calls.libcuda.call("cuCtxPopCurrent_v2", ctypes.byref(popped))
-        except ExecutorError:
-            pass  # a lost context: the release below has to be tried all the same
+        with contextlib.suppress(self._pycuda.Error, ExecutorError):  # of a lost context; it is to be released all the same
+            self._context.push()
+            for _ in range(2):
+                self._calls.libcuda.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
         self._context.detach()
 
-
-class _Closer:
-    """Closes the driver of a thread that ends: pycuda would abort the process."""
-
-    def __init__(self, driver: PycudaDriver) -> None:
-        self._driver = driver
-
-    def __del__(self) -> None:
-        with contextlib.suppress(ExecutorError):  # at the interpreter's end the main thread drops those of threads that still run
-            self._driver.close()
+    def _forget(self) -> None:
+        """Closes it, or in another thread has pycuda let go of the context without a call to CUDA, which ends with the process."""
+        if threading.get_ident() == self._owner:
+            self.close()
+        elif self._open:
+            self._open = False
+            self._context.detach()
 
 
-#: `closer`, while a driver is open in the thread; Python drops it in the thread itself.
-_here = threading.local()
+#: Open ones: an object of pycuda that outlives the interpreter's end would use a context that may not be there any more.
+_drivers: weakref.WeakSet[PycudaDriver] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_here() -> None:
-    """The main thread's, before the interpreter takes modules apart."""
-    _here.closer = None
+def _forget_all() -> None:
+    for driver in list(_drivers):
+        driver._forget()
 
 
 def _part(memory: seam.PinnedMemory, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:

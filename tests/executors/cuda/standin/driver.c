@@ -79,6 +79,8 @@ CUresult leave(CUresult result) {
     return result;
 }
 
+void reenter(void) { pthread_mutex_lock(&lock); }
+
 static const struct {
     CUresult code;
     const char *name, *text;

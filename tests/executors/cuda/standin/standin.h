@@ -42,6 +42,7 @@ extern int alive[KINDS];
 // holds one lock, a waiting one, too: the stand-in does its work in the thread that waits.
 CUresult enter(const char *call);
 CUresult leave(CUresult result);
+void reenter(void);
 #define ENTER()                              \
     do {                                     \
         CUresult refused = enter(__func__);  \

@@ -10,13 +10,15 @@
 struct Event;
 
 struct Work {
-    enum { COPY_IN, COPY_OUT, COPY_ACROSS, LAUNCH, RECORD, WAIT } kind;
+    enum { COPY_IN, COPY_OUT, COPY_ACROSS, LAUNCH, CALL, RECORD, WAIT } kind;
     unsigned char *to;
     const unsigned char *from;
     size_t bytes;
     struct Event *event;
     struct Stream *awaited;  // of WAIT: up to `place` of this stream
     uint64_t place;
+    void (*call)(void *);
+    void *context;
     const struct Function *function;
     unsigned grid[3], block[3];
     unsigned char parameters[PARAMETER_BYTES];
@@ -99,6 +101,11 @@ static CUresult carry_out(struct Work *work) {
             break;
         case LAUNCH:
             return run_kernel(work);
+        case CALL:
+            leave(SUCCESS);  // it may wait for Python's lock while another thread that has it waits for this one
+            work->call(work->context);
+            reenter();
+            return SUCCESS;
         case RECORD:
             clock_gettime(CLOCK_MONOTONIC, &work->event->at);
             return SUCCESS;
@@ -270,6 +277,16 @@ CUresult cuLaunchKernel(const struct Function *function, unsigned gx, unsigned g
     memcpy(work->grid, (unsigned[]){gx, gy, gz}, sizeof work->grid);
     memcpy(work->block, (unsigned[]){bx, by, bz}, sizeof work->block);
     memcpy(work->parameters, copied, bytes);
+    return leave(SUCCESS);
+}
+
+// What tests call an engine: a function of the host as a work of the stream.
+CUresult cuLaunchHostFunc(struct Stream *stream, void (*call)(void *), void *context) {
+    ENTER();
+    struct Work *work = queue_on(stream);
+    work->kind = CALL;
+    work->call = call;
+    work->context = context;
     return leave(SUCCESS);
 }
 

@@ -1,0 +1,436 @@
+"""The driver seam beside torch: its primary context, its memory pools, and the CUDA driver's own calls by ctypes.
+
+torch offers no kernel launch and no bare memory, and its streams come from a ring of 32 that the whole process shares: what others
+queue on one would end up in our graph. So streams, events, memory, copies and kernels are the driver's, on the context that
+torch uses, and torch sees addresses and stream handles.
+
+A recording is the driver's, too, while torch's allocator hands this thread memory of a pool kept for that stream alone. What an
+engine takes while it is recorded stays put as long as the graph may be launched, and graphs of one stream, which never run at the
+same time, share it. `torch.cuda.graph` would do the same, but also put the process's random generator into capture mode, where
+whoever draws a number on the GPU in another thread is refused.
+
+Calls that only queue keep the GIL, as a switch of threads may take 5 ms and they take 2 µs; those that wait release it.
+Proven against a stand-in for libcuda. What torch does on a real device is yet to be seen there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
+from zpipe.executors.cuda import driver as seam
+from zpipe.executors.cuda.libcuda import OUT_OF_MEMORY, Libcuda
+from zpipe.executors.cuda.presence import LIBCUDA, Gpus, gpus, pip, require
+
+EXECUTOR = "torch-cuda"
+
+#: CU_STREAM_NON_BLOCKING: does not wait for the default stream, which others in the process may be using.
+_NON_BLOCKING = 1
+#: CU_EVENT_BLOCKING_SYNC: who waits sleeps (spinning costs a core, and boards have few). CU_EVENT_DISABLE_TIMING.
+_BLOCKING_SYNC, _DISABLE_TIMING = 1, 2
+_NOT_READY = 600
+#: CU_JIT_ERROR_LOG_BUFFER and its size: where the driver's compiler says what it found wrong.
+_ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
+_LOG_BYTES = 4096
+
+_handle, _address, _size, _int = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int
+_out = ctypes.c_void_p  # of `byref`
+_six = (ctypes.c_uint,) * 6
+
+#: Arguments by call; what it only queues, and what may take its time.
+_QUEUED: dict[str, tuple[Any, ...]] = {
+    "cuEventQuery": (_handle,),
+    "cuEventRecord": (_handle, _handle),
+    "cuLaunchKernel": (_handle, *_six, ctypes.c_uint, _handle, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p),
+    "cuMemcpyDtoDAsync_v2": (_address, _address, _size, _handle),
+    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _address, _size, _handle),
+    "cuMemcpyHtoDAsync_v2": (_address, ctypes.c_void_p, _size, _handle),
+    "cuStreamWaitEvent": (_handle, _handle, ctypes.c_uint),
+}
+_WAITING: dict[str, tuple[Any, ...]] = {
+    "cuCtxPushCurrent_v2": (_handle,),
+    "cuDeviceGet": (_out, _int),
+    "cuDevicePrimaryCtxRelease_v2": (_int,),
+    "cuDevicePrimaryCtxRetain": (_out, _int),
+    "cuEventCreate": (_out, ctypes.c_uint),
+    "cuEventDestroy_v2": (_handle,),
+    "cuEventElapsedTime": (_out, _handle, _handle),
+    "cuEventSynchronize": (_handle,),
+    "cuInit": (ctypes.c_uint,),
+    "cuMemAlloc_v2": (_out, _size),
+    "cuMemFreeHost": (ctypes.c_void_p,),
+    "cuMemFree_v2": (_address,),
+    "cuMemHostAlloc": (_out, _size, ctypes.c_uint),
+    "cuModuleGetFunction": (_out, _handle, ctypes.c_char_p),
+    "cuModuleLoadDataEx": (_out, ctypes.c_char_p, ctypes.c_uint, ctypes.POINTER(_int), ctypes.POINTER(ctypes.c_void_p)),
+    "cuModuleUnload": (_handle,),
+    "cuStreamCreate": (_out, ctypes.c_uint),
+    "cuStreamDestroy_v2": (_handle,),
+    "cuStreamSynchronize": (_handle,),
+}
+
+
+class _Cuda(Libcuda):
+    """All the calls that are made here."""
+
+    def __init__(self, device: int) -> None:
+        super().__init__(device)
+        self._queueing = ctypes.PyDLL(LIBCUDA)
+        for library, calls in ((self._library, _WAITING), (self._queueing, _QUEUED)):
+            for name, arguments in calls.items():
+                getattr(library, name).argtypes = arguments
+
+    def queue(self, name: str, *arguments: object) -> None:
+        """One call of `_QUEUED`, with the GIL; raises as `call` does."""
+        code = getattr(self._queueing, name)(*arguments)
+        if code:
+            raise self.error(name, code)
+
+    def reached(self, event: int) -> bool:
+        """Whether all before the event is done."""
+        code = self._queueing.cuEventQuery(event)
+        if code not in (0, _NOT_READY):
+            raise self.error("cuEventQuery", code)
+        return bool(code == 0)
+
+    def made(self, name: str, *arguments: object) -> int:
+        """What a call writes to its first argument."""
+        value = ctypes.c_void_p()
+        self.call(name, ctypes.byref(value), *arguments)
+        return value.value or 0
+
+    def module(self, image: bytes) -> int:
+        """A loaded image."""
+        log, module = ctypes.create_string_buffer(_LOG_BYTES), ctypes.c_void_p()
+        options = (_int * 2)(_ERROR_LOG, _ERROR_LOG_BYTES)
+        values = (ctypes.c_void_p * 2)(ctypes.addressof(log), _LOG_BYTES)
+        code = self._library.cuModuleLoadDataEx(ctypes.byref(module), image, 2, options, values)
+        if code:
+            raise self.error("cuModuleLoadDataEx", code, log.value.decode(errors="replace"))
+        return module.value or 0
+
+
+class _Held:
+    """What has to be given back: a handle, and the call that does it. Until then the driver keeps it alive."""
+
+    __slots__ = ("_cuda", "_gives_back", "_kept", "handle")
+
+    def __init__(self, driver: TorchDriver, handle: int, gives_back: str) -> None:
+        self._cuda, self._kept = driver.cuda, driver.held
+        self._gives_back = gives_back
+        self.handle = handle
+        self._kept[id(self)] = self
+
+    def free(self) -> None:
+        """Gives it back; idempotent."""
+        if self._kept.pop(id(self), None) is not None:
+            with contextlib.suppress(ExecutorLost):  # nothing is left to give back
+                self._cuda.call(self._gives_back, self.handle)
+
+
+class TorchMemory(_Held):
+    """Device memory, the driver's own: torch's allocator keeps what it once had, and rounds up."""
+
+    __slots__ = ("nbytes",)
+
+    def __init__(self, driver: TorchDriver, address: int, nbytes: int) -> None:
+        super().__init__(driver, address, "cuMemFree_v2")
+        self.nbytes = nbytes
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return self.handle
+
+
+class TorchPinned(_Held):
+    """Page-locked memory."""
+
+    __slots__ = ("array", "nbytes")
+
+    def __init__(self, driver: TorchDriver, address: int, nbytes: int) -> None:
+        super().__init__(driver, address, "cuMemFreeHost")
+        self.array: npt.NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        self.nbytes = nbytes
+
+    def free(self) -> None:
+        """Gives it back; `array` is empty from now on, but views of it are not."""
+        self.array = np.empty(0, np.uint8)
+        super().free()
+
+    def part(self, offset: int, nbytes: int) -> int:
+        """Address of a piece of it, which must lie within."""
+        if not 0 <= offset <= offset + nbytes <= self.array.nbytes:
+            raise ExecutorError(
+                f"copy: found bytes {offset}..{offset + nbytes}, expected them within the {self.array.nbytes} there are"
+            )
+        return self.handle + offset
+
+
+class TorchStream(_Held):
+    """A stream of the driver's."""
+
+    __slots__ = ()
+
+    def synchronize(self) -> None:
+        """Waits without the GIL."""
+        self._cuda.call("cuStreamSynchronize", self.handle)
+
+
+class TorchEvent(_Held):
+    """An event that `synchronize` sleeps on."""
+
+    __slots__ = ()
+
+    def record(self, stream: seam.Stream) -> None:
+        """The point is the stream's present end."""
+        self._cuda.queue("cuEventRecord", self.handle, stream.handle)
+
+    def done(self) -> bool:
+        """Whether it was reached."""
+        return self._cuda.reached(self.handle)
+
+    def synchronize(self) -> None:
+        """Waits without the GIL."""
+        self._cuda.call("cuEventSynchronize", self.handle)
+
+    def seconds_since(self, earlier: seam.Event) -> float:
+        """Seconds on the device; the driver gives milliseconds."""
+        milliseconds = ctypes.c_float()
+        self._cuda.call("cuEventElapsedTime", ctypes.byref(milliseconds), _raw(earlier), self.handle)
+        return milliseconds.value * 1e-3
+
+
+class TorchFunction:
+    """A kernel; its module stays loaded until the driver is closed."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+
+class TorchDriver:
+    """One device beside torch; see `driver.Driver`.
+
+    Args:
+        device: ordinal, among those that CUDA_VISIBLE_DEVICES leaves.
+
+    Attributes:
+        torch: the module.
+        cuda: the driver's calls.
+        held: what has to be given back yet.
+
+    Raises:
+        BackendUnavailable: no driver, no such device, no torch with CUDA, or a device that this torch cannot use.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        there = _checked(device)
+        self.torch = _import_torch()
+        self.device = device
+        self.name, self.capability, self.version = there.devices[device].name, there.devices[device].capability, there.version
+        self._owner = threading.get_ident()
+        _start_torch(self.torch, device)
+        self.cuda = _Cuda(device)
+        self.held: dict[int, _Held] = {}
+        #: {stream: memory that its graphs work in}; as long as the driver is open.
+        self._pools: dict[int, Any] = {}
+        self._recording: dict[int, contextlib.ExitStack] = {}
+        try:
+            self.cuda.call("cuInit", 0)
+            self._ordinal = self.cuda.made("cuDeviceGet", device)
+            self.cuda.call("cuCtxPushCurrent_v2", self.cuda.made("cuDevicePrimaryCtxRetain", self._ordinal))
+        except ExecutorError as exc:
+            raise BackendUnavailable(
+                f"GPU {device}: found none that can be used ({exc}), expected a context on it; see nvidia-smi for who holds it"
+            ) from exc
+        self._open = True
+
+    def __repr__(self) -> str:
+        return f"<TorchDriver {self.device} {self.name} | {'open' if self._open else 'closed'}, {len(self.held)} objects>"
+
+    def allocate(self, nbytes: int) -> TorchMemory:
+        """Device memory; where there is none left, torch gives back what it only keeps."""
+        try:
+            address = self.cuda.made("cuMemAlloc_v2", nbytes)
+        except ExecutorLost as exc:
+            if f"CUDA error {OUT_OF_MEMORY} " not in str(exc):
+                raise
+            self._empty_cache()
+            address = self.cuda.made("cuMemAlloc_v2", nbytes)
+        return TorchMemory(self, address, nbytes)
+
+    def pinned(self, nbytes: int) -> TorchPinned:
+        """Page-locked host memory."""
+        return TorchPinned(self, self.cuda.made("cuMemHostAlloc", nbytes, 0), nbytes)
+
+    def stream(self) -> TorchStream:
+        """A stream that does not wait for the default one."""
+        return TorchStream(self, self.cuda.made("cuStreamCreate", _NON_BLOCKING), "cuStreamDestroy_v2")
+
+    def event(self, *, timing: bool = False) -> TorchEvent:
+        """An event; `timing` as in `driver.Driver.event`."""
+        flags = _BLOCKING_SYNC if timing else _BLOCKING_SYNC | _DISABLE_TIMING
+        return TorchEvent(self, self.cuda.made("cuEventCreate", flags), "cuEventDestroy_v2")
+
+    def wait(self, stream: seam.Stream, event: seam.Event) -> None:
+        """The stream waits; the host goes on."""
+        self.cuda.queue("cuStreamWaitEvent", stream.handle, _raw(event), 0)
+
+    def copy_in(self, address: int, source: seam.PinnedMemory, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
+        """Host to device."""
+        self.cuda.queue("cuMemcpyHtoDAsync_v2", address, _part(source, offset, nbytes), nbytes, stream.handle)
+
+    def copy_out(self, target: seam.PinnedMemory, address: int, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
+        """Device to host."""
+        self.cuda.queue("cuMemcpyDtoHAsync_v2", _part(target, offset, nbytes), address, nbytes, stream.handle)
+
+    def copy_across(self, address: int, source: int, nbytes: int, stream: seam.Stream) -> None:
+        """Device to device."""
+        self.cuda.queue("cuMemcpyDtoDAsync_v2", address, source, nbytes, stream.handle)
+
+    def load(self, image: bytes, kernels: Sequence[str]) -> dict[str, seam.Function]:
+        """The kernels of an image; the log of the driver's compiler is in the error."""
+        module = _Held(self, self.cuda.module(image), "cuModuleUnload")
+        return {kernel: TorchFunction(self.cuda.made("cuModuleGetFunction", module.handle, kernel.encode())) for kernel in kernels}
+
+    def launch(
+        self,
+        function: seam.Function,
+        *,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: Sequence[ctypes._SimpleCData[Any]],
+        stream: seam.Stream,
+    ) -> None:
+        """Queues a kernel; the driver copies the arguments."""
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        self.cuda.queue("cuLaunchKernel", _raw(function), *grid, *block, 0, stream.handle, addresses, None)
+
+    def begin_capture(self, stream: seam.Stream) -> None:
+        """Records from now on. Whatever fails then, `end_capture` has to be called: the stream takes no other call until."""
+        with contextlib.ExitStack() as stack:
+            if stream.handle not in self._pools:
+                self._pools[stream.handle] = self.torch.cuda.MemPool()
+            stack.enter_context(self.torch.cuda.use_mem_pool(self._pools[stream.handle], device=self.device))
+            self.cuda.begin_capture(stream.handle)
+            self._recording[stream.handle] = stack.pop_all()
+
+    def end_capture(self, stream: seam.Stream) -> seam.Graph:
+        """What was recorded; to be launched on this stream alone, as the graphs of a stream share memory."""
+        with self._recording.pop(stream.handle):
+            return self.cuda.end_capture(stream.handle)
+
+    def close(self) -> None:
+        """Gives back what is left, leaves the context and has torch give back what it only keeps; idempotent.
+
+        Raises:
+            ExecutorError: this is not the thread that made it.
+        """
+        if not self._open:
+            return
+        if threading.get_ident() != self._owner:
+            raise ExecutorError(f"GPU {self.device}: found close() in another thread, expected the one that made the driver")
+        self._open = False
+        held = list(self.held.values())
+        for stream in held:
+            if isinstance(stream, TorchStream):
+                with contextlib.suppress(ExecutorError):  # there is nobody to tell
+                    stream.synchronize()
+        for each in reversed(held):
+            with contextlib.suppress(ExecutorError):
+                each.free()
+        self._pools = {}
+        self._empty_cache()
+        for name, argument in (
+            ("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p())),
+            ("cuDevicePrimaryCtxRelease_v2", self._ordinal),
+        ):
+            with contextlib.suppress(ExecutorError):  # of a lost context; the next has to be tried all the same
+                self.cuda.call(name, argument)
+
+    def _leave(self) -> None:
+        with contextlib.suppress(ExecutorError):  # of a lost context: the release has to be tried all the same
+            self.cuda.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+        with contextlib.suppress(ExecutorError):
+            self.cuda.call("cuDevicePrimaryCtxRelease_v2", self._ordinal)
+
+    def _empty_cache(self) -> None:
+        with contextlib.suppress(RuntimeError):  # torch's, of a lost device
+            self.torch.cuda.empty_cache()
+
+
+def translated(exc: BaseException, device: int) -> ExecutorError | None:
+    """What an exception of torch's means: the error for it, or None where the GPU has no part in it."""
+    import torch
+
+    said = str(exc).partition("\n")[0]
+    if isinstance(exc, torch.OutOfMemoryError):
+        return Libcuda(device).error("torch", OUT_OF_MEMORY, said)
+    if not isinstance(exc, RuntimeError):
+        return None
+    cuda = Libcuda(device)
+    text = said.partition("CUDA error: ")[2]
+    if not text:
+        return cuda.error("torch", 0, said) if "cuDNN error" in said else None
+    code, detail = cuda.code(text)
+    return cuda.error("torch", code, detail)
+
+
+def _checked(device: int) -> Gpus:
+    """What the driver shows, the device among it."""
+    require(EXECUTOR)
+    there = gpus()
+    if not isinstance(there, Gpus) or not 0 <= device < len(there.devices):
+        last = len(there.devices) - 1 if isinstance(there, Gpus) else 0
+        raise BackendUnavailable(f"GPU {device}: found {there}, expected a device 0..{last}; correct `device`")
+    return there
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except (ImportError, OSError) as exc:  # OSError: a library of its own
+        said = one_line(" ".join(str(exc).split()))
+        raise BackendUnavailable(
+            f"torch: found one that does not load ({said}), expected it to; run: {pip()} install --force-reinstall torch"
+        ) from exc
+    if torch.version.cuda is None:
+        raise BackendUnavailable(
+            f"torch: found {torch.__version__}, built without CUDA, expected one with it; "
+            f"take the command that https://pytorch.org/get-started gives for this machine"
+        )
+    return torch
+
+
+def _start_torch(torch: Any, device: int) -> None:
+    """Makes the device torch's in this thread, and has it compute once: only that shows whether its kernels are for this GPU."""
+    try:
+        torch.cuda.init()
+        torch.cuda.set_device(device)
+        torch.ones(1, device=f"cuda:{device}").item()
+    except (RuntimeError, AssertionError) as exc:
+        said = one_line(" ".join(str(exc).partition("\n")[0].split()))
+        raise BackendUnavailable(
+            f"GPU {device}: found none that torch {torch.__version__} can use ({said}), expected one; "
+            f"see nvidia-smi, and https://pytorch.org/get-started for which GPUs a torch is built for"
+        ) from exc
+
+
+def _raw(object_: Any) -> int:
+    """The handle behind one of this driver's objects."""
+    handle: int = object_.handle
+    return handle
+
+
+def _part(memory: Any, offset: int, nbytes: int) -> int:
+    address: int = memory.part(offset, nbytes)
+    return address

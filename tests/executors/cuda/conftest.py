@@ -17,17 +17,22 @@ from zpipe.executors.cuda.driver import Driver
 ORDERS = (0, 1, 2)
 
 
-def gpu_driver() -> Driver:
-    """The first GPU's, by pycuda; skips the test where one of them is missing."""
+#: {module in zpipe.executors.cuda: its driver}.
+GPU_DRIVERS = {"pycuda": "PycudaDriver", "torch": "TorchDriver"}
+
+
+def gpu_driver(library: str) -> Driver:
+    """The first GPU's, by this library; skips the test where one of them is missing."""
     try:
-        made: Driver = importlib.import_module("zpipe.executors.cuda.pycuda").PycudaDriver(0)
+        made: Driver = getattr(importlib.import_module(f"zpipe.executors.cuda.{library}"), GPU_DRIVERS[library])(0)
     except (ImportError, BackendUnavailable) as exc:
-        pytest.skip(f"needs pycuda and a GPU: {exc}")
+        pytest.skip(f"needs a GPU and {library}: {exc}")
     return made
 
 
-@pytest.fixture(scope="module", params=[*ORDERS, pytest.param("gpu", marks=pytest.mark.gpu)], ids=lambda each: f"order-{each}")
+@pytest.fixture(scope="module", params=[*ORDERS, *(pytest.param(library, marks=pytest.mark.gpu) for library in GPU_DRIVERS)])
 def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    driver = gpu_driver() if request.param == "gpu" else host_driver(need_compiled_gate(), request.param)
+    on_gpu = request.param in GPU_DRIVERS
+    driver = gpu_driver(request.param) if on_gpu else host_driver(need_compiled_gate(), request.param)
     yield Ground(driver)
     driver.close()

@@ -162,7 +162,8 @@ def test_every_kernel_is_launched_with_the_parameters_that_its_code_declares(gat
     [
         ({"rows": 0}, "found 0 rows, expected 1..1024"),
         ({"rows": MAX_ROWS + 1}, "found 1025 rows, expected 1..1024"),
-        ({"classes": 0}, "found 0 classes"),
+        ({"classes": 0}, "found 0 classes, expected 1..1073741824"),
+        ({"classes": 2**31}, "found 2147483648 classes"),
         ({"dtype": "int8"}, "found logits of int8, expected float32 or float16"),
         ({"temperature": 0.0}, "found temperature 0.0"),
         ({"temperature": float("nan")}, "found temperature nan"),

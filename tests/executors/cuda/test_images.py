@@ -7,12 +7,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from tests.executors.cuda.conftest import GPU_DRIVERS, gpu_driver
+from tests.executors.cuda.ground import Ground
 from zpipe.errors import ExecutorError, ExecutorLost
 from zpipe.executors.cuda.driver import Driver
-from zpipe.executors.cuda.gate import KERNELS
+from zpipe.executors.cuda.gate import KERNELS, read_decisions
 from zpipe.executors.cuda.images import FOLDER, MANIFEST, Image, fitting_images, load_kernels, shipped_images, source_digest
+from zpipe.executors.gate import evaluate_gate
+from zpipe.model import GateSpec
 
 CUBINS = [image for image in shipped_images() if not image.ptx]
 (PTX,) = (image for image in shipped_images() if image.ptx)
@@ -129,3 +134,20 @@ def test_a_device_without_an_image_is_named_with_what_would_do() -> None:
 def test_an_image_that_is_refused_says_why() -> None:
     with pytest.raises(ExecutorError, match=r"\(gate-72.cubin.z: no kernel image\); update"):
         load(Loading((7, 2), 11040, [ExecutorError("no kernel image")]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("library", GPU_DRIVERS)
+def test_every_image_that_fits_a_gpu_decides_as_numpy(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = np.random.default_rng(1).normal(size=(70, 10)).astype(np.float32)
+    gate = GateSpec("entropy", 1.3, (0.3,) * 70)
+    driver = gpu_driver(library)
+    images = fitting_images(shipped_images(), driver.capability, driver.version)
+    assert PTX in images
+    expected = evaluate_gate(logits, gate)
+    for image in images:
+        monkeypatch.setattr("zpipe.executors.cuda.images.shipped_images", lambda image=image: (image,))
+        got = read_decisions(Ground(driver).decide(logits, gate), 70, last=False)
+        assert got.labels == expected.labels
+        np.testing.assert_allclose(got.confidences, expected.confidences, rtol=0, atol=1e-6)
+    driver.close()

@@ -15,7 +15,7 @@ from zpipe.executors.cuda.images import SOURCE
 from zpipe.model import GateSpec
 
 BARRIER = "    __syncthreads();\n"
-DIVIDING = "    finite = sum_of_warp(finite);\n"
+DIVIDING = "    total = sum_of_warp(total);\n"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,6 @@ __device__ Row decide_row(const Logit* __restrict__ logits, int classes, int rul
         const int label = __shfl_xor_sync(ALL, best.label, apart);
         best.merge(value, label);
     }
-    finite = sum_of_warp(finite);
 
     // Rule 1. A division by a positive number keeps the order, so the largest over the temperature is the largest of all quotients.
     const float largest = best.value / temperature;
@@ -131,9 +130,11 @@ __device__ Row decide_row(const Logit* __restrict__ logits, int classes, int rul
         total += strip_total;
         weighted += strip_weighted;
     }
-    if (__ballot_sync(ALL, bad)) return {0, best.label, 0.0f, finite};  // rule 4
 
-    // Rule 2. The rule is the same in all lanes.
+    // Rule 4. From here on all lanes take the same branch.
+    if (__ballot_sync(ALL, bad)) return {0, best.label, 0.0f, sum_of_warp(finite)};
+
+    // Rule 2.
     total = sum_of_warp(total);
     float confidence = 1.0f;  // of the entropy of one class, which leaves no doubt
     if (rule == MAX_PROBABILITY) {

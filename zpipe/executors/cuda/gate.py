@@ -56,6 +56,8 @@ KERNELS = (
 #: As `Rule` in gate.cu.
 _RULES: dict[GateRule, int] = {"max-probability": 0, "entropy": 1, "margin": 2}
 _LOGITS = {"float32": 4, "float16": 2}
+#: So that the kernel can count past the last of them.
+_MAX_CLASSES = 2**30
 _WARP = 32
 _MOST_WARPS = 32
 
@@ -131,8 +133,8 @@ class Gate:
         _check_rows(rows)
         if dtype not in _LOGITS:
             raise ExecutorError(f"gate: found logits of {dtype}, expected float32 or float16; check the stage's engine")
-        if not 1 <= classes < 2**31:
-            raise ExecutorError(f"gate: found {classes} classes, expected 1 or more; check the stage's exit head")
+        if not 1 <= classes <= _MAX_CLASSES:
+            raise ExecutorError(f"gate: found {classes} classes, expected 1..{_MAX_CLASSES}; check the stage's exit head")
         _check_aligned("logits", logits, _LOGITS[dtype])
         _check_aligned("thresholds", thresholds, 4)
         _check_aligned("decisions", decisions, 16)

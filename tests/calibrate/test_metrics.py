@@ -75,7 +75,7 @@ def test_point_counts_all_stages_up_to_the_exit() -> None:
 
 
 def test_default_is_the_cheapest_point_above_the_floor_that_loses_nothing() -> None:
-    vectors = threshold_vectors(3)
+    vectors = threshold_vectors((True,) * 3)
 
     def metrics(better_from: float) -> dict[str, PointMetrics]:
         return {

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pytest
 
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.calibrate import codec_tables
+from zpipe.calibrate.codec_tables import CodecTable, answer_through, codec_rows, replay_arrays, replayed
 from zpipe.calibrate.metrics import Answers
 from zpipe.codecs import make_codecs
 from zpipe.errors import BundleError, ConfigError, ExecutorError
@@ -28,9 +30,8 @@ import onnx
 import torch
 
 from zpipe.calibrate.chain import StageChain
-from zpipe.models import building, codec_tables
+from zpipe.models import building
 from zpipe.models.bottleneck import code_channels, divergence_of, principal_codes, train_bottleneck, weights_of
-from zpipe.models.codec_tables import CodecTable, answer_through, codec_rows, replay_arrays
 from zpipe.models.digits import digits_task
 from zpipe.models.export import PARITY
 from zpipe.models.frozen import FrozenStage
@@ -193,7 +194,7 @@ def test_packing_that_changes_an_answer_is_refused(bundle: Bundle, monkeypatch: 
 
     monkeypatch.setattr(codec_tables, "answer_through", answer)
     with pytest.raises(ExecutorError, match=r"int8\+zstd: found other answers than those of int8"):
-        codec_tables.codec_tables(bundle, lambda *_: None)
+        codec_tables.codec_tables(bundle, replayed(bundle), lambda *_: None)
 
 
 # ---- a finished bundle -------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zpipe.datasets.cifar10 import FOLDER, TEST_FILE, TRAIN_FILES, read_batch
 from zpipe.errors import ConfigError
-from zpipe.models.cifar10 import FOLDER, TEST_FILE, TRAIN_FILES, cifar10_task, crop_and_flip, read_batch
+from zpipe.models.cifar10 import cifar10_task, crop_and_flip
 
 
 def write_archive(data_dir: Path, *, per_file: int = 20) -> Path:

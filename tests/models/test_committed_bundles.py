@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.calibrate.metrics import Answers, bootstrap, max_probability
+from zpipe.calibrate.metrics import Answers, answers_of, bootstrap, max_probability
 from zpipe.calibrate.points import exit_of, measure_point, right_at
+from zpipe.calibrate.temperature import fit_variant
 from zpipe.codecs import load_bottleneck, make_codecs
 from zpipe.executors import evaluate_gate
-from zpipe.model import CODECS, GateSpec, OperatingPoint, TensorSpec
+from zpipe.model import CODECS, GateSpec, OperatingPoint, PointMetrics, TensorSpec
 
 ENGINES = Path(__file__).parents[2] / "engines"
 FULL, HALF, LARGE = "digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2"
@@ -283,6 +284,47 @@ def test_accuracy_tables_follow_from_the_replay(bundle: Bundle) -> None:
     assert [row["accuracy"]["value"] for row in table["exits"]] == pytest.approx(answers.right.mean(0).tolist())
     for row in table["severities"]:
         assert row["accuracy"] == pytest.approx(answers.right[severity == row["severity"]].mean(0).tolist())
+
+
+def test_accuracy_table_follows_from_calibration_file_and_replay(bundle: Bundle) -> None:
+    calibration, temperatures = bundle.calibration(), temperatures_of(bundle)
+    fitted = answers_of(calibration.logits, temperatures, calibration.labels)
+    macs = [stage.macs for stage in bundle.stages]
+    assert len(bundle.accuracy_table) >= 10
+    for row in bundle.accuracy_table:
+        assert row.target <= row.calibration.accuracy
+        assert_same(measure_point(fitted, row.thresholds, macs), row.calibration)
+        assert row.test is not None
+        assert row.test_interval is not None
+        assert_same(measure_point(answers_in(bundle), row.thresholds, macs), row.test)
+        assert row.test_interval[0] < row.test.accuracy < row.test_interval[1]
+    assert bundle.accuracy_table[-1].target > bundle.default_point.calibration.accuracy - 0.005
+
+
+def temperatures_of(bundle: Bundle) -> list[float]:
+    return [stage.exit_head.temperature for stage in bundle.stages if stage.exit_head is not None]
+
+
+def assert_same(found: PointMetrics, stored: PointMetrics) -> None:
+    """Up to a sample that sits on the threshold: another processor's last bit may put it on the other side."""
+    assert found.accuracy == pytest.approx(stored.accuracy, abs=1e-3)
+    assert found.exit_shares == pytest.approx(stored.exit_shares, abs=1e-3)
+    assert found.mean_macs == pytest.approx(stored.mean_macs, rel=1e-3)
+
+
+def test_temperatures_are_fitted_to_the_calibration_file(bundle: Bundle) -> None:
+    calibration = bundle.calibration()
+    assert len(calibration) == 3000
+    assert len(np.unique(calibration.digit)) == 200
+    assert not set(calibration.digit.tolist()) & set(bundle.evaluation().digit.tolist())
+    assert fit_variant("per-exit", calibration.logits, calibration.labels) == pytest.approx(temperatures_of(bundle), rel=1e-3)
+
+
+def test_calibration_column_of_points_follows_from_the_calibration_file(bundle: Bundle) -> None:
+    calibration = bundle.calibration()
+    fitted = answers_of(calibration.logits, temperatures_of(bundle), calibration.labels)
+    for point in bundle.operating_points:
+        assert_same(measure_point(fitted, point.thresholds, [stage.macs for stage in bundle.stages]), point.calibration)
 
 
 def test_points_reach_from_cheap_to_never_exit(bundle: Bundle) -> None:

@@ -135,7 +135,7 @@ def test_recipe_writes_a_whole_bundle_and_replaces_the_old_one(tmp_path: Path) -
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     steps = [step for step, _, _ in lines]
-    assert list(dict.fromkeys(steps)) == ["train", "calibrate", "export", "replay", "bottleneck", "codecs", "done"]
+    assert list(dict.fromkeys(steps)) == ["train", "export", "calibrate", "replay", "bottleneck", "codecs", "done"]
     assert not any("\n" in line for _, _, line in lines)
     assert [path.name for path in out.parent.iterdir()] == ["quick"]
 

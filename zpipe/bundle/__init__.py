@@ -1,7 +1,8 @@
 """Model bundles: find one, check it, read it.
 
 A *bundle* is a folder (`engines/NAME/`): `manifest.json`, one ONNX file per stage, `evaluation.npz` (real samples with truth)
-and `replay.npz` (what every exit says about each of them). This module needs neither torch nor ONNX Runtime, so that a node
+and `replay.npz` (what every exit says about each of them); perhaps `calibration.npz` (what the exits said about the samples that
+temperatures and thresholds were fitted on). This module needs neither torch nor ONNX Runtime, so that a node
 that only emulates a network can still use it. `zpipe.models` writes bundles.
 
 Trust: each file's sha256 stands in the manifest, and `Bundle.digest` is the sha256 of the manifest itself, so two nodes that
@@ -14,9 +15,11 @@ from zpipe.bundle.manifest import SCHEMA, manifest_digest
 from zpipe.bundle.spec import (
     INDEX_BYTES,
     Bundle,
+    Calibration,
     CodecMetrics,
     Evaluation,
     Preprocessing,
+    Promise,
     Replay,
     indexed_rows,
     lossy_part,
@@ -27,9 +30,11 @@ __all__ = [
     "MANIFEST",
     "SCHEMA",
     "Bundle",
+    "Calibration",
     "CodecMetrics",
     "Evaluation",
     "Preprocessing",
+    "Promise",
     "Replay",
     "file_digest",
     "indexed_rows",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle.files import MANIFEST, REMEDY, file_digest
-from zpipe.bundle.spec import Bundle, CodecMetrics, Preprocessing
+from zpipe.bundle.spec import Bundle, CodecMetrics, Preprocessing, Promise
 from zpipe.errors import BundleError
 from zpipe.model import CODECS, DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
@@ -125,6 +125,8 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
     )
     evaluation, replay = root["evaluation"].optional(), root["replay"].optional()
     bottleneck, codecs = root.maybe("bottleneck"), root.maybe("codecs")
+    calibration, table = root.maybe("calibration"), root.maybe("accuracy_table")
+    calibration_file = None if calibration is None else calibration.maybe("file")
     return Bundle(
         name=root["name"].text(),
         path=folder,
@@ -140,7 +142,35 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         replay_file=None if replay is None else replay["file"].file_name(),
         bottleneck_file=None if bottleneck is None else bottleneck["file"].file_name(),
         codecs={} if codecs is None else _parse_codecs(codecs, cuts=len(stages) - 1),
+        calibration_file=None if calibration_file is None else calibration_file.file_name(),
+        calibration_samples=0 if calibration is None or calibration_file is None else calibration["samples"].whole(least=1),
+        accuracy_table=() if table is None else _parse_table(table, len(stages)),
     )
+
+
+def _parse_table(field: Field, stages: int) -> tuple[Promise, ...]:
+    rows = tuple(_parse_promise(item, stages) for item in field["rows"].items())
+    if [row.target for row in rows] != sorted({row.target for row in rows}):
+        raise field["rows"].wrong("rows by rising target, each once")
+    return rows
+
+
+def _parse_promise(row: Field, stages: int) -> Promise:
+    test, interval = row["test"].optional(), row["test_interval"].optional()
+    return Promise(
+        target=row["target"].number(0.0, 1.0),
+        thresholds=tuple(item.number(0.0, math.inf) for item in row["thresholds"].items(count=stages)),
+        calibration=_parse_metrics(row["calibration"], stages),
+        test=None if test is None else _parse_metrics(test, stages),
+        test_interval=None if interval is None else _parse_interval(interval),
+    )
+
+
+def _parse_interval(field: Field) -> tuple[float, float]:
+    ends = [item.number(0.0, 1.0) for item in field.items()]
+    if len(ends) != 2:
+        raise field.wrong("two numbers, the ends of an interval")
+    return ends[0], ends[1]
 
 
 def _parse_codecs(field: Field, *, cuts: int) -> dict[str, CodecMetrics]:
@@ -238,7 +268,8 @@ def verify_files(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> None
     """
     digests = Field(folder / MANIFEST, "digests", manifest.get("digests"))
     used = [stage.file for stage in bundle.stages]
-    used += [name for name in (bundle.evaluation_file, bundle.replay_file, bundle.bottleneck_file) if name is not None]
+    files = (bundle.evaluation_file, bundle.replay_file, bundle.bottleneck_file, bundle.calibration_file)
+    used += [name for name in files if name is not None]
     for name in used:
         expected = digests[name].text()
         path = folder / name

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zpipe.bundle.files import MANIFEST, REMEDY, UNREADABLE, read_arrays, read_npz
 from zpipe.errors import BundleError
-from zpipe.model import CODECS, OperatingPoint, StageSpec, TensorSpec
+from zpipe.model import CODECS, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 
 #: An emulated row begins with the index of its evaluation sample: unsigned, little endian, which no codec touches.
 INDEX_BYTES = 4
@@ -71,6 +71,43 @@ class Replay:
     confidences: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What the exits said about the calibration split: temperatures, thresholds and accuracy tables come from it alone.
+
+    Attributes:
+        logits: `[samples, exits, classes] float32`, raw; one column per exit head, in the order of the stages.
+        labels, severity, digit: `[samples] int64`, as in `Evaluation`.
+    """
+
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    severity: npt.NDArray[np.int64]
+    digit: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One row of the accuracy table: the cheapest thresholds that reached a target accuracy on the calibration split.
+
+    Attributes:
+        target: 0..1.
+        thresholds: one per stage.
+        calibration: what they gave there; its accuracy is at least `target`, under the rule `low` by a margin.
+        test: what they gave on the test split, on which nothing was chosen; None where there was none.
+        test_interval: of the accuracy there, 95 %, bootstrap over original images; None without a test split.
+    """
+
+    target: float
+    thresholds: tuple[float, ...]
+    calibration: PointMetrics
+    test: PointMetrics | None
+    test_interval: tuple[float, float] | None
+
+
 @dataclass(frozen=True, slots=True)
 class CodecMetrics:
     """What a codec at every cut costs in accuracy, on the evaluation set at the default operating point: fractions.
@@ -101,6 +138,7 @@ class Bundle:
         digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
         full_macs: multiply-adds of all stages for one sample, exit heads included.
         codecs: {codec: what it costs}, for those that were measured.
+        accuracy_table: by rising target; () where the bundle was never calibrated for one.
         emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
     """
 
@@ -119,6 +157,9 @@ class Bundle:
     bottleneck_file: str | None = None
     codecs: Mapping[str, CodecMetrics] = field(default_factory=dict, hash=False)
     emulates: Bundle | None = None
+    calibration_file: str | None = None
+    calibration_samples: int = 0
+    accuracy_table: tuple[Promise, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -164,6 +205,44 @@ class Bundle:
         names = ", ".join(point.name for point in self.operating_points)
         raise BundleError(f"bundle {self.name}: operating point: found {name!r}, expected one of {names}; choose one of these")
 
+    def promise(self, accuracy: float) -> Promise:
+        """The row of the accuracy table for this accuracy (0..1): the lowest target that is no less.
+
+        Raises:
+            BundleError: there is no table, or none of it reaches that much.
+        """
+        if not self.accuracy_table:
+            raise BundleError(
+                f"bundle {self.name}: accuracy_table: found none, expected one to choose thresholds for accuracy {accuracy:g}; "
+                f"make it with `zpipe calibrate --bundle {self.path} --write`"
+            )
+        for row in self.accuracy_table:
+            if row.target >= accuracy:
+                return row
+        raise BundleError(
+            f"bundle {self.name}: accuracy: found {accuracy:g}, expected at most {self.accuracy_table[-1].target:g}, the highest "
+            "target of its accuracy table; ask for less or make a better bundle"
+        )
+
+    def calibration(self) -> Calibration:
+        """Read what the exits said about the calibration split (from disk at every call: keep the answer).
+
+        Raises:
+            BundleError: the bundle has none, or the file does not hold what the manifest says.
+        """
+        if self.calibration_file is None:
+            raise BundleError(
+                f"{self.path / MANIFEST}: calibration.file: found none, expected a file; "
+                f"make it with `zpipe calibrate --bundle {self.path} --data DATA --write`"
+            )
+        heads = sum(stage.exit_head is not None for stage in self.stages)
+        samples = self.calibration_samples
+        whole = dict.fromkeys(("labels", "severity", "digit"), ("int", (samples,)))
+        arrays = read_npz(self.path / self.calibration_file, {"logits": ("float32", (samples, heads, len(self.classes))), **whole})
+        labels, severity, digit = (arrays[key].astype(np.int64) for key in whole)
+        self._check_labels(self.path / self.calibration_file, labels)
+        return Calibration(arrays["logits"], labels, severity, digit)
+
     def evaluation(self) -> Evaluation:
         """Read the evaluation set (from disk at every call: keep the answer); an emulation's images are its rows of bytes.
 
@@ -184,11 +263,14 @@ class Bundle:
             },
         )
         labels = arrays["labels"].astype(np.int64)
-        if samples and not (labels.min() >= 0 and labels.max() < len(self.classes)):
-            found = f"{labels.min()}..{labels.max()}"
-            raise BundleError(f"{path}: labels: found {found}, expected 0..{len(self.classes) - 1}; {REMEDY}")
+        self._check_labels(path, labels)
         images = arrays["images"] if self.emulates is None else indexed_rows(arrays["images"])
         return Evaluation(images, labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
+
+    def _check_labels(self, path: Path, labels: npt.NDArray[np.int64]) -> None:
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            found = f"{labels.min()}..{labels.max()}"
+            raise BundleError(f"{path}: labels: found {found}, expected 0..{len(self.classes) - 1}; {REMEDY}")
 
     def replay(self, codec: str = "none") -> Replay:
         """What every exit says about every evaluation sample when each stage boundary passes through `codec`.

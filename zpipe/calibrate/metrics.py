@@ -86,6 +86,31 @@ def fit_temperature(logits: Floats, truth: Ints) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def reliability(confidences: Floats, right: Bools) -> tuple[Ints, Doubles, Doubles]:
+    """The bins of a reliability diagram: samples, mean confidence and accuracy of each `[bins]`; NaN where a bin is empty."""
+    bins = np.minimum((confidences * ECE_BINS).astype(int), ECE_BINS - 1)
+    counts = np.bincount(bins, minlength=ECE_BINS)
+    sums = (np.bincount(bins, weights=values.astype(float), minlength=ECE_BINS) for values in (confidences, right))
+    filled = np.where(counts > 0, counts, np.nan)
+    mean, accuracy = (values / filled for values in sums)
+    return counts, mean, accuracy
+
+
+def area_under_curve(confidences: Floats, right: Bools) -> float | None:
+    """AUROC of "this answer is right": how often a right answer is surer than a wrong one, ties count half; both `[samples]`.
+
+    Calibration alone does not promise good ranking. None where all answers are right, or all wrong.
+    """
+    positives = int(right.sum())
+    negatives = len(right) - positives
+    if not positives or not negatives:
+        return None
+    # The mean rank of equal confidences: half of them count as below.
+    _, position, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[position][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
 def expected_calibration_error(confidences: Floats, right: Bools) -> float:
     """Mean distance between confidence and accuracy over equal-width bins, 0..1; both `[samples]`."""
     bins = np.minimum((confidences * ECE_BINS).astype(int), ECE_BINS - 1)

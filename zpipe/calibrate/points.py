@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zpipe.calibrate.metrics import Answers, Bools, Floats, Interval, Ints, bootstrap
+from zpipe.calibrate.temperature import thresholds_by_stage
 from zpipe.model import NEVER_EXIT, PointMetrics
 
 #: One threshold for all exits. Thresholds searched per exit on calibration lost more on other writers (a trial). Dense towards 1:
@@ -37,10 +38,10 @@ def measure_point(answers: Answers, thresholds: Sequence[float], stage_macs: Seq
     return PointMetrics(float(right_at(answers, thresholds).mean()), tuple(float(share) for share in shares), float(spent.mean()))
 
 
-def threshold_vectors(exits: int) -> dict[str, tuple[float, ...]]:
-    """Every operating point of the ladder by name, cheapest first."""
-    ladder = {f"t{format_threshold(threshold)}": (threshold,) * exits for threshold in THRESHOLD_LADDER}
-    return {**ladder, NO_EXIT: (NEVER_EXIT,) * exits}
+def threshold_vectors(heads: Sequence[bool]) -> dict[str, tuple[float, ...]]:
+    """Every operating point of the ladder by name, cheapest first; `heads`: per stage, whether it has an exit head."""
+    ladder = {f"t{format_threshold(threshold)}": thresholds_by_stage(threshold, heads) for threshold in THRESHOLD_LADDER}
+    return {**ladder, NO_EXIT: (NEVER_EXIT,) * len(heads)}
 
 
 def format_threshold(threshold: float) -> str:

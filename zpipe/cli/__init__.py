@@ -10,12 +10,12 @@ import sys
 
 import click
 
-from zpipe.cli import bench, build, doctor, keygen, node, replay, sim, train  # each puts its command into the group
+from zpipe.cli import bench, build, calibrate, doctor, keygen, node, replay, sim, train  # each puts its command into the group
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
 
-__all__ = ["bench", "build", "cli", "doctor", "keygen", "main", "node", "replay", "sim", "train"]
+__all__ = ["bench", "build", "calibrate", "cli", "doctor", "keygen", "main", "node", "replay", "sim", "train"]
 
 log = logging.getLogger("zpipe.cli")
 

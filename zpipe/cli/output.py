@@ -38,7 +38,8 @@ def _check_writable(file: Path) -> None:
         ) from exc
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Writes it, or says in one line why not."""
     with _told(file):
         file.write_text(text, encoding="utf-8")
 
@@ -60,7 +61,7 @@ def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | No
 
     Console().print(render(report))
     if json_file is not None:
-        _write(json_file, json.dumps(report, indent=1) + "\n")
+        write_text(json_file, json.dumps(report, indent=1) + "\n")
     if samples_file is not None:
         with _told(samples_file):
             samples.samples_jsonl(samples_file)
@@ -76,7 +77,7 @@ def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) ->
     document = comparison(reports)
     Console().print(render_comparison(document))
     if json_file is not None:
-        _write(json_file, json.dumps(document, indent=1) + "\n")
+        write_text(json_file, json.dumps(document, indent=1) + "\n")
     _keep_promise(reports)
 
 
@@ -87,8 +88,8 @@ def show_suite(found: dict[str, Any], *, html_file: Path, json_file: Path) -> No
     from zpipe.bench.suites.page import render_page
     from zpipe.bench.suites.terminal import render_claims
 
-    _write(json_file, json.dumps(found, indent=1) + "\n")
-    _write(html_file, render_page(found))
+    write_text(json_file, json.dumps(found, indent=1) + "\n")
+    write_text(html_file, render_page(found))
     console = Console()
     console.print(render_claims(found))
     console.print(f"{html_file} and {json_file} written", highlight=False)

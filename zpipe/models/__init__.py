@@ -18,7 +18,7 @@ __all__ = ["DATA_SETS", "RECIPES", "Progress", "Recipe", "retrain_codecs", "trai
 #: What `data` may be.
 DATA_SETS = ("digits", "cifar10")
 
-#: Called as work goes on: (step: `train`, `calibrate`, `export`, `replay`, `bottleneck`, `codecs`, `done`; fraction 0..1 of all
+#: Called as work goes on: (step: `train`, `export`, `calibrate`, `replay`, `bottleneck`, `codecs`, `done`; fraction 0..1 of all
 #: work; one line for people).
 Progress = Callable[[str, float, str], None]
 

@@ -6,35 +6,35 @@ The last two need nothing but a bundle's own files, so that they can be done aga
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zpipe.bundle import MANIFEST, Bundle, Evaluation, load_bundle
+from zpipe.bundle import MANIFEST, Bundle, load_bundle
+from zpipe.bundle.write import extend_manifest, replaced_when_done
 from zpipe.calibrate.chain import StageChain
+from zpipe.calibrate.codec_tables import codec_rows, codec_tables, replay_arrays, replayed
 from zpipe.calibrate.metrics import Answers, answers_of
+from zpipe.calibrate.rows import CALIBRATION_FILE, calibration_arrays
+from zpipe.datasets.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.errors import ConfigError
 from zpipe.models.bottleneck import EPOCHS as BOTTLENECK_EPOCHS
 from zpipe.models.bottleneck import train_bottleneck
-from zpipe.models.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.models.cifar10 import cifar10_task
-from zpipe.models.codec_tables import codec_rows, codec_tables, replay_arrays
 from zpipe.models.digits import digits_task
 from zpipe.models.export import export_stages, parity_error
 from zpipe.models.frozen import FrozenStage
-from zpipe.models.manifest import Measured, Trained, extend_manifest, fit_exits, write_manifest
+from zpipe.models.manifest import Exits, Measured, Trained, fit_exits, write_manifest
 from zpipe.models.network import MultiExitNet
 from zpipe.models.recipes import find_recipe
 from zpipe.models.task import Task
-from zpipe.models.training import all_logits, torch_settings, train_network
+from zpipe.models.training import torch_settings, train_network
 
 #: How much of all work is done when a step ends, for the progress bar (measured on the digits).
-TRAIN_END, EXPORT_END, REPLAY_END, BOTTLENECK_END = 0.65, 0.67, 0.68, 0.95
+TRAIN_END, EXPORT_END, CALIBRATE_END, REPLAY_END, BOTTLENECK_END = 0.65, 0.66, 0.67, 0.68, 0.95
 
 #: Test images on which torch and ONNX Runtime are compared.
 PARITY_SAMPLES = 256
@@ -131,32 +131,19 @@ def refuse_strangers(out: Path) -> None:
 def package(trained: Trained, out: Path, tell: Tell) -> Bundle:
     """Calibrate, export, replay and write a trained network as a bundle."""
     task, network = trained.task, trained.network
-    tell("calibrate", TRAIN_END, "fitting one temperature per exit")
-    exits = fit_exits(all_logits(network, task.calibration.images), task.calibration.labels)
     with replaced_when_done(out) as folder:
         chain, error = export_checked(network, task, folder)
         tell("export", EXPORT_END, f"{len(network.stages)} stages, at most {error:.1g} away from torch")
+        # From the exported stages, which is what will answer: `zpipe calibrate` finds the same temperatures again.
+        exits = fit_exits(chain.logits(task.calibration.images), task.calibration.labels)
+        tell("calibrate", CALIBRATE_END, f"one temperature per exit, from {len(task.calibration)} samples")
         test = answers_of(chain.logits(task.test.images), exits.temperatures, task.test.labels)
         tell("replay", REPLAY_END, f"{len(task.test)} test samples through ONNX Runtime")
-        write_arrays(folder, task.test, test)
+        write_arrays(folder, task, exits, test)
         write_manifest(folder, trained, exits, Measured(test, error), EVALUATION_FILE, REPLAY_FILE)
         add_codecs(folder, task, trained.seed, tell)
     tell("done", 1.0, f"bundle written to {out}")
     return load_bundle(out)
-
-
-@contextmanager
-def replaced_when_done(out: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `out` once the block ends; when it raises, `out` stays as it was."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / out.name
-        folder.mkdir()
-        yield folder
-        # What was there goes with the scratch folder, and only once the new one is whole.
-        if out.exists():
-            out.rename(Path(scratch) / "replaced")
-        folder.rename(out)
 
 
 def add_codecs(folder: Path, task: Task, seed: int, tell: Tell) -> None:
@@ -177,7 +164,8 @@ def add_codecs(folder: Path, task: Task, seed: int, tell: Tell) -> None:
     np.savez_compressed(folder / BOTTLENECK_FILE, **weights)
     row = {"file": BOTTLENECK_FILE, "epochs": BOTTLENECK_EPOCHS, "seed": seed, "seconds": seconds}
     extend_manifest(folder, {"bottleneck": row})
-    tables = codec_tables(load_bundle(folder), on_codec)
+    bundle = load_bundle(folder)
+    tables = codec_tables(bundle, replayed(bundle), on_codec)
     np.savez_compressed(folder / REPLAY_FILE, **replay_arrays(tables))
     extend_manifest(folder, {"codecs": codec_rows(tables, bundle.default_point.thresholds, bundle.evaluation())})
 
@@ -192,8 +180,9 @@ def export_checked(network: MultiExitNet, task: Task, folder: Path) -> tuple[Sta
     return chain, parity_error(network, chain, task.test.images[:PARITY_SAMPLES])
 
 
-def write_arrays(folder: Path, test: Evaluation, answers: Answers) -> None:
-    """The evaluation set, and what each exit says about it; whole numbers as narrow as they fit."""
+def write_arrays(folder: Path, task: Task, exits: Exits, answers: Answers) -> None:
+    """The evaluation set, and what each exit says about it and about the calibration split; integers as narrow as they fit."""
+    test, fitted = task.test, task.calibration
     evaluation: dict[str, Any] = {
         "images": test.images,
         "labels": test.labels.astype(np.int16),
@@ -203,3 +192,5 @@ def write_arrays(folder: Path, test: Evaluation, answers: Answers) -> None:
     replay: dict[str, Any] = {"label.none": answers.labels.astype(np.int16), "confidence.none": answers.confidences}
     np.savez_compressed(folder / EVALUATION_FILE, **evaluation)
     np.savez_compressed(folder / REPLAY_FILE, **replay)
+    calibration = calibration_arrays(exits.logits, fitted.labels, fitted.severity, fitted.digit)
+    np.savez_compressed(folder / CALIBRATION_FILE, **calibration)

@@ -12,6 +12,7 @@ from zpipe.bundle import Bundle, Evaluation, lossy_part
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.metrics import Answers, answers_of, bootstrap
 from zpipe.calibrate.points import right_at
+from zpipe.calibrate.temperature import by_stage
 from zpipe.codecs import Codec, make_codecs
 from zpipe.errors import ExecutorError
 from zpipe.model import CODECS, NO_CODEC
@@ -27,23 +28,23 @@ class CodecTable:
     cut_bytes: tuple[float, ...]
 
 
-def codec_tables(bundle: Bundle, tell: Callable[[int, int, str], None]) -> dict[str, CodecTable]:
-    """One table per codec, through ONNX Runtime at batch 1; that of `none` is read from the bundle's replay.
+def codec_tables(bundle: Bundle, plain: Answers, tell: Callable[[int, int, str], None]) -> dict[str, CodecTable]:
+    """One table per codec that the bundle can do, through ONNX Runtime at batch 1.
 
     Args:
-        bundle: has a bottleneck, and a replay without codec.
+        bundle: has an evaluation set.
+        plain: its answers without any codec, one column per stage; becomes the table of `none`.
         tell: called before each codec: (how many are done, of how many, its name).
 
     Raises:
         ExecutorError: a codec that should pack another without loss gave other answers.
     """
     chain = StageChain([bundle.stage_path(stage.index) for stage in bundle.stages])
-    codecs, test = make_codecs(bundle, CODECS), bundle.evaluation()
-    plain = bundle.replay()
-    labels = plain.labels.astype(np.int64)
+    names = [name for name in CODECS if name != "bottleneck" or bundle.bottleneck_file is not None]
+    codecs, test = make_codecs(bundle, names), bundle.evaluation()
     activation_bytes = tuple(float(stage.output.bytes) for stage in bundle.stages if stage.output is not None)
-    tables = {NO_CODEC: CodecTable(Answers(labels, plain.confidences, labels == test.labels[:, None]), activation_bytes)}
-    lossy = [name for name in CODECS if name != NO_CODEC]
+    tables = {NO_CODEC: CodecTable(plain, activation_bytes)}
+    lossy = [name for name in names if name != NO_CODEC]
     for done, name in enumerate(lossy):
         tell(done, len(lossy), name)
         tables[name] = answer_through(bundle, chain, [codecs[name, stage.index] for stage in bundle.stages[1:]], test)
@@ -51,6 +52,13 @@ def codec_tables(bundle: Bundle, tell: Callable[[int, int, str], None]) -> dict[
         if not np.array_equal(tables[name].answers.confidences, packed.confidences):
             raise ExecutorError(f"codec {name}: found other answers than those of {lossy_part(name)}, expected the same")
     return tables
+
+
+def replayed(bundle: Bundle) -> Answers:
+    """What the bundle's replay says without any codec, one column per stage."""
+    plain = bundle.replay()
+    labels = plain.labels.astype(np.int64)
+    return Answers(labels, plain.confidences, labels == bundle.evaluation().labels[:, None])
 
 
 def answer_through(bundle: Bundle, chain: StageChain, cut_codecs: Sequence[Codec], test: Evaluation) -> CodecTable:
@@ -70,7 +78,9 @@ def answer_through(bundle: Bundle, chain: StageChain, cut_codecs: Sequence[Codec
                 x = cut_codecs[stage].decode(payload, 1)
         logits.append(np.stack(exits))
     temperatures = [stage.exit_head.temperature for stage in bundle.stages if stage.exit_head is not None]
-    return CodecTable(answers_of(np.stack(logits), temperatures, test.labels), tuple(float(mean) for mean in sent.mean(0)))
+    heads = [stage.exit_head is not None for stage in bundle.stages]
+    answers = by_stage(answers_of(np.stack(logits), temperatures, test.labels), heads)
+    return CodecTable(answers, tuple(float(mean) for mean in sent.mean(0)))
 
 
 def codec_rows(tables: Mapping[str, CodecTable], thresholds: Sequence[float], test: Evaluation) -> Json:

@@ -1,0 +1,69 @@
+"""Labelled images in folders, one folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zpipe.bundle import Evaluation
+from zpipe.datasets.labelled import Labelled
+from zpipe.errors import BackendUnavailable, ConfigError
+
+#: What is looked at in a class's folder; other files are passed over.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+
+
+def read_folder(path: Path, *, size: int, classes: Sequence[str] | None) -> Labelled:
+    """`path/CLASS/*.png` and the like, in the order of their names, scaled to `size` x `size`.
+
+    Raises:
+        ConfigError: no folders, one that is no class, no images, or one that cannot be read.
+        BackendUnavailable: Pillow is absent.
+    """
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise ConfigError(f"{path}: found no folders in it, expected one for each class, such as {path / (classes or ['cat'])[0]}")
+    names = tuple(classes) if classes is not None else tuple(folder.name for folder in folders)
+    for folder in folders:
+        if folder.name not in names:
+            raise ConfigError(f"{folder}: found a folder of that name, expected one of the classes {_listed(names)}; rename it")
+    files = [(file, names.index(folder.name)) for folder in folders for file in sorted(folder.iterdir()) if _is_image(file)]
+    if not files:
+        raise ConfigError(f"{path}: found no images in {len(folders)} folders, expected {', '.join(SUFFIXES)}; put some there")
+    pillow = _import_pillow()
+    images = np.stack([_read(pillow, file, size) for file, _ in files])
+    labels = np.array([label for _, label in files], np.int64)
+    return Labelled(str(path), names, Evaluation(images, labels, np.zeros(len(labels), np.int64), np.arange(len(labels))))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:12])
+    return shown if len(names) <= 12 else f"{shown}, ... ({len(names)})"
+
+
+def _import_pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as exc:
+        raise BackendUnavailable("found no Pillow, expected it to read images; run: pip install 'zpipe[images]'") from exc
+    return Image
+
+
+def _read(pillow: Any, file: Path, size: int) -> npt.NDArray[np.uint8]:
+    """`[3, size, size]`."""
+    try:
+        with pillow.open(file) as image:
+            scaled = image.convert("RGB").resize((size, size), pillow.Resampling.BILINEAR)
+    # Pillow raises nearly anything at a damaged file.
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:80] or type(exc).__name__
+        raise ConfigError(f"{file}: found no image that can be read ({reason}), expected one; remove or replace it") from exc
+    return np.asarray(scaled, np.uint8).transpose(2, 0, 1).copy()

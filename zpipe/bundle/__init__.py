@@ -10,7 +10,7 @@ agree on one short string agree on every byte of the network.
 """
 
 from zpipe.bundle.files import MANIFEST, file_digest
-from zpipe.bundle.find import load_bundle
+from zpipe.bundle.find import bundle_folders, load_bundle
 from zpipe.bundle.manifest import SCHEMA, manifest_digest
 from zpipe.bundle.spec import (
     INDEX_BYTES,
@@ -36,6 +36,7 @@ __all__ = [
     "Preprocessing",
     "Promise",
     "Replay",
+    "bundle_folders",
     "file_digest",
     "indexed_rows",
     "load_bundle",

@@ -34,6 +34,15 @@ def load_bundle(name_or_path: str | Path, *, beside: Path | None = None, verify:
     return bundle
 
 
+def bundle_folders() -> list[Path]:
+    """Every bundle that its name alone finds from here, by name."""
+    found: dict[str, Path] = {}
+    for place in _places(Path("*"), None):
+        for manifest in sorted(place.parent.glob(f"*/{MANIFEST}")):
+            found.setdefault(manifest.parent.name, manifest.parent)
+    return [found[name] for name in sorted(found)]
+
+
 def _find(wanted: Path, beside: Path | None) -> Path:
     """The first place that holds a manifest."""
     places = list(dict.fromkeys(_places(wanted, beside)))

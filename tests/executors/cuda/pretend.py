@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import GPU_DEVICES
+
+#: For tests that need a machine without a GPU, and cannot pretend that.
+WITHOUT_GPU = pytest.mark.skipif(any(Path(device).exists() for device in GPU_DEVICES), reason="this machine has an NVIDIA GPU")
+
 #: What `presence.py` asks the driver, and nothing else; FAKE_CUDA_INIT is what cuInit answers, FAKE_CUDA_GPUS how many there are.
 _DRIVER = r"""
 #include <stdlib.h>
@@ -37,14 +42,51 @@ def driver(folder: Path) -> Path:
 
 
 def environment(folder: Path, packages: Mapping[str, str], *, with_driver: bool) -> dict[str, str]:
-    """The environment of a process that sees these packages ({module: its source}) first, and the driver of `driver` or none."""
+    """The environment of a process that finds, of what an executor on a GPU needs, these packages and no others.
+
+    Args:
+        folder: takes the packages and the driver.
+        packages: {module: its source}.
+        with_driver: whether there is the driver of `driver`.
+    """
     site = folder / "site"
     for name, source in packages.items():
         path = site.joinpath(*name.split("."))
         path.mkdir(parents=True, exist_ok=True)
         (path / "__init__.py").write_text(source, encoding="utf-8")
+    site.mkdir(parents=True, exist_ok=True)
+    hidden = [name for name in NEEDED if name not in packages]
+    (site / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({hidden!r}))", encoding="utf-8")
     seen = dict(os.environ)
     seen["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     if with_driver:
         seen["LD_LIBRARY_PATH"] = str(driver(folder).parent)
     return seen
+
+
+#: What executors on a GPU import.
+NEEDED = ("pycuda", "tensorrt", "tensorrt_rtx", "torch")
+
+#: pycuda as it is without a driver, and with one; and a TensorRT that can be looked at.
+PYCUDA_WITHOUT_DRIVER = {
+    "pycuda": "VERSION_TEXT = '2026.1'",
+    "pycuda.driver": "raise ImportError('libcuda.so.1: cannot open shared object file: No such file or directory')",
+}
+PYCUDA = {
+    "pycuda": "VERSION_TEXT = '2026.1'",
+    "pycuda.driver": """
+def init(): pass
+class Device:
+    @staticmethod
+    def count(): return 1
+""",
+}
+TENSORRT_RTX = {
+    "tensorrt_rtx": """
+__version__ = '1.7.1.116'
+class ILogger:
+    ERROR = INTERNAL_ERROR = WARNING = INFO = VERBOSE = 0
+class ComputeCapability:
+    SM86 = SM120 = 0
+"""
+}

@@ -7,17 +7,16 @@ modules without loading them. On a machine without a GPU that is one library tha
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zpipe.environment import JETSON, installed, pip
 from zpipe.errors import BackendUnavailable
 
 LIBCUDA = "libcuda.so.1"
-#: The release of NVIDIA's software on a Jetson, which brings TensorRT along.
-JETSON = Path("/etc/nv_tegra_release")
+#: What `Missing.found` says on a machine that has none: nothing is wrong there.
+NO_GPU = "no NVIDIA GPU"
 #: The two TensorRT flavours by module, in the order they are taken.
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 
@@ -123,19 +122,6 @@ def require(executor: str) -> None:
         raise BackendUnavailable(f"executor {executor}: {missing}")
 
 
-def installed(module: str) -> bool:
-    """Whether Python would find it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a half-removed package
-        return False
-
-
-def pip() -> str:
-    """The pip of this very Python, short where that is the one on the path."""
-    return "pip" if sys.prefix != sys.base_prefix else f"{Path(sys.executable).name} -m pip"
-
-
 def _without_tensorrt(there: Gpus) -> Missing | None:
     if not installed("pycuda"):
         remedy = f"run: {pip()} install 'zpipe[cuda]' (it is compiled then: needs the CUDA toolkit, nvcc on PATH)"
@@ -159,7 +145,7 @@ def _no_driver(but: str) -> Missing:
     if but or any(file.exists() for file in _DEVICE_FILES) or _gpu_on_pci():
         found = f"{but or 'an NVIDIA GPU but '}no NVIDIA driver ({LIBCUDA})"
         return Missing(found, "the driver of a GPU", "install NVIDIA's; in a container: docker run --gpus all")
-    return Missing("no NVIDIA GPU", f"one with its driver ({LIBCUDA})", "executor onnx does without, and auto takes it then")
+    return Missing(NO_GPU, f"one with its driver ({LIBCUDA})", "executor onnx does without, and auto takes it then")
 
 
 def _gpu_on_pci() -> bool:

@@ -25,9 +25,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from zpipe.environment import pip
 from zpipe.errors import BackendUnavailable, ExecutorError, one_line
 from zpipe.executors.cuda import driver as seam
-from zpipe.executors.cuda.presence import Missing, gpus, pip
+from zpipe.executors.cuda.presence import Missing, gpus
 from zpipe.executors.cuda.pycuda_objects import (
     Called,
     Calls,

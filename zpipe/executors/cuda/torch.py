@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zpipe.environment import pip
 from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
 from zpipe.executors.cuda import driver as seam
 from zpipe.executors.cuda.libcuda import OUT_OF_MEMORY, Libcuda
-from zpipe.executors.cuda.presence import LIBCUDA, Gpus, gpus, pip, require
+from zpipe.executors.cuda.presence import LIBCUDA, Gpus, gpus, require
 
 EXECUTOR = "torch-cuda"
 

@@ -147,6 +147,11 @@ def copy_beyond_the_pinned_memory_is_refused() -> None:
             driver.copy_in(memory.address, source, 64, stream, offset=32)
         with pytest.raises(ExecutorError, match="within the 64"):
             driver.copy_out(source, memory.address, 65, stream)
+        with pytest.raises(ExecutorError, match=r"invalid argument \(CUDA error 1 of cuMemcpyHtoDAsync_v2\)"):
+            driver.copy_in(memory.address + 100, source, 64, stream)
+        source.free()
+        with pytest.raises(ExecutorError, match="within the 0"):
+            driver.copy_in(memory.address, source, 64, stream)
 
 
 def freed_memory_can_be_freed_again_and_is_gone() -> None:

@@ -8,7 +8,7 @@ thread, when the interpreter ends. It looks at its stack only where an object is
 for CUDA once, by ctypes, and for pycuda just while it makes an object; to destroy one it does the same itself. That works in the
 thread of the context alone: in any other pycuda warns and leaks, so what is dropped there waits until the owner comes by.
 
-pycuda has no graphs: those are made by ctypes, on the same streams.
+pycuda has no graphs, and gives up the GIL at each copy it queues: both are done by ctypes, on the same streams.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from zpipe.environment import pip
 from zpipe.errors import BackendUnavailable, ExecutorError, one_line
@@ -117,20 +116,19 @@ class PycudaDriver(Called):
         """The stream waits; the host goes on."""
         raw_of(stream).wait_for_event(raw_of(event))
 
-    @translated
     def copy_in(self, address: int, source: seam.PinnedMemory, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Host to device."""
-        self._pycuda.memcpy_htod_async(address, _part(source, offset, nbytes), raw_of(stream))
+        host = _place(source, offset, nbytes)
+        self._calls.libcuda.call_with_gil("cuMemcpyHtoDAsync_v2", address, host, nbytes, stream.handle)
 
-    @translated
     def copy_out(self, target: seam.PinnedMemory, address: int, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Device to host."""
-        self._pycuda.memcpy_dtoh_async(_part(target, offset, nbytes), address, raw_of(stream))
+        host = _place(target, offset, nbytes)
+        self._calls.libcuda.call_with_gil("cuMemcpyDtoHAsync_v2", host, address, nbytes, stream.handle)
 
-    @translated
     def copy_across(self, address: int, source: int, nbytes: int, stream: seam.Stream) -> None:
         """Device to device."""
-        self._pycuda.memcpy_dtod_async(address, source, nbytes, raw_of(stream))
+        self._calls.libcuda.call_with_gil("cuMemcpyDtoDAsync_v2", address, source, nbytes, stream.handle)
 
     @translated
     def load(self, image: bytes, kernels: Sequence[str]) -> dict[str, seam.Function]:
@@ -151,12 +149,10 @@ class PycudaDriver(Called):
         """Queues a kernel."""
         cast("PycudaFunction", function).launch(grid, block, arguments, stream)
 
-    @translated
     def begin_capture(self, stream: seam.Stream) -> None:
         """Records from now on. Whatever fails then, `end_capture` has to be called: the stream takes no other call until."""
         self._calls.libcuda.begin_capture(stream.handle)
 
-    @translated
     def end_capture(self, stream: seam.Stream) -> seam.Graph:
         """What was recorded."""
         return self._calls.libcuda.end_capture(stream.handle)
@@ -244,11 +240,11 @@ def _forget_all() -> None:
         driver._forget()
 
 
-def _part(memory: seam.PinnedMemory, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    part = memory.array[offset : offset + nbytes]
-    if len(part) != nbytes:  # NumPy cuts a slice short without a word
+def _place(memory: seam.PinnedMemory, offset: int, nbytes: int) -> int:
+    """Where so many bytes begin on the host."""
+    if not 0 <= offset <= memory.nbytes - nbytes:
         raise ExecutorError(f"copy: found bytes {offset}..{offset + nbytes}, expected them within the {memory.nbytes} there are")
-    return part
+    return cast("PycudaPinned", memory).address + offset
 
 
 def _check_device(device: int) -> None:

@@ -114,18 +114,19 @@ class PycudaMemory(Held):
 
 
 class PycudaPinned(Held):
-    """Page-locked memory."""
+    """Page-locked memory; `address` is the host's."""
 
-    __slots__ = ("array", "nbytes")
+    __slots__ = ("address", "array", "nbytes")
 
     def __init__(self, calls: Calls, raw: npt.NDArray[np.uint8]) -> None:
         super().__init__(calls, raw.base)
         self.array = raw
+        self.address: int = raw.ctypes.data
         self.nbytes = raw.nbytes
 
     def free(self) -> None:
-        """Gives it back; `array` is empty from now on, but views of it are not."""
-        self.array = np.empty(0, np.uint8)
+        """Gives it back; nothing is left of it but views of `array`, which nobody may use."""
+        self.array, self.nbytes = np.empty(0, np.uint8), 0
         super().free()
 
     def _release(self, raw: Any) -> None:

@@ -60,10 +60,22 @@ def cuda_fake(factory: pytest.TempPathFactory) -> Subject:
     return Subject("tests.executors.cuda.engines:FakeCuda", tiny_bundle(), images, lambda batch: 255 - images(batch))
 
 
-SUBJECTS = {"onnx": onnx, "emulated": emulated, "cuda-fake": cuda_fake}
+def torch_cuda(factory: pytest.TempPathFactory) -> Subject:
+    for name in ("torch", "onnx"):
+        pytest.importorskip(name, reason=f"needs {name}: pip install 'zpipe[train]'")
+    return Subject("torch-cuda", tiny_bundle(), images, lambda batch: 255 - images(batch))
 
 
-@pytest.fixture(params=sorted({*EXECUTORS, "cuda-fake"} - {"auto"}), scope="module")  # auto is one of the others
+SUBJECTS = {"onnx": onnx, "emulated": emulated, "cuda-fake": cuda_fake, "torch-cuda": torch_cuda}
+ON_A_GPU = ("torch-cuda",)
+
+
+def params() -> list[Any]:
+    names = sorted({*EXECUTORS, "cuda-fake"} - {"auto"})  # auto is one of the others
+    return [pytest.param(name, marks=pytest.mark.gpu) if name in ON_A_GPU else name for name in names]
+
+
+@pytest.fixture(params=params(), scope="module")
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return SUBJECTS[request.param](tmp_path_factory)
 

@@ -30,6 +30,7 @@ EXECUTORS = {
     "auto": "zpipe.executors.auto:make",
     "emulated": "zpipe.executors.emulated:EmulatedExecutor",
     "onnx": "zpipe.executors.onnx:OnnxExecutor",
+    "torch-cuda": "zpipe.executors.torch_cuda:TorchCudaExecutor",
 }
 
 #: No batch takes as long: 31 years.

@@ -123,6 +123,8 @@ def test_libraries_are_missed_in_the_order_in_which_one_installs_them(modules: s
     assert missing_for("trt") is None
     assert found("torch-cuda").endswith("but no torch")
     modules.add("torch")
+    assert found("torch-cuda").endswith("but no onnx")
+    modules.add("onnx")
     assert missing_for("torch-cuda") is None
 
 

@@ -185,7 +185,7 @@ def torch_that_does_not_load_is_unavailable() -> None:
                 raise OSError("libcudart.so.13: cannot open shared object file")
 
     del sys.modules["torch"]
-    setattr(torch_driver, "require", lambda executor: None)  # noqa: B010 - it found torch there
+    setattr(torch_driver, "installed", lambda name: True)  # noqa: B010 - it looks the same way
     sys.meta_path.insert(0, Broken())
     with pytest.raises(
         BackendUnavailable, match=r"torch: found one that does not load \(libcudart.so.13: .*--force-reinstall torch"
@@ -195,7 +195,7 @@ def torch_that_does_not_load_is_unavailable() -> None:
 
 def no_torch_is_unavailable() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]
-    with pytest.raises(BackendUnavailable, match=r"executor torch-cuda: found a driver .* but no torch.*'zpipe\[train\]'"):
+    with pytest.raises(BackendUnavailable, match=r"torch: found no torch, expected it installed, with CUDA; .*'zpipe\[train\]'"):
         TorchDriver()
 
 

@@ -135,9 +135,10 @@ def _without_tensorrt(there: Gpus) -> Missing | None:
 
 
 def _without_torch(there: Gpus) -> Missing | None:
-    if installed("torch"):
-        return None
-    return Missing(f"a driver ({there}) but no torch", "it installed, with CUDA", f"run: {pip()} install 'zpipe[train]'")
+    for module, expected in (("torch", "it installed, with CUDA"), ("onnx", "it installed, to read the stages")):
+        if not installed(module):
+            return Missing(f"a driver ({there}) but no {module}", expected, f"run: {pip()} install 'zpipe[train]'")
+    return None
 
 
 def _no_driver(but: str) -> Missing:

@@ -9,7 +9,6 @@ engine takes while it is recorded stays put as long as the graph may be launched
 same time, share it. `torch.cuda.graph` would do the same, but also put the process's random generator into capture mode, where
 whoever draws a number on the GPU in another thread is refused.
 
-Calls that only queue keep the GIL, as a switch of threads may take 5 ms and they take 2 µs; those that wait release it.
 Proven against a stand-in for libcuda. What torch does on a real device is yet to be seen there.
 """
 
@@ -24,13 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.environment import pip
+from zpipe.environment import installed, pip
 from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
 from zpipe.executors.cuda import driver as seam
 from zpipe.executors.cuda.libcuda import OUT_OF_MEMORY, Libcuda
-from zpipe.executors.cuda.presence import LIBCUDA, Gpus, gpus, require
-
-EXECUTOR = "torch-cuda"
+from zpipe.executors.cuda.presence import Gpus, Missing, gpus
 
 #: CU_STREAM_NON_BLOCKING: does not wait for the default stream, which others in the process may be using.
 _NON_BLOCKING = 1
@@ -45,18 +42,14 @@ _handle, _address, _size, _int = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size
 _out = ctypes.c_void_p  # of `byref`
 _six = (ctypes.c_uint,) * 6
 
-#: Arguments by call; what it only queues, and what may take its time.
+#: Arguments by call, beside those that `Libcuda` knows: what is only queued keeps the GIL, what may take its time does not.
 _QUEUED: dict[str, tuple[Any, ...]] = {
     "cuEventQuery": (_handle,),
     "cuEventRecord": (_handle, _handle),
     "cuLaunchKernel": (_handle, *_six, ctypes.c_uint, _handle, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p),
-    "cuMemcpyDtoDAsync_v2": (_address, _address, _size, _handle),
-    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _address, _size, _handle),
-    "cuMemcpyHtoDAsync_v2": (_address, ctypes.c_void_p, _size, _handle),
     "cuStreamWaitEvent": (_handle, _handle, ctypes.c_uint),
 }
 _WAITING: dict[str, tuple[Any, ...]] = {
-    "cuCtxPushCurrent_v2": (_handle,),
     "cuDeviceGet": (_out, _int),
     "cuDevicePrimaryCtxRelease_v2": (_int,),
     "cuDevicePrimaryCtxRetain": (_out, _int),
@@ -83,20 +76,13 @@ class _Cuda(Libcuda):
 
     def __init__(self, device: int) -> None:
         super().__init__(device)
-        self._queueing = ctypes.PyDLL(LIBCUDA)
-        for library, calls in ((self._library, _WAITING), (self._queueing, _QUEUED)):
+        for library, calls in ((self._library, _WAITING), (self._keeping_gil, _QUEUED)):
             for name, arguments in calls.items():
                 getattr(library, name).argtypes = arguments
 
-    def queue(self, name: str, *arguments: object) -> None:
-        """One call of `_QUEUED`, with the GIL; raises as `call` does."""
-        code = getattr(self._queueing, name)(*arguments)
-        if code:
-            raise self.error(name, code)
-
     def reached(self, event: int) -> bool:
         """Whether all before the event is done."""
-        code = self._queueing.cuEventQuery(event)
+        code = self._keeping_gil.cuEventQuery(event)
         if code not in (0, _NOT_READY):
             raise self.error("cuEventQuery", code)
         return bool(code == 0)
@@ -192,7 +178,7 @@ class TorchEvent(_Held):
 
     def record(self, stream: seam.Stream) -> None:
         """The point is the stream's present end."""
-        self._cuda.queue("cuEventRecord", self.handle, stream.handle)
+        self._cuda.call_with_gil("cuEventRecord", self.handle, stream.handle)
 
     def done(self) -> bool:
         """Whether it was reached."""
@@ -284,19 +270,19 @@ class TorchDriver:
 
     def wait(self, stream: seam.Stream, event: seam.Event) -> None:
         """The stream waits; the host goes on."""
-        self.cuda.queue("cuStreamWaitEvent", stream.handle, _raw(event), 0)
+        self.cuda.call_with_gil("cuStreamWaitEvent", stream.handle, _raw(event), 0)
 
     def copy_in(self, address: int, source: seam.PinnedMemory, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Host to device."""
-        self.cuda.queue("cuMemcpyHtoDAsync_v2", address, _part(source, offset, nbytes), nbytes, stream.handle)
+        self.cuda.call_with_gil("cuMemcpyHtoDAsync_v2", address, _part(source, offset, nbytes), nbytes, stream.handle)
 
     def copy_out(self, target: seam.PinnedMemory, address: int, nbytes: int, stream: seam.Stream, *, offset: int = 0) -> None:
         """Device to host."""
-        self.cuda.queue("cuMemcpyDtoHAsync_v2", _part(target, offset, nbytes), address, nbytes, stream.handle)
+        self.cuda.call_with_gil("cuMemcpyDtoHAsync_v2", _part(target, offset, nbytes), address, nbytes, stream.handle)
 
     def copy_across(self, address: int, source: int, nbytes: int, stream: seam.Stream) -> None:
         """Device to device."""
-        self.cuda.queue("cuMemcpyDtoDAsync_v2", address, source, nbytes, stream.handle)
+        self.cuda.call_with_gil("cuMemcpyDtoDAsync_v2", address, source, nbytes, stream.handle)
 
     def load(self, image: bytes, kernels: Sequence[str]) -> dict[str, seam.Function]:
         """The kernels of an image; the log of the driver's compiler is in the error."""
@@ -314,7 +300,7 @@ class TorchDriver:
     ) -> None:
         """Queues a kernel; the driver copies the arguments."""
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        self.cuda.queue("cuLaunchKernel", _raw(function), *grid, *block, 0, stream.handle, addresses, None)
+        self.cuda.call_with_gil("cuLaunchKernel", _raw(function), *grid, *block, 0, stream.handle, addresses, None)
 
     def begin_capture(self, stream: seam.Stream) -> None:
         """Records from now on. Whatever fails then, `end_capture` has to be called: the stream takes no other call until."""
@@ -376,30 +362,30 @@ def translated(exc: BaseException, device: int) -> ExecutorError | None:
     said = str(exc).partition("\n")[0]
     if isinstance(exc, torch.OutOfMemoryError):
         return Libcuda(device).error("torch", OUT_OF_MEMORY, said)
-    if not isinstance(exc, RuntimeError):
+    _, cuda_error, text = said.partition("CUDA error: ")
+    if not isinstance(exc, RuntimeError) or not (cuda_error or "cuDNN error" in said):
         return None
-    cuda = Libcuda(device)
-    text = said.partition("CUDA error: ")[2]
-    if not text:
-        return cuda.error("torch", 0, said) if "cuDNN error" in said else None
-    code, detail = cuda.code(text)
-    return cuda.error("torch", code, detail)
+    libcuda = Libcuda(device)
+    code, detail = libcuda.code(text) if cuda_error else (0, said)
+    return libcuda.error("torch", code, detail)
 
 
 def _checked(device: int) -> Gpus:
     """What the driver shows, the device among it."""
-    require(EXECUTOR)
     there = gpus()
-    if not isinstance(there, Gpus) or not 0 <= device < len(there.devices):
-        last = len(there.devices) - 1 if isinstance(there, Gpus) else 0
-        raise BackendUnavailable(f"GPU {device}: found {there}, expected a device 0..{last}; correct `device`")
+    if isinstance(there, Missing):
+        raise BackendUnavailable(f"GPU {device}: {there}")
+    if not 0 <= device < len(there.devices):
+        raise BackendUnavailable(f"GPU {device}: found {there}, expected a device 0..{len(there.devices) - 1}; correct `device`")
     return there
 
 
 def _import_torch() -> Any:
+    if not installed("torch"):
+        raise BackendUnavailable(f"torch: found no torch, expected it installed, with CUDA; run: {pip()} install 'zpipe[train]'")
     try:
         import torch
-    except (ImportError, OSError) as exc:  # OSError: a library of its own
+    except (ImportError, OSError) as exc:  # OSError: of a library it brings along
         said = one_line(" ".join(str(exc).split()))
         raise BackendUnavailable(
             f"torch: found one that does not load ({said}), expected it to; run: {pip()} install --force-reinstall torch"

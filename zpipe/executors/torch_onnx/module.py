@@ -85,7 +85,7 @@ class OnnxModule(torch.nn.Module):
         self._crossed: dict[tuple[Any, ...], torch.Tensor] = {}
         self._steps = self._plan(graph, opset)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, input: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: A002 - the ONNX's own name for it
         """Every output of one batch."""
         if self.half_precision and input.dtype == torch.float32:
@@ -176,7 +176,7 @@ class OnnxModule(torch.nn.Module):
         elsewhere = () if alone else tuple(at for at, each in enumerate(inputs) if each in on_host and at not in bound)
         return _Step(node, OPERATORS[proto.op_type], inputs, tuple(proto.output), elsewhere)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _fold(self, step: _Step) -> None:
         known = {name: getattr(self, buffer) for name, buffer in self._buffer_of.items()} | self._constants
         self._run(-1, step, known)
@@ -239,4 +239,4 @@ def _constant(node: Node) -> torch.Tensor:
 
 def _is_device_error(exc: BaseException) -> bool:
     """Whether CUDA said it rather than torch: what comes after it may be lost with the device."""
-    return isinstance(exc, torch.AcceleratorError) or "CUDA error" in str(exc)
+    return isinstance(exc, RuntimeError) and any(name in str(exc) for name in ("CUDA error", "cuDNN error"))

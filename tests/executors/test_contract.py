@@ -1,22 +1,23 @@
 """What every executor keeps, whichever library runs its stages: the registry's names, on three tiny stages.
 
 A new executor joins by its line in `EXECUTORS` and one in `SUBJECTS`; one that needs a GPU gets the `gpu` mark here. What all
-executors on a GPU share is here as `cuda-fake`, on a stand-in for the device.
+executors on a GPU share is here as `cuda-fake`, on a stand-in for the device; `trt-fake` has stand-ins for device and TensorRT.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.executors.tiny import FakeClock, gate, host_rows, images, stay, tiny_bundle, tiny_emulation
+from tests.executors.tiny import DATA, STAGES, FakeClock, gate, host_rows, images, stay, tiny_bundle, tiny_emulation
 from zpipe.bundle import Bundle
 from zpipe.errors import ExecutorError
 from zpipe.executors import EXECUTORS, StageExecutor, make_executor
@@ -66,12 +67,30 @@ def torch_cuda(factory: pytest.TempPathFactory) -> Subject:
     return Subject("torch-cuda", tiny_bundle(), images, lambda batch: 255 - images(batch))
 
 
-SUBJECTS = {"onnx": onnx, "emulated": emulated, "cuda-fake": cuda_fake, "torch-cuda": torch_cuda}
-ON_A_GPU = ("torch-cuda",)
+def trt(factory: pytest.TempPathFactory) -> Subject:
+    folder = factory.mktemp("engines")  # they are built into the bundle's folder
+    for spec in STAGES:
+        shutil.copy(DATA / spec.file, folder)
+    return Subject("trt", tiny_bundle(path=folder), images, lambda batch: 255 - images(batch))
+
+
+def trt_fake(factory: pytest.TempPathFactory) -> Subject:
+    return replace(trt(factory), name="tests.executors.tensorrt.device:FakeTrtExecutor")
+
+
+SUBJECTS = {
+    "onnx": onnx,
+    "emulated": emulated,
+    "cuda-fake": cuda_fake,
+    "torch-cuda": torch_cuda,
+    "trt": trt,
+    "trt-fake": trt_fake,
+}
+ON_A_GPU = ("torch-cuda", "trt")
 
 
 def params() -> list[Any]:
-    names = sorted({*EXECUTORS, "cuda-fake"} - {"auto"})  # auto is one of the others
+    names = sorted({*EXECUTORS, *SUBJECTS} - {"auto"})  # auto is one of the others
     return [pytest.param(name, marks=pytest.mark.gpu) if name in ON_A_GPU else name for name in names]
 
 

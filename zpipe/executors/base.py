@@ -31,6 +31,7 @@ EXECUTORS = {
     "emulated": "zpipe.executors.emulated:EmulatedExecutor",
     "onnx": "zpipe.executors.onnx:OnnxExecutor",
     "torch-cuda": "zpipe.executors.torch_cuda:TorchCudaExecutor",
+    "trt": "zpipe.executors.trt:TrtExecutor",
 }
 
 #: No batch takes as long: 31 years.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,8 @@ NETWORKS = {
 }
 RTX = "1.7.1.116"
 
+Runs = Callable[[bytes, int, Mapping[str, int], int], None]
+
 
 def _members(names: Any, start: int = 1) -> Any:
     return enum.IntEnum("Members", names, start=start)
@@ -46,6 +48,7 @@ class FakeTrt:
         refuses: "Builder", "Runtime": that constructor fails as without a GPU; "build", "plan", "context", "enqueue": that step
             does; "capturable": the build, with the flag for it.
         capturable: what contexts of `tensorrt_rtx` say.
+        runs: does what is executed: (ONNX bytes, rows, {tensor: address}, stream).
     """
 
     def __init__(self, version: str, networks: Mapping[bytes, StageSpec] | None = None) -> None:
@@ -54,6 +57,7 @@ class FakeTrt:
         self.calls: list[Any] = []
         self.refuses: set[str] = set()
         self.capturable = True
+        self.runs: Runs | None = None
         rtx = version == RTX
         self.ILogger: Any = type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2, "__init__": lambda self: None})
         self.NetworkDefinitionCreationFlag = _members(NETWORKS[version], start=0)
@@ -94,7 +98,7 @@ class FakeTrt:
             spec = self.networks.get(onnx)
             if spec is None:
                 return False
-            network.set(self, spec)
+            network.set(self, spec, onnx)
             return True
 
         error = SimpleNamespace(desc=lambda: "Plugin not found:\n no Foo")
@@ -145,7 +149,7 @@ class FakeTrt:
             logger.log(self.ILogger.ERROR, "and so it goes on")
             return None
         tensors = [[each.name, each.output, each.dtype.name, list(each.shape)] for each in network.tensors()]
-        return json.dumps({"version": self.__version__, "tensors": tensors}).encode()
+        return json.dumps({"version": self.__version__, "tensors": tensors, "onnx": network.onnx.hex()}).encode()
 
 
 class FakeNetwork:
@@ -154,8 +158,10 @@ class FakeNetwork:
     def __init__(self) -> None:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.onnx = b""
 
-    def set(self, trt: FakeTrt, spec: StageSpec) -> None:
+    def set(self, trt: FakeTrt, spec: StageSpec, onnx: bytes) -> None:
+        self.onnx = onnx
         names = {"float32": "FLOAT", "uint8": "UINT8", "float16": "HALF"}
 
         def tensor(name: str, dtype: str, shape: Iterable[int], output: bool) -> Any:
@@ -228,6 +234,7 @@ class FakeEngine:
 
     def __init__(self, trt: FakeTrt, document: Any) -> None:
         self.trt = trt
+        self.onnx = bytes.fromhex(document["onnx"])
         self.tensors = {name: (output, dtype, shape) for name, output, dtype, shape in document["tensors"]}
         self.num_io_tensors = len(self.tensors)
         if trt.__version__ == "8.6.2":
@@ -256,7 +263,7 @@ class FakeEngine:
         if "context" in self.trt.refuses:
             return None
         self.trt._done("context", how)
-        return FakeContext(self.trt)
+        return FakeContext(self)
 
 
 class FakeRuntimeConfig:
@@ -293,9 +300,12 @@ class FakeRuntimeConfig:
 class FakeContext:
     """An execution context that writes down what it is told."""
 
-    def __init__(self, trt: FakeTrt) -> None:
-        self.trt = trt
+    def __init__(self, engine: FakeEngine) -> None:
+        self.trt = trt = engine.trt
+        self.onnx = engine.onnx
         self.number = trt.names().count("context")
+        self.rows = 0
+        self.addresses: dict[str, int] = {}
         self.device_memory = 0
         if trt.__version__ == RTX:
             self.is_stream_capturable = lambda stream: trt.capturable
@@ -304,14 +314,18 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.trt._done("shape", self.number, shape)
+        self.rows = shape[0]
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.trt._done("address", self.number, name, address)
+        self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         self.trt._done("execute", self.number, stream)
+        if self.trt.runs is not None:
+            self.trt.runs(self.onnx, self.rows, self.addresses, stream)
         return "enqueue" not in self.trt.refuses
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from zpipe.bundle import Bundle, Evaluation
-from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError
+from zpipe.bundle import Bundle
+from zpipe.errors import BackendUnavailable, ConfigError, ExecutorError
 from zpipe.executors.cuda import presence
 from zpipe.executors.tensorrt import check
 from zpipe.executors.tensorrt.bindings import check_tensors, outputs_of
@@ -30,6 +31,7 @@ from zpipe.executors.tensorrt.manifest import (
     EngineKey,
     engine_folder,
     engines_of,
+    locked,
     parse_target,
     stage_digest,
     target_text,
@@ -101,19 +103,16 @@ def build_engines(
     library, capability = choose(target, flavour, precision)
     keys = {stage: _key(bundle, stage, precision, max_batch, library, capability) for stage in wanted}
     there = {} if force else _there(bundle, keys)
-    missing = [stage for stage in wanted if stage not in there]
-    if not missing:
-        tell("engines are there already", 1.0)
-        return [BuiltEngine(there[stage], kept=True) for stage in wanted]
-    folder = engine_folder(bundle)
-    graphs = _converted(bundle, precision, tell)
-    accuracy = _checked(bundle, precision, graphs, tell)
-    _refuse_loss(accuracy, precision, force)
-    plans = _built(bundle, library, capability, {stage: (keys[stage], graphs[stage]) for stage in missing}, folder, tell)
-    for stage, built in plans.items():
-        there[stage] = _written(bundle, keys[stage], built, folder, accuracy)
-    tell(f"{len(plans)} engines written to {folder}", 1.0)
-    return [BuiltEngine(there[stage], kept=stage not in plans) for stage in wanted]
+    if len(there) < len(keys):
+        folder = engine_folder(bundle)
+        with locked(folder):
+            there = {} if force else _there(bundle, keys)  # somebody else may have built them while this waited
+            missing = {stage: key for stage, key in keys.items() if stage not in there}
+            made = _made(bundle, library, capability, missing, there, folder, force, tell) if missing else {}
+        tell(f"{len(made)} engines written to {folder}", 1.0)
+        return [BuiltEngine(made.get(stage) or there[stage], kept=stage not in made) for stage in wanted]
+    tell("engines are there already", 1.0)
+    return [BuiltEngine(there[stage], kept=True) for stage in wanted]
 
 
 def choose(target: str, flavour: str | None, precision: str) -> tuple[Flavour, Capability | None]:
@@ -184,10 +183,43 @@ def _key(bundle: Bundle, stage: int, precision: str, max_batch: int, library: Fl
     return EngineKey(stage, precision, max_batch, library.tag, text, stage_digest(bundle, stage))
 
 
-def _there(bundle: Bundle, keys: dict[int, EngineKey]) -> dict[int, Engine]:
+def _there(bundle: Bundle, keys: Mapping[int, EngineKey]) -> dict[int, Engine]:
     """Engines that need not be built: as wanted, and whole."""
     engines = {engine.key: engine for engine in engines_of(bundle)}
     return {stage: engines[key] for stage, key in keys.items() if key in engines and engines[key].whole()}
+
+
+def _made(
+    bundle: Bundle,
+    library: Flavour,
+    target: Capability | None,
+    keys: Mapping[int, EngineKey],
+    there: Mapping[int, Engine],
+    folder: Path,
+    force: bool,
+    tell: Tell,
+) -> dict[int, Engine]:
+    """Builds these; on an error none of them stays."""
+    precision = next(iter(keys.values())).precision
+    graphs = _converted(bundle, precision, tell)
+    accuracy = _checked(bundle, precision, graphs, tell)
+    _refuse_loss(accuracy, precision, force)
+    plans = _built(bundle, library, target, {stage: (key, graphs[stage]) for stage, key in keys.items()}, folder, tell)
+    made: dict[int, Engine] = {}
+    try:
+        for stage, built in plans.items():
+            made[stage] = _written(bundle, keys[stage], built, folder, accuracy)
+        here = _checked_here(bundle, library, target, sorted((*there.values(), *made.values()), key=lambda each: each.key.stage))
+        if here is not None:
+            _refuse_loss(here, precision, force)
+            made = {stage: replace(engine, accuracy=here) for stage, engine in made.items()}
+            for engine in made.values():
+                engine.write()
+    except BaseException:
+        for engine in made.values():
+            engine.remove()
+        raise
+    return made
 
 
 # ---- the precision -----------------------------------------------------------------------------
@@ -199,7 +231,7 @@ def _converted(bundle: Bundle, precision: str, tell: Tell) -> list[Converted]:
     inputs = [np.empty(0)] * len(originals)
     if precision == "int8":
         tell("running the calibration samples", 0.0)
-        evaluation = _evaluation(bundle, precision)
+        evaluation = check.evaluation_of(bundle)
         images = evaluation.images[check.parts(evaluation).calibration]
         inputs = check.arriving([path.read_bytes() for path in originals], bundle.stages, images)
     graphs = []
@@ -214,31 +246,30 @@ def _checked(bundle: Bundle, precision: str, graphs: Sequence[Converted], tell: 
     """The cost of a precision by ONNX Runtime; fp32 is the bundle's own ONNX and costs nothing by itself."""
     if precision == "fp32":
         return Accuracy()
-    evaluation = _evaluation(bundle, precision)
-    rows = check.parts(evaluation).check
-    images, truth = evaluation.images[rows], evaluation.labels[rows]
-    line = f"{precision} on {len(rows)} evaluation samples"
-
-    def told(begin: float, end: float) -> check.Told:
-        return lambda fraction: tell(line, begin + (end - begin) * fraction)
-
-    if bundle.replay_file is not None:
-        before, begin = bundle.replay().labels[rows].astype(np.int64), _CONVERTED
-    else:
-        begin = (_CONVERTED + _CHECKED) / 2
-        originals = [bundle.stage_path(spec.index).read_bytes() for spec in bundle.stages]
-        before = check.answers(originals, bundle.stages, images, told(_CONVERTED, begin))
-    after = check.answers([graph.check for graph in graphs], bundle.stages, images, told(begin, _CHECKED))
-    shares = [check.shares_right(labels, truth, bundle.stages) for labels in (before, after)]
-    return Accuracy("onnxruntime", len(rows), shares[0], shares[1])
+    line = f"{precision} in ONNX Runtime on the evaluation set"
+    return check.accuracy(
+        bundle,
+        "onnxruntime",
+        partial(check.answers, [graph.check for graph in graphs], bundle.stages),
+        lambda fraction: tell(line, _CONVERTED + (_CHECKED - _CONVERTED) * fraction),
+    )
 
 
-def _evaluation(bundle: Bundle, precision: str) -> Evaluation:
-    if bundle.evaluation_file is None:
-        raise BundleError(
-            f"bundle {bundle.name}: found no evaluation set, expected one to see what {precision} costs; take --precision fp32"
-        )
-    return bundle.real.evaluation()
+def _checked_here(bundle: Bundle, library: Flavour, target: Capability | None, engines: Sequence[Engine]) -> Accuracy | None:
+    """The cost by the engines themselves; None where they don't run here, or are not all of the bundle's."""
+    gpu = presence.gpus()
+    if isinstance(gpu, presence.Missing) or presence.missing_for("trt") is not None:
+        return None
+    ordinals = [at for at, device in enumerate(gpu.devices) if target in (None, device.capability)]
+    if not ordinals or len(engines) < len(bundle.stages) or bundle.evaluation_file is None:
+        return None
+    from zpipe.executors.trt import answers
+
+    try:
+        return check.accuracy(bundle, "engine", partial(answers, bundle, library, engines, ordinals[0]), lambda fraction: None)
+    except BackendUnavailable as exc:  # pycuda may be broken where TensorRT is not
+        log.warning("the engines were not tried here: %s", exc)
+        return None
 
 
 def _refuse_loss(accuracy: Accuracy, precision: str, force: bool) -> None:

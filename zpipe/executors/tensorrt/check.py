@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.bundle import Evaluation
+from zpipe.bundle import Bundle, Evaluation
 from zpipe.errors import BundleError, ZpipeError, one_line
+from zpipe.executors.tensorrt.manifest import Accuracy
 from zpipe.model import StageSpec
 
 #: Every eighth original calibrates: 375 of the 2985 digits. Ranges by min and max settle long before.
@@ -24,6 +25,8 @@ _BATCH = 64
 
 #: Called with the fraction 0..1 done.
 Told = Callable[[float], None]
+#: Labels `[samples, stages]`, -1 where a stage has no exit, of images.
+Answer = Callable[[npt.NDArray[Any], Told], npt.NDArray[np.int64]]
 
 
 class Parts(NamedTuple):
@@ -38,6 +41,37 @@ def parts(evaluation: Evaluation) -> Parts:
     originals = np.unique(evaluation.digit)
     chosen = np.isin(evaluation.digit, originals[:: max(1, min(_CALIBRATION_SHARE, len(originals)))])
     return Parts(np.flatnonzero(chosen), np.flatnonzero(~chosen))
+
+
+def accuracy(bundle: Bundle, by: str, answer: Answer, told: Told) -> Accuracy:
+    """What the converted stages cost, beside the bundle's own answers: stored ones if it has them, else made now.
+
+    Raises:
+        BundleError: the bundle has no evaluation set, or a file of it is damaged.
+    """
+    evaluation = evaluation_of(bundle)
+    rows = parts(evaluation).check
+    images, truth = evaluation.images[rows], evaluation.labels[rows]
+    if bundle.replay_file is not None:
+        before, begin = bundle.replay().labels[rows].astype(np.int64), 0.0
+    else:
+        originals = [bundle.stage_path(spec.index).read_bytes() for spec in bundle.stages]
+        before, begin = answers(originals, bundle.stages, images, lambda fraction: told(fraction / 2)), 0.5
+    after = answer(images, lambda fraction: told(begin + (1 - begin) * fraction))
+    return Accuracy(by, len(rows), shares_right(before, truth, bundle.stages), shares_right(after, truth, bundle.stages))
+
+
+def evaluation_of(bundle: Bundle) -> Evaluation:
+    """The real samples.
+
+    Raises:
+        BundleError: there are none.
+    """
+    if bundle.evaluation_file is None:
+        raise BundleError(
+            f"bundle {bundle.name}: found no evaluation set, expected one to see what a precision costs; take --precision fp32"
+        )
+    return bundle.real.evaluation()
 
 
 def answers(graphs: Sequence[bytes], stages: Sequence[StageSpec], images: npt.NDArray[Any], told: Told) -> npt.NDArray[np.int64]:

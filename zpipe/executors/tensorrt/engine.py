@@ -18,6 +18,7 @@ from pathlib import Path
 from zpipe.bundle import Bundle
 from zpipe.errors import EngineMismatchError
 from zpipe.executors.cuda.driver import Driver, Stream
+from zpipe.executors.cuda.runner import common_batches
 from zpipe.executors.tensorrt.bindings import check_tensors
 from zpipe.executors.tensorrt.build import build_engines
 from zpipe.executors.tensorrt.flavour import Capability, Flavour, flavours
@@ -72,26 +73,22 @@ class TrtEngine:
             raise
         self.max_batch = engine.key.max_batch
         self.logits = next((tensor.dtype for tensor in self._loaded.tensors if tensor.name == "logits"), None)
-        self._sizes = run_sizes(self.max_batch) if flavour.key == "rtx" else range(1, self.max_batch + 1)
+        every = range(1, self.max_batch + 1)
+        # Where a size costs a stop for compiling when it first runs, only those are run that the warm-up runs.
+        sizes = common_batches(self.max_batch) if flavour.key == "rtx" else every
         #: {rows asked for: rows run}
-        self._rows = {rows: next(size for size in self._sizes if size >= rows) for rows in range(1, self.max_batch + 1)}
+        self._rows = {rows: next(size for size in sizes if size >= rows) for rows in every}
 
     def __repr__(self) -> str:
         return f"<TrtEngine {self._loaded!r} | up to {self.max_batch}>"
 
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
-        """Queues one batch, on `tensorrt_rtx` at the next of `run_sizes`: what the rows beyond it hold is nobody's business."""
+        """Queues one batch, on `tensorrt_rtx` at the next common size: what the rows beyond it hold is nobody's business."""
         self._loaded.enqueue(self._rows[batch], addresses, stream.handle)
 
     def close(self) -> None:
         """Frees it."""
         self._loaded.close()
-
-
-def run_sizes(max_batch: int) -> list[int]:
-    """Sizes that are run where each costs a stop for compiling, the first time: those that the warm-up runs anyway."""
-    sizes = [1 << power for power in range(max_batch.bit_length())]
-    return sizes if sizes[-1] == max_batch else [*sizes, max_batch]
 
 
 @dataclass(frozen=True, slots=True)

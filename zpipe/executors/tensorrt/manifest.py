@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,19 @@ def _unwritable(folder: Path) -> str | None:
     except OSError as exc:
         return exc.strerror
     return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone among the processes that build into a folder: nodes of one machine start together and want the same engines."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # not a Unix: two that build at once do the same work twice
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file
+        yield
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.executors.cuda.standin import on_standin
@@ -21,3 +23,12 @@ def test_driver_beside_torch() -> None:
 def test_driver_beside_torch_where_something_fails(case: str) -> None:
     done = on_standin("tests.executors.cuda.torch_cases", case, **ALONE[case])
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_executor_beside_torch_keeps_the_contract() -> None:
+    done = on_standin("pytest", "-q", "-p", "no:cacheprovider", "tests/executors/cuda/torch_stages.py")
+    assert (done.stderr, done.returncode) == ("", 0), done.stdout
+    passed = re.search(r"(\d+) passed in", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 19
+    assert "skipped" not in done.stdout

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.executors.cuda import pretend_torch, pycuda_cases
+from tests.executors.cuda import pretend_torch, pycuda_cases, stages_cases
 from tests.executors.cuda.pycuda_cases import NOTHING, opened, report
+from tests.executors.cuda.torch_stages import TorchStages
 from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost
 from zpipe.executors.cuda import torch as torch_driver
 from zpipe.executors.cuda.torch import TorchDriver, translated
@@ -45,6 +46,18 @@ OF_EVERY_DRIVER: dict[Callable[[], None], dict[str, str]] = {
         pycuda_cases.primary_context_of_another_library_lives_on,
         pycuda_cases.device_that_is_not_there_is_named_with_those_that_are,
         pycuda_cases.device_that_gives_no_context_is_unavailable,
+    )
+}
+
+
+#: Cases of a whole executor, likewise.
+OF_EVERY_EXECUTOR: dict[Callable[[], None], dict[str, str]] = {
+    case: stages_cases.CASES[case]
+    for case in (
+        stages_cases.two_executors_share_one_device,
+        stages_cases.hundreds_of_batches_leave_nothing_behind,
+        stages_cases.device_that_is_lost_fails_every_batch_and_ends_quietly,
+        stages_cases.stage_that_finds_no_room_leaves_none_taken,
     )
 }
 
@@ -82,6 +95,14 @@ def recording_that_does_not_begin_leaves_the_pool() -> None:
 def spoiled_recording_leaves_the_pool() -> None:
     pycuda_cases.call_that_a_recording_cannot_hold_spoils_it_and_not_the_stream()
     assert pretend_torch.asked.count("pool 1") == pretend_torch.asked.count("pool 1 left") == 1
+
+
+def torch_whose_pools_take_every_threads_memory_records_nothing() -> None:
+    sys.modules["torch"].__version__ = "2.7.1+cu126"  # type: ignore[attr-defined]
+    with opened() as driver:
+        stream = driver.stream()
+        with pytest.raises(ExecutorError, match=r"found torch 2\.7\.1\+cu126, expected 2\.8 or later to record with; run: "):
+            driver.begin_capture(stream)
 
 
 def memory_that_torch_only_keeps_is_given_back_before_there_is_none() -> None:
@@ -200,26 +221,32 @@ def no_torch_is_unavailable() -> None:
 
 
 #: Case -> its settings of the stand-in.
-CASES: dict[Callable[[], None], dict[str, str]] = OF_EVERY_DRIVER | {
-    device_is_torchs_in_this_thread_and_has_computed_before_it_is_used: {},
-    recording_takes_its_memory_from_the_streams_own_pool: {},
-    recording_that_does_not_begin_leaves_the_pool: {"STANDIN_FAIL": "cuStreamBeginCapture_v2:1:900"},
-    spoiled_recording_leaves_the_pool: {},
-    memory_that_torch_only_keeps_is_given_back_before_there_is_none: {"STANDIN_FAIL": "cuMemAlloc_v2:1:2"},
-    many_objects_come_and_go: {},
-    calls_that_queue_keep_the_gil: {},
-    errors_of_torch_are_ours: {},
-    torch_without_cuda_is_unavailable: {},
-    torch_that_cannot_use_the_device_is_unavailable: {},
-    torch_that_does_not_load_is_unavailable: {},
-    no_torch_is_unavailable: {},
-}
+CASES: dict[Callable[[], None], dict[str, str]] = (
+    OF_EVERY_DRIVER
+    | OF_EVERY_EXECUTOR
+    | {
+        device_is_torchs_in_this_thread_and_has_computed_before_it_is_used: {},
+        recording_takes_its_memory_from_the_streams_own_pool: {},
+        recording_that_does_not_begin_leaves_the_pool: {"STANDIN_FAIL": "cuStreamBeginCapture_v2:1:900"},
+        spoiled_recording_leaves_the_pool: {},
+        torch_whose_pools_take_every_threads_memory_records_nothing: {},
+        memory_that_torch_only_keeps_is_given_back_before_there_is_none: {"STANDIN_FAIL": "cuMemAlloc_v2:1:2"},
+        many_objects_come_and_go: {},
+        calls_that_queue_keep_the_gil: {},
+        errors_of_torch_are_ours: {},
+        torch_without_cuda_is_unavailable: {},
+        torch_that_cannot_use_the_device_is_unavailable: {},
+        torch_that_does_not_load_is_unavailable: {},
+        no_torch_is_unavailable: {},
+    }
+)
 
 #: Which change the process beyond mending.
 LAST = (pycuda_cases.primary_context_of_another_library_lives_on, torch_that_does_not_load_is_unavailable, no_torch_is_unavailable)
 
 if __name__ == "__main__":
     setattr(pycuda_cases, "PycudaDriver", TorchDriver)  # noqa: B010 - what its cases open
+    setattr(stages_cases, "PycudaStages", TorchStages)  # noqa: B010
     for name in sys.argv[1:]:
         pretend_torch.install()
         sys.stdout.write(f"{name}\n")

@@ -368,6 +368,7 @@ def test_shape_that_depends_on_the_data_is_refused(tmp_path: Path) -> None:
     [
         (Case("AveragePool", IMAGE, [], {"kernel_shape": [3, 3], "pads": [0, 1, 1, 0]}), "unequal pads"),
         (Case("MaxPool", IMAGE, [], {"kernel_shape": [2, 2]}, outputs=2), "a second output"),
+        (Case("Dropout", ROWS, outputs=2), "output 'y1' wanted"),
         (Case("CumSum", ROWS, [np.array(0, np.int64)], {"reverse": 1}), "exclusive or reverse"),
         (Case("Resize", IMAGE, [None, None, ints(2, 6, 5, 5)], {"mode": "cubic"}), "mode cubic"),
         (Case("Cast", ROWS, [], {"to": TensorProto.STRING}), "data type 8"),

@@ -38,6 +38,9 @@ _NOT_READY = 600
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6
 _LOG_BYTES = 4096
 
+#: The first torch whose pools take the memory of one thread alone; before, other threads' went there, too (torch's issue 152861).
+_POOLS_BY_THREAD = (2, 8)
+
 _handle, _address, _size, _int = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int
 _out = ctypes.c_void_p  # of `byref`
 _six = (ctypes.c_uint,) * 6
@@ -304,6 +307,12 @@ class TorchDriver:
 
     def begin_capture(self, stream: seam.Stream) -> None:
         """Records from now on. Whatever fails then, `end_capture` has to be called: the stream takes no other call until."""
+        if tuple(int(part) for part in self.torch.__version__.split(".")[:2]) < _POOLS_BY_THREAD:
+            oldest = ".".join(map(str, _POOLS_BY_THREAD))
+            raise ExecutorError(
+                f"GPU {self.device}: found torch {self.torch.__version__}, expected {oldest} or later to record with; "
+                f"run: {pip()} install --upgrade torch"
+            )
         with contextlib.ExitStack() as stack:
             if stream.handle not in self._pools:
                 self._pools[stream.handle] = self.torch.cuda.MemPool()

@@ -114,6 +114,9 @@ class OnnxModule(torch.nn.Module):
             found = one_line(" ".join(str(exc).split()))
             raise step.node.refuse(f"{found} ({type(exc).__name__})", "an operator that runs") from exc
         outputs = result if isinstance(result, tuple) else (result,)
+        missing = [name for name in step.outputs[len(outputs) :] if name]
+        if missing:
+            raise step.node.refuse(f"output {missing[0]!r} wanted", f"the first {len(outputs)} alone to be")
         values.update((name, output) for name, output in zip(step.outputs, outputs, strict=False) if name)
 
     def _across(self, step: int, place: int, host: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +16,6 @@ from tests.executors.cuda.compiled import CompiledGate
 from tests.executors.cuda.fake import FakeDriver, FakeStream, Misuse, Work
 from tests.executors.cuda.kernels import Span
 from zpipe.bundle import Bundle
-from zpipe.errors import ExecutorError
 from zpipe.executors.cuda.driver import Driver, Stream
 from zpipe.executors.cuda.runner import MAX_BATCH, SLOTS, CudaStages
 
@@ -26,6 +27,7 @@ class FakeEngine:
     Attributes:
         refuses: asked before each batch is queued; what it returns is raised.
         breaks: asked when a batch is done; what it returns is raised to whoever waits for it.
+        headless: says that it has no logits.
     """
 
     driver: FakeDriver
@@ -36,6 +38,7 @@ class FakeEngine:
     logits: str | None = None
     refuses: Callable[[int], Exception | None] = lambda batch: None
     breaks: Callable[[int], Exception | None] = lambda batch: None
+    headless: bool = False
     closed: bool = False
     seen: set[tuple[int, int]] = field(default_factory=set)  #: (stream, batch) that were queued as they are
     busy: int = 0  #: batches on the device that are not done: one engine takes one at a time
@@ -45,7 +48,7 @@ class FakeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(self.bundle.stage_path(self.stage)), options)
-        self.logits = None if self.spec.exit_head is None else self.logits or "float32"
+        self.logits = None if self.spec.exit_head is None or self.headless else self.logits or "float32"
 
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
         assert isinstance(stream, FakeStream)
@@ -68,7 +71,6 @@ class FakeEngine:
         # In two steps, so that another batch of this engine may come between them if nothing keeps it from it.
         self.driver.queue(stream, Work("engine begins", self._begin))
         self.driver.queue(stream, Work("engine", lambda: self._run(batch, spans), list(spans.values())))
-        self.driver.launched()
 
     def close(self) -> None:
         self.closed = True
@@ -102,6 +104,7 @@ class Bench:
     seed: int = 0
     faults: Mapping[tuple[str, int], Exception] = field(default_factory=dict)
     gate: CompiledGate | None = None
+    haste: int = 4
     engine: dict[str, Any] = field(default_factory=dict)
     drivers: list[FakeDriver] = field(default_factory=list)
     engines: list[FakeEngine] = field(default_factory=list)
@@ -113,7 +116,7 @@ class Bench:
 
     def open(self) -> FakeDriver:
         """A driver, as `CudaStages` asks for one."""
-        self.drivers.append(FakeDriver(seed=self.seed, faults=self.faults, gate=self.gate))
+        self.drivers.append(FakeDriver(seed=self.seed, faults=self.faults, gate=self.gate, haste=self.haste))
         return self.driver
 
     def load(self, bundle: Bundle, driver: Driver, stage: int, max_batch: int) -> FakeEngine:
@@ -144,6 +147,27 @@ class FakeCuda(CudaStages):
         self.bench.check()
 
 
-def refuse(batch: int) -> Exception:
-    """Of an engine that takes nothing."""
-    return ExecutorError(f"engine: found batch {batch}, expected none")
+Make = Callable[..., CudaStages]
+
+
+def on_owner(executor: CudaStages, *, collect: bool = True) -> None:
+    """All that was posted before has been done; what nobody refers to has been given back."""
+    if collect:
+        gc.collect()
+    executor._owner.call(lambda: None)
+
+
+def assert_all_given_back(executor: CudaStages, *, collect: bool = True) -> None:
+    on_owner(executor, collect=collect)
+    for lane in executor._lanes.values():
+        assert len(lane.idle) == len(lane.slots)
+        assert len(lane.kept) == len(lane.pinned) == 0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Gives other threads time until the condition holds."""
+    for _ in range(20_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it never came to that")

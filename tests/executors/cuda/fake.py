@@ -153,7 +153,8 @@ class FakeGraph:
             self.driver.queue(stream, each)
 
     def free(self) -> None:
-        self.driver.enter("graph_free")
+        with contextlib.suppress(ExecutorLost):  # what belongs to a lost device goes with it
+            self.driver.enter("graph_free")
         if not self.freed:
             self.freed = True
             self.driver.graphs -= 1
@@ -166,6 +167,7 @@ class FakeDriver:
         seed: of the order in which things are done.
         faults: {(call, which time from 1): what it raises}; ExecutorLost is raised by every later call, too.
         gate: runs the gate's kernels; NumPy does if not given.
+        haste: less than so many things are done each time that the host looks at an event.
 
     Attributes:
         calls: (name, what it was about) of each call, the latest 100,000.
@@ -175,7 +177,6 @@ class FakeDriver:
         live: memory that is allocated.
         graphs: how many are there.
         running: cleared, the device stands still: events are not done, and who synchronizes waits.
-        launched: called after each work of the engine is queued.
     """
 
     device = 0
@@ -184,7 +185,12 @@ class FakeDriver:
     version = 13000
 
     def __init__(
-        self, *, seed: int = 0, faults: Mapping[tuple[str, int], Exception] | None = None, gate: CompiledGate | None = None
+        self,
+        *,
+        seed: int = 0,
+        faults: Mapping[tuple[str, int], Exception] | None = None,
+        gate: CompiledGate | None = None,
+        haste: int = 4,
     ) -> None:
         self.calls: deque[tuple[str, int]] = deque(maxlen=100_000)
         self.counts: Counter[str] = Counter()
@@ -194,11 +200,11 @@ class FakeDriver:
         self.graphs = 0
         self.running = threading.Event()
         self.running.set()
-        self.launched: Callable[[], None] = lambda: None
         self.closed = False
         self._faults = dict(faults or {})
         self._lost: ExecutorLost | None = None
         self._gate = gate
+        self._haste = haste
         self._rng = random.Random(seed)
         self._thread = threading.get_ident()
         self._streams: list[FakeStream] = []
@@ -308,7 +314,8 @@ class FakeDriver:
     def close(self) -> None:
         if self.closed:
             return
-        self.enter("close", capturable=False)
+        with contextlib.suppress(ExecutorLost):
+            self.enter("close", capturable=False)
         self.closed = True
         if self.live:
             self.misuse(f"closed with {len(self.live)} blocks of memory that nobody freed")
@@ -331,7 +338,7 @@ class FakeDriver:
     def pass_time(self) -> None:
         """Does a little of what is queued."""
         if self.running.is_set():
-            for _ in range(self._rng.randrange(4)):
+            for _ in range(self._rng.randrange(self._haste)):
                 ready = [stream for stream in self._streams if self._ready(stream)]
                 if ready:
                     self._step(self._rng.choice(ready))
@@ -397,9 +404,13 @@ class FakeDriver:
         if fault is not None:
             if isinstance(fault, ExecutorLost) and name not in ("allocate", "pinned"):
                 self._lost = fault
-            raise fault
+            raise type(fault)(*fault.args)  # anew: its traceback holds what the caller had
         if not capturable and any(stream.recording is not None for stream in self._streams):
             raise ExecutorError(f"CUDA: found {name} while a stream records, expected only work that is queued")
+
+    def heal(self) -> None:
+        """No faults any more."""
+        self._faults.clear()
 
     def give_back(self, memory: FakeMemory) -> None:
         with contextlib.suppress(ExecutorLost):  # what belongs to a lost device goes with it

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 from zpipe.errors import ExecutorLost
@@ -113,17 +114,20 @@ class Owner:
             Exception: what it raised.
         """
         future: Future[T] = Future()
-        self._queue.put(lambda: self._make(function, future))
-        return future.result()
+        self._queue.put(partial(self._make, function, future))
+        try:
+            return future.result()
+        finally:
+            del future  # see _make
 
     def stop(self, ends: Callable[[], bool]) -> None:
         """The thread ends when `ends` says so, asked at once and after every message."""
         self._queue.put(lambda: setattr(self, "_ends", ends))
 
-    def join(self) -> None:
-        """Waits for the thread's end."""
+    def join(self, seconds: float | None = None) -> None:
+        """Waits for the thread's end, so long at most."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     # ---- on the thread -------------------------------------------------------------------------
 
@@ -161,6 +165,10 @@ class Owner:
             if isinstance(exc, ExecutorLost):
                 self._lose(exc)
             future.set_exception(exc)
+        finally:
+            # An exception knows the frames it came through: with the future in one of them neither would go before a collection,
+            # nor what the function speaks of, rows on the device for one.
+            del function, future
 
     def _launch(self, job: Job) -> None:
         if self.lost is not None:
@@ -223,6 +231,7 @@ class Owner:
         if isinstance(error, ExecutorLost):
             self._lose(error)
         job.answer(error, time.perf_counter(), self._free_since)
+        del error  # as in _make
 
     def _lose(self, error: ExecutorLost) -> None:
         """Ends all jobs under way: their device is gone, and so is what they wait for."""

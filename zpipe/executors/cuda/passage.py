@@ -67,8 +67,12 @@ class Passage:
     def wait(self) -> None:
         """Until it is answered; raises what it failed with."""
         self._answered.wait()
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback knows this batch: neither may keep the other, and the rows of both, until a collection
 
     # ---- on the owner's thread -----------------------------------------------------------------
 

@@ -244,11 +244,16 @@ class CudaStages:
             assert self._bounce is not None
             assert self._fetches is not None
             host = np.empty(kept.lease.nbytes, np.uint8)
-            for begin in range(0, len(host), _BOUNCE_BYTES):
-                piece = host[begin : begin + _BOUNCE_BYTES]
-                self._driver.copy_out(self._bounce, kept.address + begin, len(piece), self._fetches)
-                self._fetches.synchronize()
-                piece[:] = self._bounce.array[: len(piece)]
+            try:
+                for begin in range(0, len(host), _BOUNCE_BYTES):
+                    piece = host[begin : begin + _BOUNCE_BYTES]
+                    self._driver.copy_out(self._bounce, kept.address + begin, len(piece), self._fetches)
+                    self._fetches.synchronize()
+                    piece[:] = self._bounce.array[: len(piece)]
+            except BaseException:
+                with suppress(ExecutorError):
+                    self._fetches.synchronize()  # nothing may be on its way there when it is used again
+                raise
             kept.host = host
         return kept.host
 

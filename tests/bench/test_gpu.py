@@ -1,0 +1,218 @@
+"""bench.gpu on the stand-in for a device: all of it but the GPU's own speed. Times there mean nothing, counts and bytes do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bench import gpu
+from bench.gpus.backends import Backend, Tally
+from bench.gpus.crossing import crossing
+from bench.gpus.line import Apart, flow
+from bench.gpus.network import CLAIMED_BATCH, Network, Plan
+from bench.gpus.thresholds import gate_of, median_thresholds
+from bench.gpus.verdict import Verdict, verdicts
+from tests.executors.cuda.engines import Bench
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.executors import make_executor
+from zpipe.executors.cuda import presence
+from zpipe.model import NEVER_EXIT
+
+ROOT = Path(__file__).parents[2]
+HALF = ROOT / "engines" / "digits-mobilenetv2-half"
+
+
+@pytest.fixture
+def device() -> Iterator[Bench]:
+    """A pretended device; nothing on it was misused."""
+    bench = Bench()
+    yield bench
+    bench.check()
+
+
+@pytest.fixture
+def backend(device: Bench) -> Backend:
+    return Backend("stand-in", device.open, device.load)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(HALF, verify=False)
+
+
+@pytest.fixture(scope="module")
+def inputs(bundle: Bundle) -> npt.NDArray[np.uint8]:
+    return bundle.evaluation().images[:64]
+
+
+def whole(bundle: Bundle) -> Bundle:
+    """One stage over the same inputs; to join all of them takes onnx, which a plain check-out does not have."""
+    return replace(bundle, stages=(replace(bundle.stages[0], output=None),))
+
+
+# ---- a whole run -------------------------------------------------------------------------------
+
+
+def test_run_measures_everything_and_its_document_is_json(
+    backend: Backend, bundle: Bundle, inputs: npt.NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(batches=(1, CLAIMED_BATCH), device_rounds=1, line_rounds=1, line_seconds=0.001)
+    document = gpu.run([Network("tiny", bundle, whole(bundle), inputs)], [backend], plan, served=16)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    found = document["networks"]["tiny"]["stand-in"]
+    assert set(found["stages"]) == {"0", "1", "2", "3", "4", "whole"}
+    assert [row["batch"] for row in found["stages"]["3"]] == [1, CLAIMED_BATCH]
+    assert [row["batch"] for row in found["line"]] == [1, CLAIMED_BATCH]
+    for row in found["line"]:
+        for way, exits in row["exits"].items():
+            assert sum(exits) % row["batch"] == 0
+            assert (sum(exits[:-1]) > 0) == way.endswith("half leave")
+    assert {served["without_result"] for served in found["runtime"].values()} == {0}
+    claims = {row["claim"]: row["holds"] for row in document["verdicts"]}
+    assert claims["bytes to the host = survivors x activation + 16 + 16 b"]
+    assert len(claims) == 6
+    shown = capsys.readouterr().out
+    assert "tiny on stand-in" in shown
+    assert "runtime, no-exit" in shown
+
+
+def test_backend_that_fails_is_said_and_the_others_go_on(
+    backend: Backend, device: Bench, bundle: Bundle, inputs: npt.NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from zpipe.errors import ExecutorError
+
+    def refuse(bundle: Bundle) -> None:
+        raise ExecutorError("stage 0: found no engine")
+
+    plan = Plan(batches=(CLAIMED_BATCH,), device_rounds=1, line_rounds=1, line_seconds=0.001)
+    document = gpu.run([Network("tiny", bundle, whole(bundle), inputs)], [replace(backend, prepare=refuse)], plan)
+    assert document == {"networks": {"tiny": {"stand-in": {"failed": "stage 0: found no engine"}}}, "verdicts": []}
+    assert "not measured: stage 0: found no engine" in capsys.readouterr().out
+    assert device.drivers == []
+
+
+def test_without_a_gpu_it_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(presence, "LIBCUDA", "libno-such-driver.so.1")
+    assert gpu.main(["--json", str(tmp_path / "gpu.json")]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("bench.gpu: found ")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- its parts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", range(5))
+def test_bytes_to_the_host_are_survivors_and_decisions(backend: Backend, bundle: Bundle, stage: int) -> None:
+    found = crossing(backend, bundle, stage, 6)
+    last = stage == 4
+    assert found.survivors == (0 if last else 3)
+    assert found.to_host == found.expected == 16 + 16 * 6 + (0 if last else 3 * bundle.stages[stage + 1].input.bytes)
+    assert found.uncompacted - found.expected == (0 if last else 3 * bundle.stages[stage + 1].input.bytes)
+    assert found.to_device >= 6 * bundle.stages[stage].input.bytes
+
+
+def test_tally_counts_what_the_driver_copies(device: Bench) -> None:
+    tally = Tally()
+    driver: Any = tally.counting(device.open)
+    memory, source, target, stream = driver.allocate(256), driver.pinned(256), driver.pinned(256), driver.stream()
+    source.array[:] = range(256)
+    driver.copy_in(memory.address, source, 200, stream)
+    driver.copy_out(target, memory.address, 40, stream, offset=16)
+    stream.synchronize()
+    assert (tally.to_device, tally.to_host) == (200, 40)
+    assert target.array[16:56].tolist() == list(range(40))
+    for each in (memory, source, target):
+        each.free()
+    driver.close()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_sample_leaves_where_it_would_alone(
+    backend: Backend, bundle: Bundle, inputs: npt.NDArray[np.uint8], apart: bool
+) -> None:
+    """However batches were joined on their way."""
+    stages = range(len(bundle.stages))
+    executor = Apart([backend.executor(bundle, [stage]) for stage in stages]) if apart else backend.executor(bundle, stages)
+    executor.warm_up(16)
+    thresholds = (0.999, 0.99, NEVER_EXIT, 0.9, 0.0)
+    found = flow(executor, bundle, inputs, thresholds, batch=16, batches=4)
+    executor.close()
+    assert found.exits == exits_one_by_one(bundle, inputs, thresholds)
+    assert found.batches[0] == 4
+    assert found.rate_hz > 0
+
+
+def exits_one_by_one(bundle: Bundle, inputs: npt.NDArray[np.uint8], thresholds: tuple[float, ...]) -> tuple[int, ...]:
+    executor = make_executor("onnx", bundle, range(len(bundle.stages)))
+    exits = [0] * len(bundle.stages)
+    for sample in inputs:
+        rows: Any = sample[None]
+        for stage in range(len(bundle.stages)):
+            output = executor.run(stage, rows, gate_of(bundle, stage, thresholds, 1))
+            if output.exited[0]:
+                exits[stage] += 1
+                break
+            rows = output.activation
+    executor.close()
+    return tuple(exits)
+
+
+def test_flow_raises_what_the_executor_raised(backend: Backend, bundle: Bundle, inputs: npt.NDArray[np.uint8]) -> None:
+    executor = backend.executor(bundle, [0, 1])  # not all of them
+    executor.warm_up(4)
+    with pytest.raises(Exception, match="stage 2: found"):
+        flow(executor, bundle, inputs, (NEVER_EXIT,) * 5, batch=4, batches=2)
+    executor.close()
+
+
+def test_median_thresholds_let_half_leave_at_each_exit(backend: Backend, bundle: Bundle, inputs: npt.NDArray[np.uint8]) -> None:
+    executor = make_executor("onnx", bundle, range(len(bundle.stages)))
+    thresholds = median_thresholds(executor, bundle, inputs, batch=16)
+    executor.close()
+    assert exits_one_by_one(bundle, inputs, thresholds) == (32, 16, 8, 4, 4)
+
+
+# ---- what is promised --------------------------------------------------------------------------
+
+
+def figures(*, gate_us: float = 20.0, engine_us: float = 100.0, extra: int = 0, ratios: float = 1.1) -> dict[str, Any]:
+    """As `measure` gives them, with one stage."""
+    row = {"batch": CLAIMED_BATCH, "engine": {"median": engine_us}, "gate": {"median": gate_us}}
+    share = {"median": ratios}
+    ways = dict.fromkeys(("together", "together, half leave", "apart", "apart, half leave"), share)
+    return {
+        "stages": {"0": [row, {**row, "batch": 1, "gate": {"median": 1e9}}], "1": [{**row, "gate": None}]},
+        "crossings": [{"stage": 0, "to_host": 528 + extra, "expected": 528, "uncompacted": 1000}],
+        "line": [{"batch": 1, "of_unsplit": {}}, {"batch": CLAIMED_BATCH, "of_unsplit": ways}],
+    }
+
+
+def holds(found: dict[str, Any], *, line_claimed: bool = True) -> list[bool]:
+    return [verdict.holds for verdict in verdicts(found, line_claimed=line_claimed)]
+
+
+def test_verdicts_are_the_issues_bounds() -> None:
+    assert holds(figures()) == [True] * 6
+    assert holds(figures(gate_us=30.1)) == [False, *[True] * 5]
+    assert holds(figures(gate_us=49.0, engine_us=1000.0))[0]
+    assert not holds(figures(gate_us=51.0, engine_us=1000.0))[0]
+    assert holds(figures(extra=1)) == [True, False, *[True] * 4]
+    assert holds(figures(ratios=0.9)) == [True, True, True, False, True, False]
+    assert holds(figures(ratios=0.79)) == [True, True, *[False] * 4]
+    assert holds(figures(), line_claimed=False) == [True, True]
+
+
+def test_verdict_that_fails_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.show_verdict(Verdict("gate", "<= 30 us", "31.0 us", holds=False))
+    assert capsys.readouterr().out == "  FAILS  gate: 31.0 us (wanted <= 30 us)\n"

@@ -118,7 +118,21 @@ def _tensorrt(precision: str, device: int) -> Backend:
     return Backend(f"trt {precision}", partial(PycudaDriver, device), load, prepare, versions)
 
 
+def _torch(precision: str, device: int) -> Backend:
+    require("torch-cuda")
+    import torch
+
+    from zpipe.executors.cuda.torch import TorchDriver
+    from zpipe.executors.torch_cuda import TorchEngine
+
+    load = partial(TorchEngine, half=precision == "fp16")
+    versions = {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    return Backend(f"torch-cuda {precision}", partial(TorchDriver, device), load, versions=versions)
+
+
 _MAKERS: dict[str, Callable[[int], Backend]] = {
     "trt fp32": partial(_tensorrt, "fp32"),
     "trt fp16": partial(_tensorrt, "fp16"),
+    "torch-cuda fp32": partial(_torch, "fp32"),
+    "torch-cuda fp16": partial(_torch, "fp16"),
 }

@@ -11,7 +11,7 @@ import pytest
 from tests.executors.tiny import tiny_bundle
 from zpipe.errors import BackendUnavailable, EngineMismatchError, ExecutorError, ExecutorLost
 from zpipe.executors import GateSpec, StageExecutor, StageOutput, make_executor
-from zpipe.executors.auto import PREFERENCE, Candidate, choose
+from zpipe.executors.auto import PREFERENCE, Candidate, _options, choose
 from zpipe.executors.base import EXECUTORS, executor_name
 from zpipe.executors.cuda import presence
 
@@ -151,6 +151,23 @@ def test_device_of_an_emulated_board_does_not_concern_it() -> None:
     executor.close()
 
 
+@pytest.mark.parametrize(
+    ("device", "trt", "torch"),
+    [
+        ("", {"device": ""}, {"device": ""}),
+        ("1", {"device": "1"}, {"device": "1"}),
+        ("cuda:1/fp16", {"device": "cuda:1/fp16"}, {"device": "cuda:1", "precision": "fp16"}),
+        ("fp16", {"device": "fp16"}, {"device": "", "precision": "fp16"}),
+        ("jetson-nano/8", {}, {}),
+        ("raspberry-pi-4", {}, {}),
+    ],
+)
+def test_device_is_told_in_the_words_of_each_executor(device: str, trt: dict[str, str], torch: dict[str, str]) -> None:
+    assert _options("trt", device) == trt
+    assert _options("torch-cuda", device) == torch
+    assert _options("onnx", device) == {}
+
+
 def test_its_last_choice_is_there_without_a_gpu() -> None:
     assert PREFERENCE[-1] == "onnx"
-    assert "onnx" in EXECUTORS
+    assert set(PREFERENCE) <= set(EXECUTORS)

@@ -9,6 +9,7 @@ at its start; one whose device dies later is out of service (`zpipe.ExecutorLost
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,9 @@ log = logging.getLogger("zpipe.node")
 AUTO = "auto"
 #: What may be taken, the best first; the last one is taken without a trial.
 PREFERENCE = ("trt", "torch-cuda", "onnx")
+
+#: What `device` says to executors on a GPU: which, and after a slash in which precision.
+_GPU = re.compile(r"(cuda(?::\d+)?|\d+)?(?:(?:^|/)(fp32|fp16|bf16|int8))?")
 
 #: Runs an executor, warm already, on samples of the bundle; says what differs from the stored answers, None where nothing does.
 Smoke = Callable[[StageExecutor], str | None]
@@ -106,17 +110,15 @@ def make(
     Args:
         bundle: the network.
         stages: hosted stages.
-        device: for the executor that is taken, if it knows devices; a name is an emulated board's profile and no device of these.
+        device: a GPU, a precision, or both, as in `cuda:1/fp16`, for the executor that is taken; any other name is an emulated
+            board's profile, which does not concern these.
         max_batch: the largest batch the node will run.
         note: takes the line that says what was taken and why; it goes to the log if not given.
 
     Raises:
         BackendUnavailable: there is not even ONNX Runtime.
     """
-    candidates = [
-        Candidate(name, partial(_lacks, name), partial(_make, name, bundle, stages, device if device.isdecimal() else ""))
-        for name in PREFERENCE
-    ]
+    candidates = [Candidate(name, partial(_lacks, name), partial(_make, name, bundle, stages, device)) for name in PREFERENCE]
     choice = choose(candidates, max_batch=max_batch, smoke=partial(_smoke, bundle=bundle, max_batch=max_batch))
     (note or partial(log.info, "%s"))(str(choice))
     return choice.executor
@@ -128,8 +130,17 @@ def _lacks(name: str) -> str:
 
 
 def _make(name: str, bundle: Bundle, stages: Sequence[int], device: str) -> StageExecutor:
-    options = {"device": device} if device and "device" in executor_options(name) else {}
-    return make_executor(name, bundle, stages, **options)
+    return make_executor(name, bundle, stages, **_options(name, device))
+
+
+def _options(name: str, device: str) -> dict[str, str]:
+    """What the executor's own words are for the topology's device."""
+    match, known = _GPU.fullmatch(device), executor_options(name)
+    if match is None or "device" not in known:
+        return {}
+    if "precision" not in known:
+        return {"device": device}
+    return {"device": match[1] or "", **({"precision": match[2]} if match[2] else {})}
 
 
 def _smoke(executor: StageExecutor, *, bundle: Bundle, max_batch: int) -> str | None:

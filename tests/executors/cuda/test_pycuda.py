@@ -40,14 +40,31 @@ def test_executor_over_pycuda(case: Case) -> None:
     run(case, stages_cases.CASES[case])
 
 
-def test_executor_over_pycuda_keeps_the_contract() -> None:
+def session(*arguments: str) -> str:
+    """What a pytest session on the stand-in prints, in which nothing failed."""
     need_pycuda()
-    done = on_standin("pytest", "-q", "-p", "no:cacheprovider", "tests/executors/cuda/contract_on_standin.py")
+    done = on_standin("pytest", "-q", "-rs", "-p", "no:cacheprovider", *arguments)
     assert (done.stderr, done.returncode) == ("", 0), done.stdout
-    passed = re.search(r"(\d+) passed in", done.stdout)
-    assert passed is not None
+    return done.stdout
+
+
+def test_executor_over_pycuda_keeps_the_contract() -> None:
+    said = session("tests/executors/cuda/contract_on_standin.py")
+    passed = re.search(r"(\d+) passed in", said)
+    assert passed is not None, said
     assert int(passed[1]) >= 19
-    assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "least"), [("test_gpu", 6), ("test_decide", 50), ("test_gather", 50)])
+def test_tests_for_a_gpu_are_rehearsed(file: str, least: int) -> None:
+    """Skipped may be what needs torch."""
+    said = session("-m", "gpu", f"tests/executors/cuda/{file}.py")
+    passed = re.search(r"(\d+) passed", said)
+    assert passed is not None, said
+    assert int(passed[1]) >= least
+    skipped = [line for line in said.splitlines() if line.startswith("SKIPPED")]
+    assert all("torch" in line for line in skipped), said
 
 
 @pytest.mark.parametrize("case", pycuda_cases.WITHOUT_PYCUDA, ids=name_of)

@@ -70,7 +70,7 @@ def on_standin(module: str, *arguments: str, **settings: str) -> subprocess.Comp
         **settings,
     }
     command = [sys.executable, "-W", "error", "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=ROOT)
 
 
 @cache

@@ -11,8 +11,9 @@ from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.executors import make_executor
 from zpipe.executors.base import executor_options
 from zpipe.executors.cuda import presence
+from zpipe.executors.cuda.device import parse_device
 from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
-from zpipe.executors.torch_cuda import TorchCudaExecutor
+from zpipe.executors.torch_cuda import PRECISIONS, TorchCudaExecutor
 
 
 @pytest.fixture
@@ -38,22 +39,32 @@ def test_missing_library_is_named_with_the_command(there: tuple[str, ...], missi
 def test_making_it_loads_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "torch", None)
-    executor = make_executor("torch-cuda", tiny_bundle(), [2, 0], device="cuda:0", precision="fp16")
+    executor = make_executor("torch-cuda", tiny_bundle(), [2, 0], device="cuda:0/fp16")
     assert executor.stages == (0, 2)
     executor.close()
 
 
-def test_options_are_a_device_and_a_precision() -> None:
-    assert executor_options("torch-cuda") == ("device", "precision")
+def test_device_is_its_only_option() -> None:
+    assert executor_options("torch-cuda") == ("device",)
 
 
-@pytest.mark.parametrize("precision", ["int8", "float16", ""])
-def test_unknown_precision_is_refused(precision: str) -> None:
-    with pytest.raises(ConfigError, match=f"precision: found '{precision}', expected fp32 or fp16"):
-        TorchCudaExecutor(tiny_bundle(), [0], precision=precision)
+def test_device_says_which_gpu_and_what_it_computes_in() -> None:
+    said = {
+        "": (0, "fp32"),
+        "1": (1, "fp32"),
+        "cuda": (0, "fp32"),
+        "cuda:2": (2, "fp32"),
+        "fp16": (0, "fp16"),
+        "1/fp16": (1, "fp16"),
+        "cuda:0/fp16": (0, "fp16"),
+        "cuda/fp32": (0, "fp32"),
+    }
+    assert {text: parse_device(text, executor="torch-cuda", precisions=PRECISIONS) for text in said} == said
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:x", "-1", "jetson-nano"])
-def test_device_that_is_no_gpus_is_refused(device: str) -> None:
-    with pytest.raises(ConfigError, match=f"device: found '{device}', expected a GPU's ordinal"):
+@pytest.mark.parametrize("device", ["cpu", "cuda:x", "-1", "jetson-nano", "cuda:0/int8", "float16", "fp16/1", "cuda:", "0fp16"])
+def test_device_that_is_none_of_it_is_refused(device: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"torch-cuda: device: found '{device}', expected a GPU, what it computes in .fp32, fp16."
+    ):
         TorchCudaExecutor(tiny_bundle(), [0], device=device)

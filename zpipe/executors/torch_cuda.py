@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zpipe.errors import BundleError, ConfigError, ExecutorError
+from zpipe.errors import BundleError, ExecutorError
+from zpipe.executors.cuda.device import parse_device
 from zpipe.executors.cuda.driver import Driver, Stream
 from zpipe.executors.cuda.runner import CudaStages
 from zpipe.executors.cuda.torch import TorchDriver, translated
@@ -29,7 +30,6 @@ from zpipe.model import TensorSpec
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
 
-EXECUTOR = "torch-cuda"
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -39,19 +39,15 @@ class TorchCudaExecutor(CudaStages):
     Args:
         bundle: the network; its ONNX files are all that is needed.
         stages: hosted stages, each within the bundle.
-        device: the GPU's ordinal, `1` or `cuda:1`; the first if not given.
-        precision: `fp32`, without TF32, or `fp16`: float32 operators compute in float16. What travels stays as the bundle says.
+        device: which GPU, and after a slash what it computes in: `1`, `cuda:1`, `fp16`, `cuda:0/fp16`. `fp32` is without TF32; with
+            `fp16` float32 operators compute in float16, and what travels stays as the bundle says. GPU 0 and fp32 if not said.
 
     Raises:
-        ConfigError: there is no such precision, or `device` is not a GPU's.
+        ConfigError: there is no such device or precision.
     """
 
-    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "", precision: str = "fp32") -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                f"executor {EXECUTOR}: precision: found {precision!r}, expected {' or '.join(PRECISIONS)}; correct it"
-            )
-        ordinal = _ordinal(device)
+    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "") -> None:
+        ordinal, precision = parse_device(device, executor="torch-cuda", precisions=PRECISIONS)
         load = partial(TorchEngine, bundle, half=precision == "fp16")
         super().__init__(bundle, stages, driver=partial(TorchDriver, ordinal), engine=load)
 
@@ -204,13 +200,3 @@ def _full_float32(matmul: Any) -> Iterator[None]:
 
 def _dtype(torch: Any, spec: TensorSpec) -> Any:
     return getattr(torch, spec.dtype)
-
-
-def _ordinal(device: str) -> int:
-    """`1` of `1`, `cuda:1`; 0 of ``, `cuda`."""
-    text = str(device).removeprefix("cuda").removeprefix(":")
-    if text and not text.isdecimal():
-        raise ConfigError(
-            f"executor {EXECUTOR}: device: found {device!r}, expected a GPU's ordinal such as 0 or cuda:0; correct it"
-        )
-    return int(text or 0)

@@ -21,7 +21,10 @@ for _name in ("torch", "onnx"):
 
 import torch
 
+from tests.executors.torch.test_operators import CASES, Case, reference, write_case
+from zpipe.executors.cuda.torch import TorchDriver
 from zpipe.executors.torch_cuda import TorchCudaExecutor
+from zpipe.executors.torch_onnx import OnnxModule
 
 pytestmark = pytest.mark.gpu
 
@@ -66,7 +69,7 @@ def chain(executor: Any, bundle: Bundle, batch: int) -> Iterator[tuple[int, Any,
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_labels_and_exits_are_those_of_onnx_runtime(bundle: Bundle, precision: str) -> None:
-    executor = TorchCudaExecutor(bundle, range(len(bundle.stages)), precision=precision)
+    executor = TorchCudaExecutor(bundle, range(len(bundle.stages)), device=precision)
     executor.warm_up(32)
     reference = make_executor("onnx", bundle, range(len(bundle.stages)))
     same = near = total = 0
@@ -146,3 +149,38 @@ def test_two_executors_share_the_device() -> None:
     np.testing.assert_allclose(np.asarray(found), x, atol=1e-4)
     second.close()
     reference.close()
+
+
+# ---- operators ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[TorchDriver]:
+    opened = TorchDriver()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_operator_agrees_as_it_is_and_in_a_graph(case: Case, driver: TorchDriver, tmp_path: Path) -> None:
+    path = write_case(tmp_path / "case.onnx", case)
+    module, x = OnnxModule(path, device="cuda:0"), torch.from_numpy(case.x).to("cuda:0")
+    wanted = reference(path, case.x)
+    stream = driver.stream()
+    torch.cuda.synchronize()
+    with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(stream.handle, device="cuda:0")):
+        plain = module(x)
+        stream.synchronize()
+        driver.begin_capture(stream)
+        recorded = module(x)
+        graph = driver.end_capture(stream)
+        for output in recorded.values():
+            if output.is_cuda and output.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+                output.zero_()  # so that what is read below is the graph's
+        graph.launch(stream)
+        stream.synchronize()
+    for outputs in (plain, recorded):
+        for found, expected in zip(outputs.values(), wanted, strict=True):
+            np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-4, atol=1e-4)
+    graph.free()
+    stream.free()

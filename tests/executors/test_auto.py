@@ -151,21 +151,15 @@ def test_device_of_an_emulated_board_does_not_concern_it() -> None:
     executor.close()
 
 
-@pytest.mark.parametrize(
-    ("device", "trt", "torch"),
-    [
-        ("", {"device": ""}, {"device": ""}),
-        ("1", {"device": "1"}, {"device": "1"}),
-        ("cuda:1/fp16", {"device": "cuda:1/fp16"}, {"device": "cuda:1", "precision": "fp16"}),
-        ("fp16", {"device": "fp16"}, {"device": "", "precision": "fp16"}),
-        ("jetson-nano/8", {}, {}),
-        ("raspberry-pi-4", {}, {}),
-    ],
-)
-def test_device_is_told_in_the_words_of_each_executor(device: str, trt: dict[str, str], torch: dict[str, str]) -> None:
-    assert _options("trt", device) == trt
-    assert _options("torch-cuda", device) == torch
+@pytest.mark.parametrize("device", ["", "1", "cuda:1/fp16", "fp16"])
+def test_executors_on_a_gpu_are_told_the_device(device: str) -> None:
+    assert _options("trt", device) == _options("torch-cuda", device) == {"device": device}
     assert _options("onnx", device) == {}
+
+
+@pytest.mark.parametrize("device", ["jetson-nano/8", "raspberry-pi-4"])
+def test_executors_on_a_gpu_are_not_told_of_an_emulated_board(device: str) -> None:
+    assert _options("trt", device) == _options("torch-cuda", device) == {}
 
 
 def test_its_last_choice_is_there_without_a_gpu() -> None:

@@ -29,7 +29,7 @@ AUTO = "auto"
 PREFERENCE = ("trt", "torch-cuda", "onnx")
 
 #: What `device` says to executors on a GPU: which, and after a slash in which precision.
-_GPU = re.compile(r"(cuda(?::\d+)?|\d+)?(?:(?:^|/)(fp32|fp16|bf16|int8))?")
+_GPU = re.compile(r"(?:cuda(?::\d+)?|\d+)?(?:(?:^|/)(?:fp32|fp16|bf16|int8))?")
 
 #: Runs an executor, warm already, on samples of the bundle; says what differs from the stored answers, None where nothing does.
 Smoke = Callable[[StageExecutor], str | None]
@@ -134,13 +134,8 @@ def _make(name: str, bundle: Bundle, stages: Sequence[int], device: str) -> Stag
 
 
 def _options(name: str, device: str) -> dict[str, str]:
-    """What the executor's own words are for the topology's device."""
-    match, known = _GPU.fullmatch(device), executor_options(name)
-    if match is None or "device" not in known:
-        return {}
-    if "precision" not in known:
-        return {"device": device}
-    return {"device": match[1] or "", **({"precision": match[2]} if match[2] else {})}
+    """The topology's device, for an executor on a GPU; an emulated board's profile says nothing to one."""
+    return {"device": device} if _GPU.fullmatch(device) and "device" in executor_options(name) else {}
 
 
 def _smoke(executor: StageExecutor, *, bundle: Bundle, max_batch: int) -> str | None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 
 from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost
+from zpipe.executors.cuda import libcuda
 from zpipe.executors.cuda.gate import Gate, decisions_bytes, read_decisions
 from zpipe.executors.cuda.images import load_kernels
 from zpipe.executors.cuda.libcuda import LOST, Libcuda
@@ -536,6 +537,12 @@ def graph_repeats_what_was_recorded_and_a_refused_call_is_an_error() -> None:
     assert report() == "memory 0, pinned 0, streams 1, events 1, modules 0, graphs 0, mistakes 0, retained 1, pushed 1"
 
 
+def driver_that_is_too_old_is_unavailable() -> None:
+    libcuda._CALLS["cuOfTheFuture"] = ()
+    with pytest.raises(BackendUnavailable, match=r"found a driver without cuOfTheFuture, expected one for CUDA 11\.4"):
+        Libcuda(0)
+
+
 def presence_finds_what_the_driver_shows() -> None:
     there = gpus()
     assert isinstance(there, Gpus)
@@ -583,6 +590,7 @@ CASES: dict[Callable[[], None], dict[str, str]] = {
 WITHOUT_PYCUDA: dict[Callable[[], None], dict[str, str]] = {
     errors_of_pycuda_and_of_libcuda_are_told_apart_by_code: {},
     graph_repeats_what_was_recorded_and_a_refused_call_is_an_error: {},
+    driver_that_is_too_old_is_unavailable: {},
     presence_finds_what_the_driver_shows: {"STANDIN_DEVICES": "2"},
     presence_says_what_the_driver_gives_instead: {"STANDIN_FAIL": "cuInit:1:803"},
 }

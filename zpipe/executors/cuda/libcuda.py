@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 from typing import Any
 
-from zpipe.errors import ExecutorError, ExecutorLost, one_line
+from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
 from zpipe.executors.cuda.presence import LIBCUDA
 
 OUT_OF_MEMORY = 2
@@ -78,7 +78,8 @@ class Libcuda:
         lost: an error that ended the context was seen.
 
     Raises:
-        OSError: there is no driver.
+        BackendUnavailable: the driver is too old.
+        OSError: there is none.
     """
 
     def __init__(self, device: int) -> None:
@@ -88,6 +89,10 @@ class Libcuda:
         self._keeping_gil = ctypes.PyDLL(LIBCUDA)
         for library, calls in ((self._library, _CALLS), (self._keeping_gil, _QUEUED)):
             for name, arguments in calls.items():
+                if not hasattr(library, name):
+                    raise BackendUnavailable(
+                        f"GPU {device}: found a driver without {name}, expected one for CUDA 11.4 or newer; update it"
+                    )
                 getattr(library, name).argtypes = arguments
 
     def call(self, name: str, *arguments: object) -> None:

@@ -2,7 +2,7 @@
 //
 // Device memory is memory of the host. A stream does nothing until somebody waits for it, so that a missing wait shows as stale
 // bytes on every run instead of now and then. What a real driver forbids is refused with the code it would give, or counted as a
-// mistake where a real one would let it pass today and crash tomorrow. See README.md here for its environment variables.
+// mistake where a real one would let it pass today and crash tomorrow. __init__.py here lists its settings.
 
 #pragma once
 

@@ -1,12 +1,11 @@
 """What must hold of a whole executor over the real pycuda: cases as in pycuda_cases.py, run by test_pycuda.py.
 
-python -m tests.executors.cuda.stages_cases NAME
+python -m tests.executors.cuda.stages_cases NAME...
 """
 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.executors.cuda.pycuda_cases import NOTHING, report
+from tests.executors.cuda.pycuda_cases import NOTHING, report, run_named
 from tests.executors.cuda.pycuda_stages import PycudaStages
 from tests.executors.tiny import gate, host_rows, images, stay, tiny_bundle
 from zpipe.errors import ExecutorLost
@@ -121,5 +120,8 @@ CASES: dict[Callable[[], None], dict[str, str]] = {
     interpreter_ends_without_a_close: {},
 }
 
+#: Which need the interpreter's end.
+ALONE = (interpreter_ends_without_a_close,)
+
 if __name__ == "__main__":
-    next(case for case in CASES if case.__name__ == sys.argv[1])()
+    run_named(CASES)

@@ -5,39 +5,49 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.executors.cuda import pycuda_cases, stages_cases
+from tests.executors.cuda import libcuda_cases, pycuda_cases, stages_cases
 from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.errors import BackendUnavailable
 from zpipe.executors.cuda import pycuda
 from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
 
 Case = Callable[[], None]
+Cases = Mapping[Case, Mapping[str, str]]
 
 
-def name_of(case: Case) -> str:
-    return str(case.__name__)
+def sessions(cases: Cases, alone: Sequence[Case] = ()) -> list[Any]:
+    """(cases, settings) of one process each: it takes a second to start, so those that can share one do."""
+    several = [case for case, settings in cases.items() if not settings and case not in alone]
+    single = [pytest.param([case], settings, id=case.__name__) for case, settings in cases.items() if case not in several]
+    return [pytest.param(several, {}, id="together"), *single]
 
 
-def run(case: Case, settings: dict[str, str]) -> None:
-    done = on_standin(case.__module__, name_of(case), **settings)
-    assert (done.stderr, done.returncode) == ("", 0)
+def run(cases: Sequence[Case], settings: Mapping[str, str]) -> None:
+    done = on_standin(cases[0].__module__, *(case.__name__ for case in cases), **settings)
+    assert (done.stderr, done.returncode) == ("", 0), f"after {done.stdout}"
 
 
-@pytest.mark.parametrize("case", pycuda_cases.CASES, ids=name_of)
-def test_driver_over_pycuda(case: Case) -> None:
+@pytest.mark.parametrize(("cases", "settings"), sessions(pycuda_cases.CASES, pycuda_cases.ALONE))
+def test_driver_over_pycuda(cases: Sequence[Case], settings: Mapping[str, str]) -> None:
     need_pycuda()
-    run(case, pycuda_cases.CASES[case])
+    run(cases, settings)
 
 
-@pytest.mark.parametrize("case", stages_cases.CASES, ids=name_of)
-def test_executor_over_pycuda(case: Case) -> None:
+@pytest.mark.parametrize(("cases", "settings"), sessions(stages_cases.CASES, stages_cases.ALONE))
+def test_executor_over_pycuda(cases: Sequence[Case], settings: Mapping[str, str]) -> None:
     need_pycuda()
-    run(case, stages_cases.CASES[case])
+    run(cases, settings)
+
+
+@pytest.mark.parametrize(("cases", "settings"), sessions(libcuda_cases.CASES, libcuda_cases.ALONE))
+def test_libcuda_by_ctypes(cases: Sequence[Case], settings: Mapping[str, str]) -> None:
+    run(cases, settings)
 
 
 def session(*arguments: str) -> str:
@@ -65,11 +75,6 @@ def test_tests_for_a_gpu_are_rehearsed(file: str, least: int) -> None:
     assert int(passed[1]) >= least
     skipped = [line for line in said.splitlines() if line.startswith("SKIPPED")]
     assert all("torch" in line for line in skipped), said
-
-
-@pytest.mark.parametrize("case", pycuda_cases.WITHOUT_PYCUDA, ids=name_of)
-def test_libcuda_by_ctypes(case: Case) -> None:
-    run(case, pycuda_cases.WITHOUT_PYCUDA[case])
 
 
 @pytest.fixture

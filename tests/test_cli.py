@@ -303,8 +303,14 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("sim", "--compare", ","), "--compare: found ',', expected names of baselines"),
         (("sim", "--compare", "local", "--samples", "s"), "--samples: found it beside --compare, expected one of the two"),
         (("bench", "--compare", "local", "--attach"), "--attach: found it beside --compare, which starts every node several times"),
-        (("bench", "--attach", "--max-batch", "2"), "--max-batch, --bundle, --executor and --device concern every node"),
-        (("bench", "--attach", "--device", "raspberry-pi-3"), "--max-batch, --bundle, --executor and --device concern every node"),
+        (
+            ("bench", "--attach", "--max-batch", "2"),
+            "--max-batch, --bundle, --executor, --device and --accuracy",
+        ),
+        (
+            ("bench", "--attach", "--device", "raspberry-pi-3"),
+            "--max-batch, --bundle, --executor, --device and --accuracy",
+        ),
         (("bench", "--suite", "mdi"), "--suite: found 'mdi', expected one of mdi-exit"),
         (("bench", "--suite", "mdi-exit", "--count", "3"), "--count: found it beside --suite, expected none"),
         (("bench", "--suite", "mdi-exit", "--cpu-share", "2=0.2"), "--cpu-share: found it beside --suite, expected none"),

@@ -10,14 +10,17 @@ from zpipe.codecs import load_bottleneck, measured_codecs, row_bytes
 from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS, is_executor_name
-from zpipe.model import AUTO_CODEC, NO_CODEC
+from zpipe.model import AUTO_CODEC, NO_CODEC, Promise
 from zpipe.policy import NodePolicy
-from zpipe.policy.admission import ADMISSIONS
+from zpipe.policy.admission import ADMISSIONS, MdiThreshold
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, SourceSpec, Topology, baseline, check
+
+#: Admission strategies under which a source's thresholds change as it runs.
+MOVES_THRESHOLDS = (MdiThreshold.name,)
 
 
 def prepare(topology: Topology) -> tuple[Topology, Bundle]:
@@ -214,24 +217,45 @@ def source_config(
 def exit_ladder(bundle: Bundle, exit_point: str, *, accuracy: float = 0.0) -> ExitLadder:
     """The bundle's operating points, cheapest first, starting at the one asked for.
 
-    With a wanted accuracy (0..1) the cheapest point that reached it on the calibration split is taken instead of `default`.
+    With a wanted accuracy (0..1) the accuracy table's thresholds for it are put among them and taken instead of `default`.
+
+    Raises:
+        BundleError: no operating point of that name, no accuracy table, or none of it reaches that accuracy.
     """
     if exit_point == NO_EXIT:
         return no_exit(len(bundle.stages))
-    points = bundle.operating_points
-    chosen = bundle.default_point
-    if exit_point != "default":
-        chosen = bundle.point(exit_point)
+    ladder = {point.thresholds: point.calibration.mean_macs for point in bundle.operating_points}
+    if exit_point != DEFAULT_POINT:
+        chosen = bundle.point(exit_point).thresholds
     elif accuracy > 0.0:
-        able = [point for point in points if point.calibration.accuracy >= accuracy]
-        if not able:
-            best = max(points, key=lambda point: point.calibration.accuracy)
-            raise ConfigError(
-                f"source: accuracy: found {accuracy}, expected at most {best.calibration.accuracy:.4f}, what bundle {bundle.name} "
-                f"reached at its point {best.name}; ask for less or make a better bundle"
-            )
-        chosen = able[0]
-    return ExitLadder(tuple(point.thresholds for point in points), points.index(chosen))
+        promise = bundle.promise(accuracy)
+        chosen = promise.thresholds
+        ladder.setdefault(chosen, promise.calibration.mean_macs)
+    else:
+        chosen = bundle.default_point.thresholds
+    thresholds = tuple(sorted(ladder, key=lambda vector: ladder[vector]))
+    return ExitLadder(thresholds, thresholds.index(chosen))
+
+
+def promises(topology: Topology, bundle: Bundle, *, exit_point: str | None = None) -> dict[int, tuple[float, Promise]]:
+    """{rank: (the accuracy it wants, what the accuracy table promises)} of the sources that want one.
+
+    Args:
+        topology: checked against the bundle.
+        bundle: has the table.
+        exit_point: instead of the topology's; where one is named, no source gets what it wants.
+
+    Raises:
+        BundleError: as `exit_ladder`.
+    """
+    if (exit_point or topology.policy.exit_point) != DEFAULT_POINT:
+        return {}
+    return {spec.rank: (spec.accuracy, bundle.promise(spec.accuracy)) for spec in topology.sources if spec.accuracy > 0.0}
+
+
+def fixed_thresholds(config: SourceConfig) -> tuple[float, ...] | None:
+    """The thresholds that all samples of a source carry; None where its admission moves them."""
+    return None if config.admission in MOVES_THRESHOLDS else config.ladder.thresholds[config.ladder.default]
 
 
 def compared(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, takewhile
 from pathlib import Path
@@ -39,12 +39,34 @@ def run_span(*, count: int | None, duration: float | None, arrivals: str, evalua
     return Span(count or math.inf, duration or math.inf)
 
 
-class Order:
-    """The evaluation set again and again, each time in another seeded order."""
+def samples_of(severity: Sequence[int], wanted: Sequence[int] | None) -> Sequence[int]:
+    """Indices of the evaluation samples of the wanted severities; all of them where none are named.
 
-    def __init__(self, count: int, *, seed: int) -> None:
+    Raises:
+        ConfigError: a severity is wanted that no sample has.
+    """
+    if wanted is None:
+        return range(len(severity))
+    known = sorted(set(severity))
+    strange = [level for level in wanted if level not in known]
+    if strange or not wanted:
+        found = ", ".join(map(str, strange)) or "none"
+        raise ConfigError(f"--severity: found {found}, expected some of {', '.join(map(str, known))}, as the evaluation set has")
+    chosen = frozenset(wanted)
+    return [index for index, level in enumerate(severity) if level in chosen]
+
+
+class Order:
+    """Evaluation samples again and again, each time in another seeded order.
+
+    Args:
+        samples: how many there are, or which (indices).
+        seed: of all orders.
+    """
+
+    def __init__(self, samples: int | Sequence[int], *, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._indices = list(range(count))
+        self._indices = list(range(samples) if isinstance(samples, int) else samples)
         self._left: list[int] = []
 
     def next(self) -> int:

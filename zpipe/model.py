@@ -100,6 +100,25 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """One row of the accuracy table: the cheapest thresholds that reached a target accuracy on the calibration split.
+
+    Attributes:
+        target: 0..1.
+        thresholds: one per stage.
+        calibration: what they gave there; its accuracy is at least `target`, under the rule `low` by a margin.
+        test: what they gave on the test split, on which nothing was chosen; None where there was none.
+        test_interval: of the accuracy there, 95 %, bootstrap over original images; None without a test split.
+    """
+
+    target: float
+    thresholds: tuple[float, ...]
+    calibration: PointMetrics
+    test: PointMetrics | None
+    test_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class GateSpec:
     """What the executor's exit gate evaluates for one batch, in float32, the same formula on every device.
 

@@ -16,9 +16,10 @@ from zpipe.bench.chaos import ChaosPlan
 from zpipe.bench.drive import Watch, closed_loop, open_loop
 from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bundle import Evaluation
-from zpipe.configure import compared
+from zpipe.calibrate.drift import drift_rows
+from zpipe.configure import compared, fixed_thresholds, promises
 from zpipe.errors import ConfigError, ZpipeError
-from zpipe.load import POISSON, Order, Span, arrival_times, run_span
+from zpipe.load import POISSON, Order, Span, arrival_times, run_span, samples_of
 from zpipe.model import Outcome
 from zpipe.report import RunLog, build_report, grown, link_rows, node_rows
 from zpipe.runtime.pipeline import Pipeline
@@ -56,6 +57,8 @@ class BenchOptions:
         executor: of every node.
         device: profile of every node that names none, for the emulated executor.
         warm_up: samples before the measured ones.
+        accuracy: that every source wants; the bundle's accuracy table has thresholds for it.
+        severity: only evaluation samples of these severities.
         trace: a folder where every rank started here records its policy's rounds.
         chaos: faults while it runs (`zpipe.bench.chaos`).
     """
@@ -80,6 +83,8 @@ class BenchOptions:
     deadline: float | None = None
     seed: int = 0
     warm_up: int = 200
+    accuracy: float | None = None
+    severity: tuple[int, ...] | None = None
     trace: Path | None = None
     chaos: str | None = None
 
@@ -173,16 +178,24 @@ async def _run(
 
 def _topology(options: BenchOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    of_every_node = (options.max_batch, options.bundle, options.executor, options.device)
+    of_every_node = (options.max_batch, options.bundle, options.executor, options.device, options.accuracy)
     if options.attach and any(value is not None for value in of_every_node):
         raise ConfigError(
-            "--max-batch, --bundle, --executor and --device concern every node: with --attach, change all topology files instead"
+            "--max-batch, --bundle, --executor, --device and --accuracy concern every node: with --attach, change all topology "
+            "files instead"
         )
     if options.attach and options.lab:
         raise ConfigError("--lab starts every rank itself: found --attach, expected one of the two; drop the other")
     if options.cpu_shares and not options.lab:
         raise ConfigError("--cpu-share concerns the boards of the edge lab: found no --lab, expected it; add it")
-    return override(topology, max_batch=options.max_batch, bundle=options.bundle, executor=options.executor, device=options.device)
+    return override(
+        topology,
+        max_batch=options.max_batch,
+        bundle=options.bundle,
+        executor=options.executor,
+        device=options.device,
+        accuracy=options.accuracy,
+    )
 
 
 def _chaos(options: BenchOptions, topology: Topology) -> ChaosPlan | None:
@@ -228,15 +241,16 @@ async def _attached(pipeline: Pipeline, progress: Progress) -> None:
 async def _measure(
     pipeline: Pipeline, evaluation: Evaluation, options: BenchOptions, chaos: ChaosPlan | None, progress: Progress
 ) -> tuple[dict[str, Any], RunLog]:
-    order = Order(len(evaluation), seed=options.seed)
+    samples = samples_of(evaluation.severity.tolist(), options.severity)
+    order = Order(samples, seed=options.seed)
     if options.warm_up:
         progress("warming up", 0.0)
         nothing = Watch(lambda index: None, lambda outcome, index: None)
         span = Span(samples=options.warm_up)
         patience = pipeline.deadline_seconds + PATIENCE_SECONDS
         await closed_loop(pipeline, evaluation.images, order, nothing, window=16, span=span, patience_seconds=patience)
-        order = Order(len(evaluation), seed=options.seed)  # from the start again: the measured samples are whole rounds
-    span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(evaluation))
+        order = Order(samples, seed=options.seed)  # from the start again: the measured samples are whole rounds
+    span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(samples))
     log = RunLog(first=pipeline.next_sample, source=pipeline.rank)
     before = await pipeline.stats()
     started_at = time.monotonic()
@@ -264,7 +278,7 @@ async def _measure(
         if director is not None:
             await director.abort()
     after = await _last_stats(pipeline)
-    report = _report(pipeline, options, log, before, after, recorders, seconds)
+    report = _report(pipeline, evaluation, options, log, before, after, recorders, seconds)
     if chaos is not None and director is not None:
         report["chaos"] = await chaos.report(
             pipeline, director, log, started_at=started_at, seconds=seconds, bad_frames=grown(before, after, "bad_frames")
@@ -349,6 +363,7 @@ class Recorders:
 
 def _report(
     pipeline: Pipeline,
+    evaluation: Evaluation,
     options: BenchOptions,
     log: RunLog,
     before: list[dict[str, Any]],
@@ -373,6 +388,9 @@ def _report(
         second_results=source.counts.second_results - first["second_results"],
         resubmitted=source.counts.resubmitted - first["resubmitted"],
         shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
+        severity=evaluation.severity.tolist(),
+        promises=promises(pipeline.topology, bundle, exit_point=options.exit_point),
+        drift=drift_rows(log, bundle, {pipeline.rank: fixed_thresholds(source.config)}),
     )
     # Else nobody could tell from a report that its links were slow on purpose.
     return {**report, "lab": options.lab, "cpu_shares": {str(rank): share for rank, share in sorted(options.cpu_shares.items())}}

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle.files import MANIFEST, REMEDY, file_digest
-from zpipe.bundle.spec import Bundle, CodecMetrics, Preprocessing, Promise
+from zpipe.bundle.spec import Bundle, CodecMetrics, Preprocessing
 from zpipe.errors import BundleError
-from zpipe.model import CODECS, DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
+from zpipe.model import CODECS, DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, Promise, StageSpec, TensorSpec
 
 SCHEMA = "zpipe.bundle/1"
 

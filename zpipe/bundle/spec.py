@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zpipe.bundle.files import MANIFEST, REMEDY, UNREADABLE, read_arrays, read_npz
 from zpipe.errors import BundleError
-from zpipe.model import CODECS, OperatingPoint, PointMetrics, StageSpec, TensorSpec
+from zpipe.model import CODECS, OperatingPoint, Promise, StageSpec, TensorSpec
 
 #: An emulated row begins with the index of its evaluation sample: unsigned, little endian, which no codec touches.
 INDEX_BYTES = 4
@@ -87,25 +87,6 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """One row of the accuracy table: the cheapest thresholds that reached a target accuracy on the calibration split.
-
-    Attributes:
-        target: 0..1.
-        thresholds: one per stage.
-        calibration: what they gave there; its accuracy is at least `target`, under the rule `low` by a margin.
-        test: what they gave on the test split, on which nothing was chosen; None where there was none.
-        test_interval: of the accuracy there, 95 %, bootstrap over original images; None without a test split.
-    """
-
-    target: float
-    thresholds: tuple[float, ...]
-    calibration: PointMetrics
-    test: PointMetrics | None
-    test_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)

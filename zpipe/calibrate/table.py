@@ -17,11 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from zpipe.bundle import Promise
 from zpipe.calibrate.metrics import Answers, Ints, bootstrap
 from zpipe.calibrate.points import measure_point, right_at
 from zpipe.calibrate.temperature import thresholds_by_stage
-from zpipe.model import NEVER_EXIT, PointMetrics
+from zpipe.model import NEVER_EXIT, PointMetrics, Promise
 
 #: From "all leave at the first exit" to "nobody leaves early", dense towards 1, where confidences crowd.
 TABLE_LADDER = (0.0, *(float(f"{1 - 10 ** -(step / 20):.5g}") for step in range(2, 81)), NEVER_EXIT)

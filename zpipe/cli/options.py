@@ -31,6 +31,10 @@ class Seconds(click.FloatRange):
         return found
 
 
+class Accuracy(Seconds):
+    """A fraction above 0, up to 1."""
+
+
 #: A sample every quarter of an hour; below it a run is a matter of years, and nodes that idle cost the simulator time, too.
 LEAST_HZ = 0.001
 SECONDS = Seconds(0, 1e6, min_open=True)
@@ -63,6 +67,8 @@ _LOAD = (
     click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, arrivals and all dice."),
     click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones."),
+    click.option("--accuracy", type=Accuracy(0, 1, min_open=True), help="What sources want, such as 0.95: sets thresholds."),
+    click.option("--severity", metavar="LEVELS", help="Only evaluation samples of these severities of distortion, such as 3,4."),
     click.option("--compare", metavar="NAMES", help="Run these baselines of it, too: some of no-exit,local,ddi,mdi-static."),
     click.option("--json", "json_file", type=FILE, help="Write the report here."),
     click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here."),
@@ -90,11 +96,20 @@ def parse_compare(text: str | None, samples_file: Path | None) -> list[str]:
 
 def parse_load(options: dict[str, Any]) -> dict[str, Any]:
     """The options of `load_options` with `rate` as a number, `rate_hz`; a rate without an end offers for 10 seconds."""
+    severity = options.pop("severity")
+    options["severity"] = None if severity is None else _levels(severity)
     rate = options.pop("rate")
     options["rate_hz"] = None if rate is None else _rate(rate)
     if rate not in (None, "max") and options["count"] is None and options["duration"] is None:
         options["duration"] = 10.0
     return options
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--severity: found {text!r}, expected whole numbers, such as 4 or 3,4") from None
 
 
 def _rate(text: str) -> float:

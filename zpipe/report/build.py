@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from zpipe.model import Promise
 from zpipe.report.log import KINDS, RunLog
 from zpipe.report.machine import machine
 
@@ -41,9 +42,10 @@ REPORT = {
     "overhead_us_per_task": float | None,
     "sources": [
         {"rank": int, "accuracy": float | None, "latency_ms": {"mean": float | None, "p95": float | None}}
-        | {"throughput_hz": float}
+        | {"throughput_hz": float, "accuracy_wanted": float | None, "promised": dict | None, "drift": dict | None}
         | dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung"), int)
     ],
+    "severities": [{"severity": int, "samples": int, "accuracy": float | None, "exit_shares": list}],
     "exits": [{"stage": int, "share": float, "accuracy": float | None}],
     "nodes": [
         {
@@ -82,6 +84,9 @@ def build_report(
     resubmitted: int,
     shared_machine: bool,
     simulated: bool = False,
+    severity: Sequence[int] = (),
+    promises: Mapping[int, tuple[float, Promise]] | None = None,
+    drift: Mapping[int, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The report of one run, JSON values only, no NaN.
 
@@ -98,6 +103,9 @@ def build_report(
         second_results, resubmitted: of this run, as the source counted them.
         shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
         simulated: no node ran at all.
+        severity: of each evaluation sample; () = not known.
+        promises: {source: (the accuracy it wants, what the bundle's table promises)}.
+        drift: {source: what the drift test said of its answers}, where it could be done.
     """
     columns = log.columns()
     answered = columns["kind"] == KINDS.index("result")
@@ -128,7 +136,11 @@ def build_report(
         "raw_inputs_sent": sum(node["sent_inputs"] for node in nodes),
         "cpu_efficiency": stage_cpu / cpu if cpu else None,
         "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks and cpu else None,
-        "sources": _source_rows(log, columns, answered, seconds),
+        "sources": [
+            {**row, **_promise(promises, row["rank"]), "drift": (drift or {}).get(row["rank"])}
+            for row in _source_rows(log, columns, answered, seconds)
+        ],
+        "severities": _severity_rows(columns, answered, severity, len(stage_macs)),
         "exits": exits,
         "nodes": nodes,
         "links": links,
@@ -166,6 +178,32 @@ def _source_rows(
                 "latency_ms": {"mean": latency["mean"], "p95": latency["p95"]},
             }
         )
+    return rows
+
+
+def _promise(promises: Mapping[int, tuple[float, Promise]] | None, rank: int) -> dict[str, Any]:
+    """What a source wanted, and what the table said it would get on both splits."""
+    if promises is None or rank not in promises:
+        return {"accuracy_wanted": None, "promised": None}
+    wanted, row = promises[rank]
+    test = None if row.test is None else row.test.accuracy
+    promised = {"calibration": row.calibration.accuracy, "test": test, "test_interval": row.test_interval}
+    return {"accuracy_wanted": wanted, "promised": {**promised, "thresholds": row.thresholds}}
+
+
+def _severity_rows(
+    columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], severity: Sequence[int], stages: int
+) -> list[dict[str, Any]]:
+    """The answers to each severity of distortion by themselves."""
+    if not len(severity):
+        return []
+    levels = np.asarray(severity)[columns["index"]]
+    rows = []
+    for level in np.unique(levels[answered]).tolist():
+        mine = answered & (levels == level)
+        shares = np.bincount(columns["stage"][mine], minlength=stages) / max(1, int(mine.sum()))
+        accuracy = _accuracy(columns, mine)
+        rows.append({"severity": level, "samples": int(mine.sum()), "accuracy": accuracy, "exit_shares": shares.tolist()})
     return rows
 
 

@@ -19,7 +19,16 @@ def render(report: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts = (_headline, _latency, _exits, *((_chaos,) if "chaos" in report else ()), _nodes, _footnotes)
+    severities = (_severities,) if len(report["severities"]) > 1 else ()
+    parts = (
+        _headline,
+        _latency,
+        _exits,
+        *severities,
+        *((_chaos,) if "chaos" in report else ()),
+        _nodes,
+        _footnotes,
+    )
     lines: list[RenderableType] = [item for part in parts for item in (Text(), part(report))]
     return Group(*lines)
 
@@ -50,9 +59,37 @@ def _headline(report: dict[str, Any]) -> RenderableType:
     promise = f"lost {counts['lost']:,}  duplicate {counts['duplicate']:,}  hung {counts['hung']:,}"
     promise += f"  strangers {report['strangers']:,}" if report["strangers"] else ""
     text.append(promise, style="bold red" if broken else "green")
+    for line in _accuracies(report):
+        text.append(f"\n{line}")
+    for row in report["sources"]:
+        if row["drift"] is not None and row["drift"]["drifted"]:
+            text.append(f"\n{_drift(row)}", style="bold yellow")
     for cause, times in list(report["causes"].items())[:3]:
         text.append(f"\n{times:,} {cause}", style="yellow")
     return text
+
+
+def _accuracies(report: dict[str, Any]) -> list[str]:
+    """What sources wanted, what they were promised, what came out."""
+    lines = []
+    for row in report["sources"]:
+        promised = row["promised"]
+        if promised is not None:
+            who = f"source {row['rank']}: " if len(report["sources"]) > 1 else ""
+            test = "" if promised["test"] is None else f", {percent(promised['test'])} on test"
+            said = f"the table has {percent(promised['calibration'])} on calibration{test}"
+            lines.append(f"{who}accuracy wanted {percent(row['accuracy_wanted'])}: {said}, here {percent(row['accuracy'])}")
+    return lines
+
+
+def _drift(row: dict[str, Any]) -> str:
+    drift = row["drift"]
+    stage = max(range(len(drift["shares"])), key=lambda at: abs(drift["shares"][at] - drift["expected_shares"][at]))
+    return (
+        f"source {row['rank']}: {'harder' if drift['harder'] else 'easier'} inputs than the calibration data "
+        f"(p = {drift['p_value']:.1g}): {percent(drift['shares'][stage], 0)} left at stage {stage}, "
+        f"{percent(drift['expected_shares'][stage], 0)} did there; its accuracies need not hold here"
+    )
 
 
 def _latency(report: dict[str, Any]) -> RenderableType:
@@ -79,6 +116,14 @@ def _exits(report: dict[str, Any]) -> RenderableType:
     for row in report["exits"]:
         bar = "█" * round(30 * row["share"])
         table.add_row(str(row["stage"]), percent(row["share"]), percent(row["accuracy"]), f"[green]{bar}[/]")
+    return table  # type: ignore[no-any-return]
+
+
+def _severities(report: dict[str, Any]) -> RenderableType:
+    table = plain_table(("severity", "right"), ("samples", "right"), ("accuracy", "right"), ("% left at each exit", "left"))
+    for row in report["severities"]:
+        shares = " ".join(f"{100 * share:3.0f}" for share in row["exit_shares"])
+        table.add_row(str(row["severity"]), f"{row['samples']:,}", percent(row["accuracy"]), shares)
     return table  # type: ignore[no-any-return]
 
 

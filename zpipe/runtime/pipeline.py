@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.configure import prepare, source_config
+from zpipe.bundle import Bundle
+from zpipe.calibrate.drift import Drift, Monitor, Reference
+from zpipe.configure import fixed_thresholds, prepare, source_config
 from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
@@ -106,6 +108,7 @@ class Pipeline:
             admission=admission,
             when_full=when_full,
         )
+        self._monitor = _monitor(self.bundle, fixed_thresholds(self._config))
         self._driver: Driver | None = None
         self._launcher: Launcher | None = None
         self._done: dict[int, Done] = {}
@@ -391,6 +394,14 @@ class Pipeline:
         return self._next_sample
 
     @property
+    def drift(self) -> Drift | None:
+        """How the latest answers compare with the calibration data's (`zpipe.calibrate.drift`); a warning is logged as they part.
+
+        None before the first few hundred, under an admission that moves thresholds, or of a bundle without calibration data.
+        """
+        return None if self._monitor is None else self._monitor.last
+
+    @property
     def launcher(self) -> Launcher | None:
         """The processes this pipeline started, None with `connect` or a single node."""
         return self._launcher
@@ -484,10 +495,19 @@ class Pipeline:
                 service_seconds=row.service_seconds,
                 attempts=resolve.attempts,
             )
+            if self._monitor is not None:
+                self._look_for_drift(self._monitor, result)
         try:
             done(Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause))
         except Exception:
             log.exception("the callback for sample %d raised; the pipeline goes on", resolve.sample)
+
+    def _look_for_drift(self, monitor: Monitor, result: Result) -> None:
+        news = monitor.see(result.exit_stage, result.confidence)
+        if news is not None and news.drifted:
+            log.warning("%s", news)
+        elif news is not None:
+            log.info("the answers are like the calibration data's again (p = %.2g)", news.p_value)
 
     def _on_broken(self, error: ZpipeError) -> None:
         """The driver takes in nothing any more: whatever is open ends here, and every later call says why."""
@@ -511,6 +531,11 @@ def _folder(path: Path) -> Path:
     except OSError as exc:
         raise ConfigError(f"trace: found {path}, which cannot be made ({exc.strerror}), expected a folder; choose another") from exc
     return path
+
+
+def _monitor(bundle: Bundle, thresholds: tuple[float, ...] | None) -> Monitor | None:
+    reference = None if thresholds is None else Reference.of(bundle, thresholds)
+    return None if reference is None else Monitor(reference)
 
 
 def result_or_raise(outcome: Outcome) -> Result:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.configure import compared, node_config, prepare, source_config
+from zpipe.calibrate.drift import drift_rows
+from zpipe.configure import compared, fixed_thresholds, node_config, prepare, promises, source_config
 from zpipe.errors import ConfigError
-from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span
+from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span, samples_of
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
 from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
@@ -56,6 +57,8 @@ class SimOptions:
         exit_point: an operating point or `no-exit`.
         offload: an offload strategy.
         warm_up: samples before the measured ones.
+        accuracy: that every source wants; the bundle's accuracy table has thresholds for it.
+        severity: only evaluation samples of these severities.
         device: profile of every node whose topology names none.
         service: a file of measured service times (`zpipe.service`) instead of device profiles, or {rank: file} for some nodes.
         hop: a measured profile of what nodes take beside, or a file of one.
@@ -76,6 +79,8 @@ class SimOptions:
     deadline: float | None = None
     seed: int = 0
     warm_up: int = 200
+    accuracy: float | None = None
+    severity: tuple[int, ...] | None = None
     offload: str | None = None
     device: str = DEFAULT_DEVICE
     service: Path | Mapping[int, Path] | None = None
@@ -99,7 +104,8 @@ def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
     Args:
         topology: a topology, its file or its name.
         options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `exit_point`, `admission`,
-            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `offload`, `device`, `service`, `hop`, `check`.
+            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`, `offload`, `device`,
+            `service`, `hop`, `check`.
 
     Raises:
         ConfigError: topology, bundle or an option is wrong.
@@ -148,7 +154,8 @@ class _Run:
         self.world.checked = options.check
         evaluation = self.bundle.evaluation()
         labels = evaluation.labels.tolist()
-        self.samples = len(labels)
+        self.severity = evaluation.severity.tolist()
+        self.samples = samples_of(self.severity, options.severity)
         self.offerings = {
             spec.rank: Offering(
                 self.world, spec, self.bundle, deadline_seconds=options.deadline or spec.deadline_seconds, labels=labels
@@ -165,7 +172,9 @@ class _Run:
         if options.warm_up:
             self.progress("warming up", 0.0)
             self._warm_up(options.warm_up)
-        span = run_span(count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=self.samples)
+        span = run_span(
+            count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(self.samples)
+        )
         for offering in self.offerings.values():
             offering.log = RunLog(first=offering.next_sample, source=offering.spec.rank)
         before, started_at, events = world.stats(), world.now, world.events
@@ -277,6 +286,9 @@ class _Run:
             resubmitted=_grown(before, after, "resubmitted"),
             shared_machine=False,
             simulated=True,
+            severity=self.severity,
+            promises=promises(topology, bundle, exit_point=options.exit_point),
+            drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),
         )
         return report | {
             "events": events,
@@ -317,7 +329,9 @@ def _prepared(options: SimOptions) -> tuple[Topology, Bundle]:
 
 def _overridden(options: SimOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    return override(topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload)
+    return override(
+        topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload, accuracy=options.accuracy
+    )
 
 
 def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:

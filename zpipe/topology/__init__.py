@@ -31,7 +31,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         deadline: 30 s
         priority: 0
         weight: 1.0
-        accuracy: 0.0             the accuracy this source wants, 0 = no wish
+        accuracy: 0.0             the accuracy this source wants: the thresholds come from the bundle's accuracy table, as long as
+                                  policy.exit is default; 0 = no wish
     policy: local                 an offload strategy, or the keys below
         offload: local            local, cheapest, ddi, mdi
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
@@ -139,6 +140,7 @@ def override(
     offload_input: str | None = None,
     exit_point: str | None = None,
     admission: str | Mapping[str, Any] | None = None,
+    accuracy: float | None = None,
     deadline_seconds: float | None = None,
     bandwidth: str | float | None = None,
     latency: str | float | None = None,
@@ -153,6 +155,7 @@ def override(
         device: of every node that names none.
         offload, offload_input, exit_point: of the policy.
         admission: of every source, a name or a mapping as in a topology file.
+        accuracy: that every source wants, 0..1.
         deadline_seconds: of every source.
         bandwidth, latency, codec: of every link, as in a topology file.
 
@@ -162,7 +165,7 @@ def override(
     plain = topology.to_dict()
     for entries, values in (
         (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
-        (plain["sources"], {"admission": admission, "deadline": deadline_seconds}),
+        (plain["sources"], {"admission": admission, "deadline": deadline_seconds, "accuracy": accuracy}),
         (plain["links"], {"bandwidth": bandwidth, "latency": latency, "codec": codec}),
         ([plain], {"bundle": bundle}),
         ([plain["policy"]], {"offload": offload, "offload_input": _inputs(offload, offload_input), "exit": exit_point}),

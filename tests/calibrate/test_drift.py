@@ -1,0 +1,131 @@
+"""The drift test: quiet on the evaluation mix whatever the seed, loud where only hard inputs come."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.runtime.mesh import HALF
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.calibrate.drift import ALPHA, EVERY, LEAST_SAMPLES, Drift, Monitor, Reference, _kolmogorov
+from zpipe.calibrate.points import exit_of
+from zpipe.model import NEVER_EXIT
+
+SEEDS = 300
+
+
+def answers(bundle: Bundle, thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the evaluation samples leave, and how surely."""
+    confidences = bundle.replay().confidences
+    exits = exit_of(confidences, thresholds)
+    return exits, np.take_along_axis(confidences, exits[:, None], 1)[:, 0]
+
+
+def reference_of(bundle: Bundle, thresholds: tuple[float, ...]) -> Reference:
+    found = Reference.of(bundle, thresholds)
+    assert found is not None
+    return found
+
+
+def compare(reference: Reference, exits: np.ndarray, confidences: np.ndarray, rows: np.ndarray) -> Drift:
+    found = reference.compare(exits[rows], confidences[rows])
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module", params=["digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return load_bundle(HALF.parent / request.param, verify=False)
+
+
+@pytest.fixture(params=["default", "0.95 of the table", "no-exit"])
+def thresholds(request: pytest.FixtureRequest, bundle: Bundle) -> tuple[float, ...]:
+    chosen = {"default": bundle.default_point.thresholds, "0.95 of the table": bundle.promise(0.95).thresholds}
+    return chosen.get(request.param, (NEVER_EXIT,) * 5)
+
+
+def test_no_more_false_alarms_on_the_evaluation_mix_than_the_level_allows(bundle: Bundle, thresholds: tuple[float, ...]) -> None:
+    """Other writers, the same mix: runs of several lengths, drawn from 597 digits and so not independent."""
+    reference, rng = reference_of(bundle, thresholds), np.random.default_rng(7)
+    exits, confidences = answers(bundle, thresholds)
+    p_values = [
+        compare(reference, exits, confidences, rng.integers(0, len(exits), size)).p_value
+        for size in (LEAST_SAMPLES, 500, 3000)
+        for _ in range(SEEDS // 3)
+    ]
+    assert sum(p_value < 0.01 for p_value in p_values) <= 0.01 * SEEDS
+    assert sum(p_value < ALPHA for p_value in p_values) <= 1
+
+
+def test_whole_evaluation_set_is_no_drift(bundle: Bundle, thresholds: tuple[float, ...]) -> None:
+    exits, confidences = answers(bundle, thresholds)
+    found = compare(reference_of(bundle, thresholds), exits, confidences, np.arange(len(exits)))
+    assert not found.drifted
+    assert found.p_value > 0.05
+
+
+def test_hardest_inputs_alone_are_found_in_every_run(bundle: Bundle, thresholds: tuple[float, ...]) -> None:
+    reference, rng = reference_of(bundle, thresholds), np.random.default_rng(7)
+    exits, confidences = answers(bundle, thresholds)
+    hard = np.flatnonzero(bundle.evaluation().severity == 4)
+    found = [compare(reference, exits, confidences, rng.choice(hard, 500)) for _ in range(50)]
+    assert all(each.drifted and each.harder for each in found)
+
+
+def test_clean_inputs_alone_are_a_drift_the_other_way(bundle: Bundle) -> None:
+    thresholds = bundle.default_point.thresholds
+    exits, confidences = answers(bundle, thresholds)
+    easy = np.random.default_rng(7).choice(np.flatnonzero(bundle.evaluation().severity == 0), 1000)
+    found = compare(reference_of(bundle, thresholds), exits, confidences, easy)
+    assert found.drifted
+    assert not found.harder
+    assert "easier inputs" in str(found)
+
+
+# ---- the test itself ---------------------------------------------------------------------------
+
+
+def test_series_is_kolmogorovs_distribution() -> None:
+    for x, p in ((0.1, 1.0), (0.828, 0.5), (1.2238, 0.1), (1.3581, 0.05), (1.6276, 0.01), (1.9495, 0.001)):
+        assert _kolmogorov(x) == pytest.approx(p, rel=0.01)
+
+
+def test_dependent_samples_count_for_as_many_as_there_are_originals() -> None:
+    rng = np.random.default_rng(0)
+    alone = rng.uniform(0.5, 1.0, 400)
+    independent = Reference.from_answers(np.zeros(400, np.int64), alone, np.arange(400), stages=2)
+    repeated = Reference.from_answers(np.zeros(4000, np.int64), np.repeat(alone, 10), np.repeat(np.arange(400), 10), stages=2)
+    assert independent.effective == pytest.approx(400, rel=0.15)
+    assert repeated.effective == pytest.approx(400, rel=0.15)
+
+
+def test_confidence_at_the_same_exits_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    exits = np.zeros(2000, np.int64)
+    reference = Reference.from_answers(exits, rng.uniform(0.9, 1.0, 2000), np.arange(2000), stages=2)
+    same, other = (reference.compare(exits, rng.uniform(low, 1.0, 2000)) for low in (0.9, 0.95))
+    assert same is not None
+    assert other is not None
+    assert (same.drifted, other.drifted, other.harder) == (False, True, False)
+    assert same.shares == same.expected_shares == (1.0, 0.0)
+
+
+def test_few_answers_and_bundles_without_calibration_say_nothing() -> None:
+    reference = Reference.from_answers(np.zeros(200, np.int64), np.linspace(0.5, 1, 200), np.arange(200), stages=1)
+    assert reference.compare([0] * (LEAST_SAMPLES - 1), [0.9] * (LEAST_SAMPLES - 1)) is None
+
+
+def test_monitor_speaks_once_when_it_drifts_and_once_when_it_is_over() -> None:
+    rng = np.random.default_rng(0)
+    monitor = Monitor(Reference.from_answers(np.zeros(2000, np.int64), rng.uniform(0.9, 1.0, 2000), np.arange(2000), stages=2))
+    calm = [monitor.see(0, rng.uniform(0.9, 1.0)) for _ in range(2000)]
+    assert not any(calm)
+    hard = [news for _ in range(4000) if (news := monitor.see(1, rng.uniform(0.5, 1.0))) is not None]
+    assert [news.drifted for news in hard] == [True]
+    assert math.isclose(sum(hard[0].shares), 1.0)
+    over = [news for _ in range(4000) if (news := monitor.see(0, rng.uniform(0.9, 1.0))) is not None]
+    assert [news.drifted for news in over] == [False]
+    assert monitor.last is not None
+    assert EVERY < 1000

@@ -6,7 +6,6 @@ was run on a GPU yet.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.errors import ConfigError
 from zpipe.executors.base import open_gate
 from zpipe.executors.cuda import presence
+from zpipe.executors.cuda.device import parse_device
 from zpipe.executors.cuda.driver import Driver
 from zpipe.executors.cuda.runner import CudaStages
 from zpipe.executors.tensorrt.check import Told
@@ -51,7 +50,7 @@ class TrtExecutor(CudaStages):
 
     def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "") -> None:
         presence.require("trt")
-        ordinal, self._precision = parse_device(device)
+        ordinal, self._precision = parse_device(device, executor="trt", precisions=PRECISIONS)
         super().__init__(bundle, stages, driver=partial(_open, ordinal), engine=self._load_engine)
 
     def _load_engine(self, driver: Driver, stage: int, max_batch: int) -> TrtEngine:
@@ -93,21 +92,6 @@ def answers(
     finally:
         executor.close()
     return labels
-
-
-def parse_device(text: str) -> tuple[int, str]:
-    """(ordinal, precision) of a topology's `device`.
-
-    Raises:
-        ConfigError: it says neither.
-    """
-    match = re.fullmatch(rf"(?:cuda|(?:cuda:)?(\d{{1,3}}))?(?:(?:^|/)({'|'.join(PRECISIONS)}))?", text)
-    if match is None:
-        raise ConfigError(
-            f"executor trt: device: found {text!r}, expected a GPU, what it computes in, or both, such as cuda:0/fp16; "
-            f"precisions are {', '.join(PRECISIONS)}"
-        )
-    return int(match[1] or 0), match[2] or "fp32"
 
 
 def _open(ordinal: int) -> Driver:

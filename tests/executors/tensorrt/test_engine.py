@@ -20,12 +20,14 @@ from zpipe.bundle import Bundle
 from zpipe.errors import BackendUnavailable, BundleError, ConfigError, EngineMismatchError, ExecutorError
 from zpipe.executors import make_executor, trt
 from zpipe.executors.cuda import presence
+from zpipe.executors.cuda.device import parse_device
 from zpipe.executors.onnx import OnnxExecutor
 from zpipe.executors.tensorrt.build import build_engines
+from zpipe.executors.tensorrt.convert import PRECISIONS
 from zpipe.executors.tensorrt.engine import TrtEngine, find_engine
 from zpipe.executors.tensorrt.flavour import load_flavour
 from zpipe.executors.tensorrt.manifest import Engine, engines_of, read_engine
-from zpipe.executors.trt import answers, parse_device
+from zpipe.executors.trt import answers
 from zpipe.model import NEVER_EXIT, GateSpec, TensorSpec
 
 
@@ -327,13 +329,13 @@ def test_refused_batch_is_one_line(bundle: Bundle, rtx: FakeTrt) -> None:
     ],
 )
 def test_device_names_gpu_and_precision(text: str, expected: tuple[int, str]) -> None:
-    assert parse_device(text) == expected
+    assert parse_device(text, executor="trt", precisions=PRECISIONS) == expected
 
 
 @pytest.mark.parametrize("text", ["raspberry-pi-4", "cuda:x", "fp8", "1/fp8", "cuda:", "cuda/", "1fp16"])
 def test_device_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"executor trt: device: found '.*', expected a GPU"):
-        parse_device(text)
+        parse_device(text, executor="trt", precisions=PRECISIONS)
 
 
 def test_without_a_gpu_it_says_what_is_missing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

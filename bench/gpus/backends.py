@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import Bundle
@@ -110,7 +111,12 @@ def _tensorrt(precision: str, device: int) -> Backend:
             bundle, stage, capability=driver.capability, precision=precision, max_batch=max_batch, hosted=hosted
         ).load(driver)
 
+    prepared: set[Path] = set()
+
     def prepare(bundle: Bundle) -> None:
+        if bundle.path in prepared:
+            return
+        prepared.add(bundle.path)
         # Forced: what a precision costs is another question, and a network that was never trained has no accuracy to lose.
         build_engines(bundle, precision=precision, target=target, max_batch=MAX_BATCH, force=precision != "fp32")
 

@@ -29,7 +29,9 @@ from zpipe.errors import ConfigError
     "MODULE:CLASS.",
 )
 @click.option(
-    "--device", help="Of nodes whose topology names none: which GPU, by number; with `--executor emulated` a device profile."
+    "--device",
+    help="Of nodes whose topology names none: a GPU, a precision, or both, such as cuda:1/fp16; with `--executor emulated` a "
+    "device profile.",
 )
 @load_options
 @click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")

@@ -21,7 +21,7 @@ from zpipe.errors import ConfigError
     "--executor",
     help="What runs this node's stages, instead of the topology's: `auto`, `trt`, `torch-cuda`, `onnx`, or MODULE:CLASS.",
 )
-@click.option("--device", help="Which device it runs them on, instead of the topology's: a GPU by its number.")
+@click.option("--device", help="What it runs them on, instead of the topology's: a GPU, a precision, or both, such as cuda:1/fp16.")
 @click.option("--trace", type=FILE, help="Record what this node's policy is told and answers, for `zpipe replay`.")
 @INSECURE
 def node(rank: int, topology: str, executor: str | None, device: str | None, trace: Path | None, insecure: bool) -> None:

@@ -203,7 +203,7 @@ def _unusable(bundle: Bundle, engine: Engine, there: Gpus | Missing, versions: M
 
 
 def auto() -> Finding:
-    """What `executor: auto` takes for the digits bundle, tried in a process of its own."""
+    """What `executor: auto` takes for the digits bundle, tried in a process of its own: on a GPU that may build its engines."""
     code, said = _run(_AUTO)
     if code == 0:
         return Finding("executor auto", "ok", said.removeprefix("executor auto "))

@@ -12,8 +12,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         executor: auto            what runs the stages: trt (TensorRT), torch-cuda, onnx (ONNX Runtime on the CPU), auto: the first
                                   of these that works where the node runs; emulated (boards that are not here; then every node),
                                   or MODULE:CLASS of your own (`zpipe.executors`)
-        device: ""                which GPU, by number; an emulated node's profile: a name in zpipe/devices.yaml, or NAME/4 for
-                                  four times slower
+        device: ""                a GPU and what it computes in: 1, cuda:1, fp16, cuda:1/fp16; an emulated node's profile: a name in
+                                  zpipe/devices.yaml, or NAME/4 for four times slower
         max_batch: 8              most tasks in one batch
         slots: 64                 most samples of its own under way in this node (policy rule C1)
     links: line                   line, ring, mesh; or {shape: line, latency: 5 ms, ...}; or a list of

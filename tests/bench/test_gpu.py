@@ -20,6 +20,7 @@ from bench.gpus.network import CLAIMED_BATCH, Network, Plan
 from bench.gpus.thresholds import gate_of, median_thresholds
 from bench.gpus.verdict import Verdict, verdicts
 from tests.executors.cuda.engines import Bench
+from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.executors import make_executor
 from zpipe.executors.cuda import presence
@@ -107,6 +108,13 @@ def test_without_a_gpu_it_is_one_line_and_exit_code_2(
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert said.err.startswith("bench.gpu: found ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_run_over_the_real_pycuda_leaves_nothing_behind() -> None:
+    need_pycuda()
+    done = on_standin("tests.bench.gpu_cases", STANDIN_MEMORY="2048")
+    assert (done.stderr, done.returncode) == ("", 0), f"after {done.stdout}"
 
 
 # ---- its parts ---------------------------------------------------------------------------------

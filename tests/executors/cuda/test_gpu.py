@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -45,17 +47,18 @@ class Subject:
     """An executor under test.
 
     Attributes:
+        device: as a topology gives it.
         exact: whether it computes in float32, so that it decides as ONNX Runtime does.
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    device: str = "0"
     exact: bool = True
 
     def make(self, bundle: Bundle, *stages: int) -> StageExecutor:
         """A new one, warm; skips the test where what it needs is not here."""
         try:
-            executor = make_executor(self.name, bundle, stages, **self.options)
+            executor = make_executor(self.name, bundle, stages, device=self.device)
             executor.warm_up(MAX_BATCH)
         except BackendUnavailable as exc:
             pytest.skip(str(exc))
@@ -64,9 +67,9 @@ class Subject:
 
 SUBJECTS = {
     "trt": Subject("trt"),
-    "trt-fp16": Subject("trt", {"device": "0/fp16"}, exact=False),
+    "trt-fp16": Subject("trt", "0/fp16", exact=False),
     "torch-cuda": Subject("torch-cuda"),
-    "torch-cuda-fp16": Subject("torch-cuda", {"precision": "fp16"}, exact=False),
+    "torch-cuda-fp16": Subject("torch-cuda", "0/fp16", exact=False),
 }
 if REHEARSAL:
     SUBJECTS = {"rehearsal": Subject("tests.executors.cuda.pycuda_stages:PycudaStages")}
@@ -278,3 +281,33 @@ def test_torch_beside_it_lives_on(
         assert (before.exited, before.labels) == (after.exited, after.labels)
     assert int(doubled.sum()) == (1 << 20) * ((1 << 20) - 1)
     assert int((numbers + torch.ones_like(numbers)).sum()) == (1 << 20) * ((1 << 20) + 1) // 2
+
+
+_ILLEGAL = """
+import ctypes
+from zpipe.errors import ExecutorLost
+from zpipe.executors.cuda.images import load_kernels
+from zpipe.executors.cuda.pycuda import PycudaDriver
+
+driver = PycudaDriver()
+stream, event, memory = driver.stream(), driver.event(), driver.allocate(64)
+(gather,) = load_kernels(driver, ["zpipe_gather_1"]).values()
+nowhere = [ctypes.c_uint64(16) for _ in range(3)]
+driver.launch(gather, grid=(1, 1, 1), block=(32, 1, 1), arguments=[*nowhere, ctypes.c_uint64(64)], stream=stream)
+for call in (stream.synchronize, event.done, lambda: driver.allocate(64)):
+    try:
+        call()
+    except ExecutorLost as exc:
+        print(exc)
+memory.free()
+driver.close()
+"""
+
+
+@pytest.mark.skipif(REHEARSAL, reason="needs a real device: the stand-in runs kernels in its own process")
+def test_illegal_access_loses_the_driver_and_not_the_process() -> None:
+    """What CUDA gives is sticky in the process, so this has one of its own."""
+    pytest.importorskip("pycuda", reason="needs pycuda")
+    done = subprocess.run([sys.executable, "-c", _ILLEGAL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("restart the node") == 3, done.stdout + done.stderr

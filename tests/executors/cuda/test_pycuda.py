@@ -68,13 +68,13 @@ def test_executor_over_pycuda_keeps_the_contract() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "least"), [("test_gpu", 6), ("test_decide", 50), ("test_gather", 50)])
 def test_tests_for_a_gpu_are_rehearsed(file: str, least: int) -> None:
-    """Skipped may be what needs torch."""
+    """Skipped may be what needs torch, or a device that survives what is done to it."""
     said = session("-m", "gpu", f"tests/executors/cuda/{file}.py")
     passed = re.search(r"(\d+) passed", said)
     assert passed is not None, said
     assert int(passed[1]) >= least
     skipped = [line for line in said.splitlines() if line.startswith("SKIPPED")]
-    assert all("torch" in line for line in skipped), said
+    assert all("torch" in line or "a real device" in line for line in skipped), said
 
 
 @pytest.fixture

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pytest
 
-from tests.executors.tiny import tiny_bundle
+from tests.executors.tensorrt.device import FakeTrtExecutor
+from tests.executors.tensorrt.fake import RTX
+from tests.executors.tiny import DATA, STAGES, tiny_bundle
+from zpipe.bundle import Bundle
 from zpipe.errors import BackendUnavailable, EngineMismatchError, ExecutorError, ExecutorLost
 from zpipe.executors import GateSpec, StageExecutor, StageOutput, make_executor
-from zpipe.executors.auto import PREFERENCE, Candidate, _options, choose
+from zpipe.executors.auto import PREFERENCE, Candidate, Choice, _options, _smoke, choose
 from zpipe.executors.base import EXECUTORS, executor_name
 from zpipe.executors.cuda import presence
+from zpipe.executors.cuda.rows import DeviceRows
+from zpipe.executors.tensorrt.manifest import Accuracy, Engine, EngineKey, stage_digest
 
 NO_GPU = "no NVIDIA GPU"
 
@@ -120,6 +130,62 @@ def test_last_one_needs_no_trial_and_its_error_is_the_answer() -> None:
     missing = BackendUnavailable("executor onnx: found no onnxruntime")
     with pytest.raises(BackendUnavailable, match="found no onnxruntime"):
         choose([candidate("trt", Played(), NO_GPU), candidate("onnx", missing)], max_batch=8, smoke=agrees)
+
+
+# ---- with TensorRT on a device that is played, too -----------------------------------------------
+
+
+class Confused(FakeTrtExecutor):
+    """Its engines run, and are wrong."""
+
+    def run(self, stage: int, inputs: npt.NDArray[Any] | DeviceRows, gate: GateSpec) -> StageOutput:
+        output = super().run(stage, inputs, gate)
+        return replace(output, confidences=[1.0 - confidence for confidence in output.confidences])
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """The tiny one, in a folder that takes its engines."""
+    for spec in STAGES:
+        shutil.copy(DATA / spec.file, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tiny_bundle(path=tmp_path)
+
+
+def chosen(bundle: Bundle, kind: type[FakeTrtExecutor]) -> Choice:
+    """Between it and ONNX Runtime, by the smoke inference that a node makes."""
+    stages = range(len(bundle.stages))
+    trt = Candidate("trt", lambda: "", lambda: kind(bundle, stages))
+    onnx = Candidate("onnx", lambda: "", lambda: make_executor("onnx", bundle, stages))
+    return choose([trt, onnx], max_batch=8, smoke=partial(_smoke, bundle=bundle, max_batch=8))
+
+
+def test_tensorrt_that_gives_the_bundles_answers_is_taken_and_its_engines_built(bundle: Bundle) -> None:
+    choice = chosen(bundle, FakeTrtExecutor)
+    assert str(choice) == "executor auto takes trt, which gives the bundle's answers here"
+    assert len(list(bundle.path.glob("trt/*.plan"))) == 3
+    choice.executor.close()
+
+
+def test_tensorrt_with_other_answers_is_not(bundle: Bundle) -> None:
+    choice = chosen(bundle, Confused)
+    assert choice.name == "onnx"
+    assert re.fullmatch(r"stage 0: found confidence .* in row 0, expected .* within 0.03", choice.passed_over[0][1])
+    choice.executor.close()
+
+
+def test_engines_for_another_gpu_are_named_with_the_command_that_builds_others(bundle: Bundle) -> None:
+    key = EngineKey(0, "fp32", 8, f"rtx{RTX}", "12.1", stage_digest(bundle, 0))
+    (bundle.path / "trt").mkdir()
+    plan = bundle.path / "trt" / f"{key.name}.plan"
+    plan.write_bytes(b"another GPU's")
+    Engine(key, plan, "sha256:0", 13, 0.1, Accuracy()).write()
+    choice = chosen(bundle, FakeTrtExecutor)
+    assert choice.name == "onnx"
+    ((_, reason),) = choice.passed_over
+    assert reason.startswith(f"stage 0: found an engine for fp32 up to batch 8 by rtx{RTX} for capability 12.1, expected fp32 by ")
+    assert "zpipe build --bundle " in reason
+    choice.executor.close()
 
 
 # ---- as a topology names it --------------------------------------------------------------------

@@ -153,9 +153,9 @@ def _on_trial(candidate: Candidate, max_batch: int, smoke: Smoke) -> tuple[Stage
         differs = smoke(executor)
     except Exception as exc:  # of a foreign library, too: the next candidate is the answer to all of them
         log.debug("executor %s: what happened:", candidate.name, exc_info=True)
-        differs = str(exc) if isinstance(exc, ZpipeError) else f"{type(exc).__name__}: {exc}"
+        differs = str(exc) if isinstance(exc, ZpipeError) else one_line(" ".join(f"{type(exc).__name__}: {exc}".split()))
     if differs is None:
         return executor, ""
     if executor is not None:
         executor.close()
-    return None, one_line(" ".join(differs.split()).removeprefix(f"executor {candidate.name}: "))
+    return None, " ".join(differs.split()).removeprefix(f"executor {candidate.name}: ")

@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from zpipe.bundle import Bundle
-from zpipe.devices import load_device, service_seconds
+from zpipe.devices import load_device
 from zpipe.errors import ConfigError
 from zpipe.model import AUTO_CODEC, StageSpec
 from zpipe.service import Measured, load_service
@@ -69,18 +69,12 @@ class Board:
     max_batch: int = NodeSpec(0, ()).max_batch
     faster: float = 1.0
 
-    def batch_seconds(self, stage: StageSpec, rows: int) -> float:
-        """How long a batch of so many rows takes."""
+    def batch_seconds(self, stage: StageSpec, rows: float) -> float:
+        """How long a batch of so many rows takes; a mean number of rows need not be whole."""
         if self.measured is not None:
             return self.measured.seconds(stage.index, rows) / self.faster
-        return service_seconds(load_device(self.device), stage, rows) / self.faster
-
-    def seconds(self, stage: StageSpec) -> float:
-        """Per row, at the batch size that suits it best: what a busy node comes down to."""
-        sizes = {1, self.max_batch}
-        if self.measured is not None:
-            sizes.update(rows for rows in self.measured.times[stage.index] if rows <= self.max_batch)
-        return min(self.batch_seconds(stage, rows) / rows for rows in sizes)
+        device = load_device(self.device)
+        return (device.fixed_seconds + rows * stage.macs / device.macs_per_second) / self.faster
 
     def piece_seconds(self, macs: float) -> float:
         """Per row of a piece of a network that has not been measured, at full batches."""

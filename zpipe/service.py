@@ -73,7 +73,7 @@ class Measured:
     stage_bytes: Mapping[int, float] = field(default_factory=dict)
     macs: Mapping[int, float] = field(default_factory=dict)
 
-    def seconds(self, stage: int, rows: int) -> float:
+    def seconds(self, stage: int, rows: float) -> float:
         """Mean seconds of a batch, between measured sizes as `blended` says."""
         return blended(self.times[stage], rows, lambda spread: spread.mean)
 
@@ -93,7 +93,7 @@ class Measured:
         return sum(self.macs[stage] for stage in self.times) / sum(self.seconds(stage, 1) for stage in self.times)
 
 
-def blended(table: Mapping[int, Spread], rows: int, value: Callable[[Spread], float]) -> float:
+def blended(table: Mapping[int, Spread], rows: float, value: Callable[[Spread], float]) -> float:
     """A batch's value: between two measured batch sizes both are weighed, beyond the largest it grows in proportion."""
     low = max((size for size in table if size <= rows), default=min(table))
     high = min((size for size in table if size >= rows), default=None)

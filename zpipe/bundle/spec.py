@@ -287,6 +287,17 @@ class Bundle:
                 raise BundleError(f"{path}: {key}: found {array.dtype}, expected float32; {REMEDY}")
         return arrays
 
+    def stage_file_bytes(self) -> tuple[int, ...]:
+        """Per stage the size of its file: mostly its weights, as they are stored.
+
+        Raises:
+            BundleError: a file is not there.
+        """
+        try:
+            return tuple((self.path / stage.file).stat().st_size for stage in self.real.stages)
+        except OSError as exc:
+            raise BundleError(f"{exc.filename}: found no such file, expected one for each stage; {REMEDY}") from exc
+
     def replay_codecs(self) -> tuple[str, ...]:
         """The codecs `replay` has a table for; () where the bundle has no replay at all.
 

@@ -10,12 +10,13 @@ import sys
 
 import click
 
-from zpipe.cli import bench, build, calibrate, doctor, keygen, node, replay, sim, train  # each puts its command into the group
+# Each puts its command into the group.
+from zpipe.cli import bench, build, calibrate, doctor, keygen, node, plan, replay, sim, train
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
 
-__all__ = ["bench", "build", "calibrate", "cli", "doctor", "keygen", "main", "node", "replay", "sim", "train"]
+__all__ = ["bench", "build", "calibrate", "cli", "doctor", "keygen", "main", "node", "plan", "replay", "sim", "train"]
 
 log = logging.getLogger("zpipe.cli")
 

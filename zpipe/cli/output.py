@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,20 @@ def _told(file: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise ConfigError(f"{file}: found that it cannot be written ({exc.strerror}), expected room there; choose another") from exc
+
+
+@contextmanager
+def libraries_silent() -> Iterator[None]:
+    """What a library writes past Python to standard output is dropped: HiGHS in scipy 1.17 leaves a line of its debugging there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | None, samples_file: Path | None) -> None:

@@ -1,8 +1,33 @@
-"""What a topology could do at best, and which topology is best: computed and not run; deterministic, without IO."""
+"""What a topology could do at best, and which topology is best: computed and not run; deterministic.
+
+`make_plan` decides which board hosts what: exactly for lines (`chain`, `line`), by a mixed-integer program for meshes (`mesh`);
+`explain` says why, `to_yaml` and `draw_plan` write it down. `choose_cuts` cuts a network that has no stages yet; `rate_bound` is
+what a given topology can sustain at most. Nothing here reads files but for a bundle's own.
+
+The model: a busy board takes the sum of its tasks' times, a link the bits of what crosses it, and each stage counts with the
+probability that a sample gets there. No queues, no dice: what a plan promises is reached where samples are always waiting.
+"""
 
 from __future__ import annotations
 
 from zpipe.plan.bounds import Bound, exit_reach, rate_bound
 from zpipe.plan.cuts import Cuts, Piece, choose_cuts, equal_cuts
+from zpipe.plan.drawing import draw_plan
+from zpipe.plan.explain import explain
+from zpipe.plan.planner import Plan, make_plan
+from zpipe.plan.writing import to_yaml
 
-__all__ = ["Bound", "Cuts", "Piece", "choose_cuts", "equal_cuts", "exit_reach", "rate_bound"]
+__all__ = [
+    "Bound",
+    "Cuts",
+    "Piece",
+    "Plan",
+    "choose_cuts",
+    "draw_plan",
+    "equal_cuts",
+    "exit_reach",
+    "explain",
+    "make_plan",
+    "rate_bound",
+    "to_yaml",
+]

@@ -7,7 +7,7 @@ A *piece* is what lies between two neighbouring places where the network may be 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,8 @@ import numpy as np
 from zpipe.boards import Board, Boards
 from zpipe.errors import ConfigError
 from zpipe.plan.chain import Costs, best_chain, leanest_chain, shared_chain
-from zpipe.plan.memory import slice_memory
+from zpipe.plan.memory import PROCESS_BYTES, slice_memory
+from zpipe.topology import LinkSpec
 
 CutGoal = Literal["throughput", "latency"]
 
@@ -79,7 +80,7 @@ def choose_cuts(
     crossing = [input_bytes, *(piece.output_bytes * bytes_factor for piece in pieces[:-1])]
     slices = np.stack([_slice_costs(pieces, board, reached, crossing) for board in boards.boards])
     slices[boards.source, 0, 0] = 0.0
-    links, airtime = link_costs(boards, crossing, reached, latency=goal == "latency")
+    links, airtime = link_costs(boards, lambda link: crossing, reached, latency=goal == "latency")
     if goal == "latency":
         found = best_chain(slices, links + airtime, source=boards.source, combine="sum")
     elif airtime.any():
@@ -112,14 +113,16 @@ def _slice_costs(pieces: Sequence[Piece], board: Board, reach: Costs, crossing: 
     return costs
 
 
-def link_costs(boards: Boards, crossing: Sequence[float], reach: Sequence[float] | Costs, *, latency: bool) -> tuple[Costs, Costs]:
+def link_costs(
+    boards: Boards, crossing: Callable[[LinkSpec], Sequence[float]], reach: Costs, *, latency: bool
+) -> tuple[Costs, Costs]:
     """`[boards, boards, pieces + 1]` twice: seconds per sample of each link on its own, inf where there is none; and of airtime.
 
-    Airtime is what links with a bandwidth take of the one medium they name; a plan knows one such medium.
+    Airtime is what links with a bandwidth take of the one medium they name; a line's plan knows one such medium.
 
     Args:
         boards: which are linked.
-        crossing: bytes of what waits for piece k.
+        crossing: bytes on a link of what waits for piece k.
         reach: P(a sample gets to piece k).
         latency: whether one-way latencies count, there and for the answer on its way back.
 
@@ -132,25 +135,26 @@ def link_costs(boards: Boards, crossing: Sequence[float], reach: Sequence[float]
             f"{boards.path or boards.name}: links: found the media {', '.join(media)}, expected one at most for a line; "
             "plan a mesh (`--shape mesh`), or leave out what is not shared"
         )
-    shape = (len(boards.boards), len(boards.boards), len(crossing) + 1)
+    shape = (len(boards.boards), len(boards.boards), len(reach) + 1)
     own, shared = np.full(shape, np.inf), np.zeros(shape)
     for link in boards.links:
-        bits = 8.0 * np.asarray(crossing) * np.asarray(reach)
-        seconds = bits / link.bandwidth_bps
-        waits = 2.0 * link.latency_seconds * np.asarray(reach) if latency else np.zeros(len(crossing))
+        seconds = 8.0 * np.asarray(crossing(link)) * reach / link.bandwidth_bps
+        waits = 2.0 * link.latency_seconds * reach if latency else np.zeros(len(reach))
         for a, b in (link.between, link.between[::-1]):
             own[a, b, :-1] = waits if link.medium else seconds + waits
             shared[a, b, :-1] = seconds if link.medium else 0.0
     return own, shared
 
 
-def cannot_hold(boards: Boards, *, weights: float) -> ConfigError:
-    """Why no placement exists: nobody could hold it all, or those that could are not linked in a row."""
+def cannot_hold(boards: Boards, *, weights: float, stages: int = 0) -> ConfigError:
+    """Why no placement exists: nobody can hold the parts, or those that could are not linked."""
     there = ", ".join(f"{board.name} {board.memory_bytes / 1e6:.0f} MB" for board in boards.boards if board.memory_bytes < math.inf)
+    network = f"the network ({f'{stages} stages, ' if stages else ''}{weights / 1e6:.0f} MB of weights)"
     return ConfigError(
-        f"{boards.path or boards.name}: found no way to place the network ({weights / 1e6:.0f} MB of weights) on "
-        f"{len(boards.boards)} devices" + (f" ({there})" if there else "") + ", expected devices that hold it, each linked to the "
-        "next from the source on; add a device or memory, link more of them, or cut the network finer (`zpipe split`)"
+        f"{boards.path or boards.name}: found no way to place {network} on {len(boards.boards)} devices"
+        + (f" ({there}; a node alone takes {PROCESS_BYTES / 1e6:.0f} MB)" if there else "")
+        + ", expected devices that hold it, each linked to the next from the source on; add a device or memory, link more of them, "
+        "or cut the network finer (`zpipe split`)"
     )
 
 

@@ -1,0 +1,99 @@
+"""`zpipe plan`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zpipe.cli.group import cli
+from zpipe.cli.options import FILE, SECONDS
+from zpipe.cli.output import check_writable, libraries_silent, write_text
+from zpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zpipe.plan import Plan
+
+
+@cli.command()
+@click.option("--devices", required=True, metavar="FILE", help="The boards there are, and their links; `robot` is an example.")
+@click.option("--bundle", default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name.")
+@click.option("--goal", type=click.Choice(["throughput", "latency", "accuracy-at-rate"]), default="throughput", show_default=True)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Samples per second, for `--goal accuracy-at-rate`.")
+@click.option("--policy", "point", metavar="POINT", help="An operating point of the bundle, or `no-exit`.")
+@click.option(
+    "--shape",
+    type=click.Choice(["auto", "line", "mesh"]),
+    default="auto",
+    show_default=True,
+    help="line: each board one slice; mesh: any board any stages; auto: as the boards are linked.",
+)
+@click.option(
+    "--most-lost",
+    type=click.FloatRange(0, 1),
+    default=0.005,
+    show_default=True,
+    help="A codec may cost so much accuracy where a link leaves the codec open.",
+)
+@click.option("--out", type=FILE, default=Path("plan.yaml"), show_default=True, help="Write the topology here.")
+@click.option("--draw", type=FILE, help="Write a drawing here, as SVG.")
+@click.option("--time-limit", type=SECONDS, default=30.0, show_default=True, help="Seconds a solver may take.")
+def plan(
+    devices: str,
+    bundle: str,
+    goal: str,
+    rate: float | None,
+    point: str | None,
+    shape: str,
+    most_lost: float,
+    out: Path,
+    draw: Path | None,
+    time_limit: float,
+) -> None:
+    """Decide which board hosts which stages, and write the topology."""
+    from zpipe.boards import load_boards
+    from zpipe.bundle import load_bundle
+    from zpipe.plan import draw_plan, explain, make_plan, to_yaml
+
+    if draw is not None and draw.suffix.lower() != ".svg":
+        raise ConfigError(f"--draw: found {draw}, expected a file that ends in .svg; browsers show it")
+    if out.suffix != ".yaml":
+        raise ConfigError(f"--out: found {out}, expected a file that ends in .yaml")
+    check_writable(out, draw)
+    loaded = load_bundle(bundle)
+    boards = load_boards(devices, loaded)
+    with libraries_silent():
+        found = make_plan(
+            loaded,
+            boards,
+            goal=goal,  # type: ignore[arg-type]
+            rate=rate,
+            point=point,
+            shape=shape,  # type: ignore[arg-type]
+            most_lost=most_lost,
+            time_limit=time_limit,
+            name=out.stem,
+            out=out,
+        )
+        lines = explain(found, time_limit=time_limit)
+    comment = f"Made by `zpipe plan --devices {devices} --goal {goal}`.\n" + "\n".join(lines)
+    write_text(out, to_yaml(found.topology, comment))
+    if draw is not None:
+        write_text(draw, draw_plan(found, lines[0].removeprefix("plan: ")))
+    for line in lines:
+        click.echo(line)
+    written = f"{out} and {draw}" if draw is not None else f"{out}"
+    click.echo(f"{written} written; try it: {_try_it(found, out)}")
+
+
+def _try_it(found: Plan, out: Path) -> str:
+    """The simulator's command that shows what was predicted."""
+    services = "".join(
+        f" --service {rank}={shlex.quote(str(measured.file))}"
+        for rank, board in enumerate(found.layout.hosted)
+        if (measured := found.problem.boards.boards[board].measured) is not None and found.layout.hosted[board]
+    )
+    load = "--rate max --admission fixed" if found.goal == "throughput" else "--rate 1 --count 500"
+    return f"zpipe sim --topology {shlex.quote(str(out))} {load}{services}"

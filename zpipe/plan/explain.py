@@ -1,0 +1,179 @@
+"""Why a plan is as it is, in five lines: what it gives, what limits it, what nothing could exceed, what would help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zpipe.errors import ConfigError
+from zpipe.plan.layout import Layout
+from zpipe.plan.planner import Plan, solve
+from zpipe.plan.problem import Problem
+
+#: What is asked about: a board or a link so many times as fast.
+FACTOR = 2.0
+#: So many boards, kinds of boards and links are asked about, the busiest first.
+MOST_ASKED = 4
+#: Busier than this share of the busiest it may hold the others up.
+BUSY_ENOUGH = 0.5
+#: As busy as the busiest, but for the solver's rounding and the slack for fewer replicas.
+ALWAYS_BUSY = 0.97
+#: A gain below it is none.
+LEAST_GAIN = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """A change, and what it would give.
+
+    Attributes:
+        change: in words.
+        gain: relative, 0..: so much more samples per second, or so much less time.
+    """
+
+    change: str
+    gain: float
+
+
+def explain(plan: Plan, *, time_limit: float) -> list[str]:
+    """The five lines.
+
+    Args:
+        plan: as `make_plan` gave it.
+        time_limit: seconds the solver may take for all questions together, where it is a mesh.
+    """
+    boards = better_boards(plan, time_limit=time_limit / 2.0)
+    links = better_links(plan, time_limit=time_limit / 2.0)
+    return [_gives(plan), _limits(plan), _bound(plan), f"device: {_said(plan, boards)}", f"link: {_said(plan, links)}"]
+
+
+# ---- what it gives -----------------------------------------------------------------------------
+
+
+def _gives(plan: Plan) -> str:
+    bundle = plan.topology.bundle
+    point = "without exits" if plan.point is None else f"at point {plan.point.name}"
+    accuracy = "" if plan.point is None else f", accuracy {plan.point.calibration.accuracy:.3f} on calibration"
+    rate = f"{plan.rate_hz:.4g} results/s" if plan.rate_hz < math.inf else "no limit of results/s"
+    alone = f"{1e3 * plan.latency_seconds:.3g} ms for a sample alone"
+    figures = f"{rate}, {alone}" if plan.goal == "throughput" else f"{alone}, {rate}"
+    return f"plan: {bundle} {point} on {_boards(plan)}: {figures}{accuracy}"
+
+
+def _boards(plan: Plan) -> str:
+    hosting = [(board, stages) for board, stages in plan.layout.hosted.items() if stages]
+    join = " -> " if not plan.layout.replicated else ", "
+    return join.join(f"{plan.problem.boards.boards[board].name} {list(stages)}" for board, stages in hosting)
+
+
+def _limits(plan: Plan) -> str:
+    if not plan.loads or plan.rate_hz == math.inf:
+        return "bottleneck: nothing here takes time"
+    if plan.goal == "latency":
+        return f"bottleneck: {_slowest(plan)}"
+    busiest = [load for load in plan.loads if load.seconds * plan.rate_hz >= ALWAYS_BUSY]
+    rest = plan.loads[len(busiest) :]
+    each = f"{1e3 * plan.loads[0].seconds:.3g} ms per sample"
+    line = f"bottleneck: {', '.join(load.name for load in busiest)} (always busy at that rate: {each})"
+    return line + (f"; then {rest[0].name} ({100 * rest[0].seconds * plan.rate_hz:.0f} %)" if rest else "")
+
+
+def _slowest(plan: Plan) -> str:
+    """For a lone sample: on what its time goes."""
+    problem, layout = plan.problem, plan.layout
+    parts: dict[str, float] = {}
+    for (board, stage), tasks in layout.run.items():
+        name = f"board {problem.boards.boards[board].name}"
+        parts[name] = parts.get(name, 0.0) + tasks * problem.lone_seconds(board, stage)
+    on_links = plan.latency_seconds - sum(parts.values())
+    if on_links > 0.0:
+        parts["links"] = on_links
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in ordered) + " of each sample, on average"
+
+
+def _bound(plan: Plan) -> str:
+    bound = plan.layout.bound
+    if plan.goal == "latency":
+        return f"bound: no placement takes less than {1e3 * bound:.3g} ms ({plan.layout.method})"
+    said = f"{bound:.4g} results/s" if bound < math.inf else "any rate"
+    return f"bound: no placement gives more than {said} ({plan.layout.method})"
+
+
+# ---- what would help ---------------------------------------------------------------------------
+
+
+def better_boards(plan: Plan, *, time_limit: float) -> list[WhatIf]:
+    """What a faster or a further board would give, the best first."""
+    return _answers(plan, list(_board_changes(plan)), time_limit)
+
+
+def better_links(plan: Plan, *, time_limit: float) -> list[WhatIf]:
+    """What a faster link would give, the best first."""
+    return _answers(plan, list(_link_changes(plan)), time_limit)
+
+
+def _board_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
+    problem, least = plan.problem, BUSY_ENOUGH * (plan.loads[0].seconds if plan.loads else 0.0)
+    boards = problem.boards.boards
+    busy = [load.boards[0] for load in plan.loads if len(load.boards) == 1 and (load.seconds >= least or plan.goal == "latency")]
+    for board in busy[:MOST_ASKED]:
+        yield f"{boards[board].name} twice as fast", problem.with_faster_board(board, FACTOR)
+    kinds = {(board.device, board.memory_bytes): at for at, board in reversed(list(enumerate(boards)))}
+    for board in sorted(kinds.values())[:MOST_ASKED]:
+        if plan.goal == "throughput":
+            yield f"another {boards[board].name}", problem.with_one_more(board)
+
+
+def _link_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
+    """Links that may hold something up: busy ones, and those that are not used because they are slow."""
+    problem = plan.problem
+    names = problem.boards.boards
+    used = {frozenset(load.boards): load.seconds for load in plan.loads if len(load.boards) == 2}
+    order = sorted(
+        (at for at, link in enumerate(problem.boards.links) if link.bandwidth_bps < math.inf),
+        key=lambda at: (-used.get(frozenset(problem.boards.links[at].between), 0.0), problem.boards.links[at].bandwidth_bps),
+    )
+    seen: set[str] = set()
+    for at in order:
+        link = problem.boards.links[at]
+        a, b = link.between
+        name = f"medium {link.medium}" if link.medium else f"{names[a].name}-{names[b].name}"
+        if name not in seen and len(seen) < MOST_ASKED:
+            seen.add(name)
+            yield f"{name} at {_mbit(FACTOR * link.bandwidth_bps)}", problem.with_faster_link(at, FACTOR)
+
+
+def _mbit(bps: float) -> str:
+    return f"{bps / 1e6:g} Mbit/s"
+
+
+def _answers(plan: Plan, changes: list[tuple[str, Problem]], time_limit: float) -> list[WhatIf]:
+    each = time_limit / max(1, len(changes))
+    found = []
+    for change, problem in changes:
+        try:
+            layout = solve(problem, plan.goal, plan.shape, time_limit=each)
+        except ConfigError:  # no answer in its time; or a further board makes too many ways
+            continue
+        found.append(WhatIf(change, _gain(plan, layout)))
+    return sorted(found, key=lambda answer: -answer.gain)
+
+
+def _gain(plan: Plan, better: Layout) -> float:
+    """By what is proven for each: the best there is, before and after."""
+    before, after = plan.layout.bound, better.bound
+    if not 0.0 < before < math.inf or not 0.0 < after < math.inf:
+        return 0.0
+    return after / before - 1.0 if plan.goal == "throughput" else 1.0 - after / before
+
+
+def _said(plan: Plan, answers: list[WhatIf]) -> str:
+    helping = [answer for answer in answers if answer.gain >= LEAST_GAIN]
+    if not answers:
+        return "none of them limits this plan"
+    if not helping:
+        return f"no single one would help ({answers[0].change}: nothing)"
+    more = "+" if plan.goal == "throughput" else "-"
+    return "; ".join(f"{answer.change}: {more}{100 * answer.gain:.0f} %" for answer in helping[:2])

@@ -1,0 +1,283 @@
+"""From a bundle and the boards somebody has to a topology: which board hosts what, over which links, packed by which codec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from zpipe.boards import Boards
+from zpipe.bundle import Bundle
+from zpipe.errors import ConfigError
+from zpipe.model import AUTO_CODEC, NO_CODEC, OperatingPoint
+from zpipe.plan.layout import Goal, Layout, Load, latency_seconds, loads, rate_hz
+from zpipe.plan.line import plan_line
+from zpipe.plan.mesh import plan_mesh
+from zpipe.plan.problem import MOST_LOST, Problem, families, make_problem
+from zpipe.topology import NO_EXIT, LinkSpec, NodeSpec, PolicySpec, Topology, check
+
+Shape = Literal["auto", "line", "mesh"]
+PlanGoal: TypeAlias = Literal["throughput", "latency", "accuracy-at-rate"]
+
+TIME_LIMIT_SECONDS = 30.0
+#: A codec that costs less accuracy is taken where it gives up no more of the goal than this: its encoding is not in the numbers.
+CODEC_SLACK = {"throughput": 1e-6, "latency": 0.01}
+#: Share of a link's time that may be planned for what nodes might send over it (as `zpipe.codecs.choice.BUSY`).
+BUSY = 0.8
+#: The strategy where a stage has several hosts, and where each has one.
+CHOOSING, FIXED = "cheapest", "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run where, and what that will give.
+
+    Attributes:
+        goal: what it is best for.
+        shape: `line` or `mesh`.
+        problem: the numbers it was made from.
+        layout: who runs what.
+        codecs: {link, lower board first: codec}.
+        point: the operating point, None = no exits.
+        topology: the same as a topology; ranks in the layout's order.
+        loads: of everything that works, per sample let in, the busiest first.
+        rate_hz: samples per second at which the busiest has no time left.
+        latency_seconds: mean time of a sample that is alone.
+    """
+
+    goal: Goal
+    shape: str
+    problem: Problem
+    layout: Layout
+    codecs: Mapping[tuple[int, int], str]
+    point: OperatingPoint | None
+    topology: Topology
+    loads: tuple[Load, ...]
+    rate_hz: float
+    latency_seconds: float
+
+    @property
+    def value(self) -> float:
+        """What the goal is about: samples per second, or seconds."""
+        return self.rate_hz if self.goal == "throughput" else self.latency_seconds
+
+
+def make_plan(
+    bundle: Bundle,
+    boards: Boards,
+    *,
+    goal: PlanGoal = "throughput",
+    rate: float | None = None,
+    point: str | None = None,
+    shape: Shape = "auto",
+    most_lost: float = MOST_LOST,
+    time_limit: float = TIME_LIMIT_SECONDS,
+    name: str = "plan",
+    out: Path | None = None,
+) -> Plan:
+    """The best topology of these boards for a bundle.
+
+    Args:
+        bundle: whose stages are placed; its exit shares on calibration data say how many samples get how far.
+        boards: who may host them.
+        goal: `throughput`: the highest rate; `latency`: the least mean time of a lone sample; `accuracy-at-rate`: the operating
+            point with the highest accuracy (on calibration) at which the boards still sustain `rate`.
+        rate: samples per second, for `accuracy-at-rate` alone.
+        point: an operating point or `no-exit`; the bundle's default if not given.
+        shape: `line`: each board one slice, none twice; `mesh`: any board any stages, stages on several boards; `auto`: a line
+            where the boards are linked as one.
+        most_lost: a codec may cost so much accuracy, 0..1, where a link leaves the codec open.
+        time_limit: seconds for the solver of a mesh.
+        name: of the topology.
+        out: where the topology will be written: its bundle is named from there.
+
+    Raises:
+        ConfigError: no placement exists, or an argument is wrong.
+        BackendUnavailable: scipy is not here (meshes alone need it).
+    """
+    if (goal == "accuracy-at-rate") != (rate is not None):
+        found = "none" if rate is None else f"{rate:g} Hz with goal {goal}"
+        raise ConfigError(f"--rate: found {found}, expected a rate with `--goal accuracy-at-rate`, and there alone")
+    search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out)
+    if rate is None:
+        return search.plan("latency" if goal == "latency" else "throughput", _point(bundle, point))
+    if point is not None:
+        raise ConfigError(f"--policy: found {point} with goal accuracy-at-rate, expected none: that goal chooses the point")
+    return _most_accurate(search, bundle, rate)
+
+
+def _is_line(boards: Boards, shape: Shape) -> bool:
+    return shape == "line" or (shape == "auto" and boards.shape == "line")
+
+
+def _point(bundle: Bundle, name: str | None) -> OperatingPoint | None:
+    if name == NO_EXIT:
+        return None
+    return bundle.default_point if name in (None, "default") else bundle.point(name)
+
+
+def _most_accurate(search: _Search, bundle: Bundle, rate: float) -> Plan:
+    """Of the operating points whose best plan sustains the rate the one with the highest accuracy, of equal ones the cheapest."""
+    ordered = sorted(bundle.operating_points, key=lambda point: (-point.calibration.accuracy, point.calibration.mean_macs))
+    best: Plan | None = None
+    for point in ordered:
+        plan = search.plan("throughput", point)
+        if plan.rate_hz >= rate:
+            return plan
+        best = plan if best is None or plan.rate_hz > best.rate_hz else best
+    if best is None or best.point is None:
+        raise ConfigError(f"bundle {bundle.name}: found no operating points, expected some to choose from; run `zpipe calibrate`")
+    raise ConfigError(
+        f"--rate: found {rate:g} Hz, expected at most {best.rate_hz:.4g} Hz, what these devices sustain at point "
+        f"{best.point.name} (accuracy {best.point.calibration.accuracy:.3f}); ask for less, or add a device"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """All but goal and operating point."""
+
+    bundle: Bundle
+    boards: Boards
+    shape: str
+    most_lost: float
+    time_limit: float
+    name: str
+    out: Path | None
+
+    def plan(self, goal: Goal, point: OperatingPoint | None) -> Plan:
+        problem = make_problem(self.bundle, self.boards, point=point, most_lost=self.most_lost)
+        layout = solve(problem, goal, self.shape, time_limit=self.time_limit)
+        codecs = choose_codecs(problem, layout, goal)
+        found = tuple(loads(problem, layout, codecs))
+        topology = self._topology(problem, layout, codecs, point)
+        lone = latency_seconds(problem, layout, codecs)
+        return Plan(goal, self.shape, problem, layout, codecs, point, topology, found, rate_hz(list(found)), lone)
+
+    def _topology(
+        self, problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str], point: OperatingPoint | None
+    ) -> Topology:
+        exit_point = NO_EXIT if point is None else "default" if point == self.bundle.default_point else point.name
+        topology = to_topology(problem, layout, codecs, exit_point=exit_point, name=self.name)
+        check(replace(topology, bundle=self.bundle.name), len(self.bundle.stages))
+        return replace(topology, bundle=_bundle_name(self.bundle, self.out))
+
+
+def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float) -> Layout:
+    """The best layout with the smallest codecs.
+
+    Raises:
+        ConfigError, BackendUnavailable: as `make_plan`.
+    """
+    return plan_line(problem, goal) if shape == "line" else plan_mesh(problem, goal, time_limit=time_limit)
+
+
+# ---- codecs ------------------------------------------------------------------------------------
+
+
+def choose_codecs(problem: Problem, layout: Layout, goal: Goal) -> dict[tuple[int, int], str]:
+    """For each link of the layout the most accurate codec that costs the goal nothing to speak of.
+
+    1. The layout was found with the smallest codec on every link; that is what has to be kept.
+    2. The first family in order of accuracy (`none` alone, then `none` beside one lossy codec) that keeps it is taken.
+    3. Link by link, from the least used, the most accurate of the family that still keeps it. Where stages have several hosts,
+       nodes choose whom to send what, and may send more over a link than the plan does: there a codec must leave it room for
+       all that may come.
+    """
+    links = [link for link in problem.boards.links if link.between in layout.links]
+    smallest = {link.between: _fixed(link) or problem.smallest for link in links}
+    best = _cost(problem, layout, smallest, goal) * (1.0 + CODEC_SLACK[goal])
+    used = {link.between: 0.0 for link in links}
+    for (a, b, stage), tasks in layout.sent.items():
+        used[min(a, b), max(a, b)] += tasks * problem.stages[stage].input.bytes
+    every = families(list(problem.sizes))
+    last = next(family for family in every if problem.smallest in family)
+    for family in every:
+        tightest = min(family, key=lambda name: sum(problem.sizes[name]))
+        chosen = {link.between: _fixed(link) or tightest for link in links}
+        crowded = goal != "latency" and not all(_has_room(problem, layout, link, chosen[link.between]) for link in links)
+        if family is not last and (crowded or _cost(problem, layout, chosen, goal) > best):
+            continue
+        for link in sorted(links, key=lambda link: used[link.between]):
+            if not _fixed(link):
+                able = [name for name in family if goal == "latency" or _has_room(problem, layout, link, name)]
+                tries = [{**chosen, link.between: name} for name in able]
+                chosen = next((each for each in tries if _cost(problem, layout, each, goal) <= best), chosen)
+        return chosen
+    raise AssertionError("the last family is taken whatever it is")
+
+
+def _has_room(problem: Problem, layout: Layout, link: LinkSpec, codec: str) -> bool:
+    """Whether the link could carry, one way, every sample at each stage that one of its ends may send the other."""
+    if not layout.replicated:
+        return True
+    seconds = problem.link_seconds(link, codec)
+    rate = rate_hz(loads(problem, layout, {}))
+    for a, b in (link.between, link.between[::-1]):
+        lanes = [stage for stage in layout.hosted[b] if stage - 1 in layout.hosted[a]]
+        if rate * sum(problem.reach[stage] * seconds[stage] for stage in lanes) > BUSY:
+            return False
+    return True
+
+
+def _fixed(link: LinkSpec) -> str:
+    return "" if link.codec == AUTO_CODEC else link.codec
+
+
+def _cost(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str], goal: Goal) -> float:
+    """Seconds, the less the better."""
+    if goal == "latency":
+        return latency_seconds(problem, layout, codecs)
+    found = loads(problem, layout, codecs)
+    return found[0].seconds if found else 0.0
+
+
+# ---- as a topology -----------------------------------------------------------------------------
+
+
+def to_topology(
+    problem: Problem,
+    layout: Layout,
+    codecs: Mapping[tuple[int, int], str],
+    *,
+    exit_point: str = "default",
+    name: str = "plan",
+) -> Topology:
+    """The layout as a topology without a bundle's name; ranks in its order, the source is rank 0.
+
+    Args:
+        problem: with the boards.
+        layout: who hosts what.
+        codecs: of the links.
+        exit_point: operating point.
+        name: of the topology.
+    """
+    boards, ranks = problem.boards, {board: rank for rank, board in enumerate(layout.hosted)}
+    nodes = []
+    for board, rank in ranks.items():
+        there = boards.boards[board]
+        device = "" if there.measured is not None else there.device
+        nodes.append(NodeSpec(rank, layout.hosted[board], there.address, "", there.executor, device, there.max_batch))
+    links = []
+    for link in boards.links:
+        if link.between in layout.links:
+            low, high = sorted(ranks[board] for board in link.between)
+            links.append(replace(link, between=(low, high), codec=codecs.get(link.between, NO_CODEC)))
+    source = layout.hosted[boards.source]
+    raw_goes_out = any(stage == 0 for _, _, stage in layout.sent) and 0 in source
+    policy = PolicySpec(
+        offload=CHOOSING if layout.replicated else FIXED,
+        exit_point=exit_point,
+        offload_input="yes" if raw_goes_out else "no",
+    )
+    return Topology(name, "", tuple(nodes), tuple(sorted(links, key=lambda link: link.between)), policy=policy)
+
+
+def _bundle_name(bundle: Bundle, out: Path | None) -> str:
+    """As the topology file should say it: the name where that is enough, else the way there from the file."""
+    if bundle.path.parent.name == "engines" and bundle.path.name == bundle.name:
+        return bundle.name
+    folder = (out.absolute().parent if out is not None else Path.cwd()).resolve()
+    return os.path.relpath(bundle.path.resolve(), folder)

@@ -1,0 +1,197 @@
+"""What a plan starts from, as numbers: seconds per stage and board, bytes per stage and codec, memory, who is linked to whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from zpipe.boards import Board, Boards
+from zpipe.bundle import Bundle, lossy_part
+from zpipe.codecs import accuracy_lost, measured_codecs, row_bytes
+from zpipe.errors import ConfigError
+from zpipe.model import AUTO_CODEC, NO_CODEC, OperatingPoint, StageSpec
+from zpipe.plan.memory import PROCESS_BYTES, stage_memory
+from zpipe.topology import LinkSpec
+
+#: Codecs that cost no more accuracy than this, 0..1, may be chosen where a link leaves that open.
+MOST_LOST = 0.005
+#: What a message of one task has beside its row: header and frames; and Ethernet, IPv4 and TCP around each segment. A batch shares
+#: some of it, so busy links carry a little more than is said here (zpipe.sim.sizes counts exactly).
+HEADER_BYTES, PACKET_BYTES, SEGMENT_BYTES = 142.0, 66.0, 1448.0
+#: What a task's Credit and its Result take on their way back.
+ANSWER_BYTES = 250.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One network at one operating point, and the boards to run it on.
+
+    Attributes:
+        boards: who and how linked.
+        stages: of the bundle.
+        reach: P(a sample gets to stage k).
+        weight_bytes: of each stage's file.
+        sizes: {codec: bytes of one row that waits for stage k}; the codecs that may be used, those that cost less accuracy first.
+    """
+
+    boards: Boards
+    stages: tuple[StageSpec, ...]
+    reach: tuple[float, ...]
+    weight_bytes: tuple[float, ...]
+    sizes: Mapping[str, tuple[float, ...]]
+
+    # ---- boards --------------------------------------------------------------------------------
+
+    def seconds(self, board: int, stage: int, entered: int = 0) -> float:
+        """A task's share of a busy board's time.
+
+        A busy board gets full batches of what comes in; of these, those that stay go on together, as older samples go first. So a
+        batch of stage k has as many rows as are left of a full one.
+
+        Args:
+            board: where.
+            stage: of which tasks.
+            entered: the stage at which samples come to this board.
+        """
+        there = self.boards.boards[board]
+        left = self.reach[stage] / self.reach[entered] if self.reach[entered] else 0.0
+        rows = max(1.0, there.max_batch * left)
+        return there.batch_seconds(self.stages[stage], rows) / rows
+
+    def lone_seconds(self, board: int, stage: int) -> float:
+        """A task that comes alone."""
+        return self.boards.boards[board].batch_seconds(self.stages[stage], 1)
+
+    def room(self, board: int) -> float:
+        """Bytes that stages may take there."""
+        there = self.boards.boards[board]
+        measured = there.measured.process_bytes if there.measured is not None else None
+        return there.memory_bytes - (PROCESS_BYTES if measured is None else measured)
+
+    def memory(self, board: int, stage: int) -> float:
+        """Bytes the stage adds to its node: as measured there, else by `zpipe.plan.memory`."""
+        there, spec = self.boards.boards[board], self.stages[stage]
+        if there.measured is not None and stage in there.measured.stage_bytes:
+            return there.measured.stage_bytes[stage]
+        ends = spec.input.bytes + (spec.output.bytes if spec.output is not None else 0)
+        return stage_memory(self.weight_bytes[stage], ends, there.max_batch)
+
+    def holds(self, board: int, stages: Iterable[int]) -> bool:
+        """Whether these stages fit together."""
+        return sum(self.memory(board, stage) for stage in stages) <= self.room(board)
+
+    @property
+    def survive(self) -> list[float]:
+        """P(a sample that gets to stage k goes on to k + 1)."""
+        return [after / before if before else 0.0 for before, after in pairwise(self.reach)]
+
+    # ---- links ---------------------------------------------------------------------------------
+
+    def link_bytes(self, link: LinkSpec, codec: str = "") -> tuple[float, ...]:
+        """Bytes on that link of one task that waits for stage k, with packets and headers.
+
+        Args:
+            link: one of the boards'.
+            codec: instead of the link's own; where both leave it open, the smallest that may be used.
+        """
+        name = codec or link.codec
+        sizes = self.sizes[self.smallest if name == AUTO_CODEC else name]
+        # Answers go the other way, which is another link, but for a medium that all of them share.
+        answers = ANSWER_BYTES if link.medium else 0.0
+        return tuple(_on_link(size + HEADER_BYTES) + answers for size in sizes)
+
+    @property
+    def smallest(self) -> str:
+        """The codec with the fewest bytes."""
+        return min(self.sizes, key=lambda name: sum(share * size for share, size in zip(self.reach, self.sizes[name], strict=True)))
+
+    def link_seconds(self, link: LinkSpec, codec: str = "") -> tuple[float, ...]:
+        """Seconds one task that waits for stage k keeps the link busy; 0 where nothing limits it."""
+        return tuple(8.0 * size / link.bandwidth_bps for size in self.link_bytes(link, codec))
+
+    # ---- the same, a little different ----------------------------------------------------------
+
+    def with_faster_board(self, board: int, factor: float) -> Problem:
+        """One board so many times faster."""
+        boards = list(self.boards.boards)
+        boards[board] = replace(boards[board], faster=boards[board].faster * factor)
+        return replace(self, boards=replace(self.boards, boards=tuple(boards)))
+
+    def with_faster_link(self, index: int, factor: float) -> Problem:
+        """One link with so many times the bandwidth; where it shares a medium, the medium."""
+        medium = self.boards.links[index].medium
+        links = tuple(
+            replace(link, bandwidth_bps=link.bandwidth_bps * factor) if at == index or (medium and link.medium == medium) else link
+            for at, link in enumerate(self.boards.links)
+        )
+        return replace(self, boards=replace(self.boards, links=links))
+
+    def with_one_more(self, board: int) -> Problem:
+        """One more board of that kind: at the end of a line, else linked as that one is, and to it."""
+        boards = self.boards
+        new = len(boards.boards)
+        last = [link for link in boards.links if link.between == (new - 2, new - 1)]
+        if boards.shape == "line" and last:
+            links = [replace(last[0], between=(new - 1, new))]
+        else:
+            near = [link for link in boards.links if board in link.between]
+            links = [replace(link, between=(sum(link.between) - board, new)) for link in near]
+            links += [replace(near[0], between=(board, new))] if near else [LinkSpec((board, new), codec=AUTO_CODEC)]
+        added = replace(boards.boards[board], name=f"another {boards.boards[board].name}")
+        return replace(self, boards=replace(boards, boards=(*boards.boards, added), links=(*boards.links, *links)))
+
+
+def make_problem(bundle: Bundle, boards: Boards, *, point: OperatingPoint | None, most_lost: float = MOST_LOST) -> Problem:
+    """The numbers of a bundle at an operating point.
+
+    Args:
+        bundle: a real one, or its emulation.
+        boards: to run it on.
+        point: whose exit shares count, as measured on the calibration split; None = no exits.
+        most_lost: codecs that cost no more accuracy than this may be chosen.
+
+    Raises:
+        ConfigError: a link names a codec that the bundle has no figures for.
+    """
+    shares = point.calibration.exit_shares if point is not None else (0.0,) * len(bundle.stages)
+    reach = tuple(max(0.0, 1.0 - sum(shares[:stage])) for stage in range(len(bundle.stages)))
+    names = [name for name in measured_codecs(bundle) if max(0.0, accuracy_lost(bundle, name)) <= most_lost]
+    named = dict.fromkeys(link.codec for link in boards.links if link.codec != AUTO_CODEC)
+    for name in named:
+        if name == "bottleneck" and bundle.bottleneck_file is None:
+            raise ConfigError(
+                f"{boards.path or boards.name}: links: found codec {name!r}, which bundle {bundle.name} has no weights for, "
+                "expected another; leave it out and the planner chooses"
+            )
+    ordered = sorted(dict.fromkeys([*names, *named]), key=lambda name: _lost(bundle, name))
+    return Problem(
+        boards,
+        bundle.stages,
+        reach,
+        tuple(float(size) for size in bundle.stage_file_bytes()),
+        {name: tuple(map(float, row_bytes(bundle, name))) for name in ordered},
+    )
+
+
+def _on_link(size: float) -> float:
+    return size + PACKET_BYTES * math.ceil(size / SEGMENT_BYTES)
+
+
+def _lost(bundle: Bundle, name: str) -> float:
+    known = name in measured_codecs(bundle)
+    return max(0.0, accuracy_lost(bundle, name)) if known else math.inf
+
+
+def families(codecs: Sequence[str]) -> list[list[str]]:
+    """Codecs that may stand beside each other in one topology: `none`, and those of one lossy codec (`zpipe.emulation`)."""
+    lossy = dict.fromkeys(lossy_part(name) for name in codecs if lossy_part(name) != NO_CODEC)
+    plain = [name for name in codecs if lossy_part(name) == NO_CODEC]
+    return [plain, *([*plain, *(name for name in codecs if lossy_part(name) == part)] for part in lossy)]
+
+
+def named(board: Board, memory: bool = False) -> str:
+    """For people."""
+    held = f", {board.memory_bytes / 1e6:.0f} MB" if memory and board.memory_bytes < math.inf else ""
+    return f"{board.name} ({board.device}{held})"

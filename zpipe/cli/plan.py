@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,11 @@ from zpipe.cli.output import check_writable, libraries_silent, write_text
 from zpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from zpipe.bundle import Bundle
     from zpipe.plan import Plan
+
+#: Of a trial in the simulator: a second or two, and about two percent of noise.
+TRIAL_SAMPLES = 4000
 
 
 @cli.command()
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 @click.option("--out", type=FILE, default=Path("plan.yaml"), show_default=True, help="Write the topology here.")
 @click.option("--draw", type=FILE, help="Write a drawing here, as SVG.")
 @click.option("--time-limit", type=SECONDS, default=30.0, show_default=True, help="Seconds a solver may take.")
+@click.option(
+    "--simulated/--on-paper", default=True, show_default=True, help="Whether plans for throughput are tried in the simulator."
+)
 def plan(
     devices: str,
     bundle: str,
@@ -51,6 +61,7 @@ def plan(
     out: Path,
     draw: Path | None,
     time_limit: float,
+    simulated: bool,
 ) -> None:
     """Decide which board hosts which stages, and write the topology."""
     from zpipe.boards import load_boards
@@ -76,6 +87,7 @@ def plan(
             time_limit=time_limit,
             name=out.stem,
             out=out,
+            trial=_trial(loaded) if simulated else None,
         )
         lines = explain(found, time_limit=time_limit)
     comment = f"Made by `zpipe plan --devices {devices} --goal {goal}`.\n" + "\n".join(lines)
@@ -88,12 +100,24 @@ def plan(
     click.echo(f"{written} written; try it: {_try_it(found, out)}")
 
 
+def _trial(bundle: Bundle) -> Callable[[Plan], float] | None:
+    """The simulator's results per second when samples are always there; None where the bundle has no recorded answers."""
+    from zpipe.sim import simulate
+
+    if bundle.replay_file is None or bundle.evaluation_file is None:
+        return None
+
+    def results_per_second(plan: Plan) -> float:
+        there = replace(plan.topology, bundle=str(bundle.path.absolute()))
+        samples = {"count": TRIAL_SAMPLES, "warm_up": TRIAL_SAMPLES // 5}
+        report = simulate(there, rate_hz=math.inf, admission="fixed", service=plan.measured_files or None, **samples)
+        return float(report["throughput_hz"])
+
+    return results_per_second
+
+
 def _try_it(found: Plan, out: Path) -> str:
     """The simulator's command that shows what was predicted."""
-    services = "".join(
-        f" --service {rank}={shlex.quote(str(measured.file))}"
-        for rank, board in enumerate(found.layout.hosted)
-        if (measured := found.problem.boards.boards[board].measured) is not None and found.layout.hosted[board]
-    )
+    services = "".join(f" --service {rank}={shlex.quote(str(file))}" for rank, file in found.measured_files.items())
     load = "--rate max --admission fixed" if found.goal == "throughput" else "--rate 1 --count 500"
     return f"zpipe sim --topology {shlex.quote(str(out))} {load}{services}"

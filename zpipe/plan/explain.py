@@ -56,6 +56,7 @@ def _gives(plan: Plan) -> str:
     point = "without exits" if plan.point is None else f"at point {plan.point.name}"
     accuracy = "" if plan.point is None else f", accuracy {plan.point.calibration.accuracy:.3f} on calibration"
     rate = f"{plan.rate_hz:.4g} results/s" if plan.rate_hz < math.inf else "no limit of results/s"
+    rate += f" (simulated {plan.tried_hz:.4g})" if plan.tried_hz is not None else ""
     alone = f"{1e3 * plan.latency_seconds:.3g} ms for a sample alone"
     figures = f"{rate}, {alone}" if plan.goal == "throughput" else f"{alone}, {rate}"
     return f"plan: {bundle} {point} on {_boards(plan)}: {figures}{accuracy}"

@@ -26,7 +26,7 @@ import numpy as np
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.plan.chain import Costs
 from zpipe.plan.cuts import cannot_hold
-from zpipe.plan.layout import Goal, Layout, latency_seconds
+from zpipe.plan.layout import Goal, Layout, latency_seconds, ways_back
 from zpipe.plan.problem import Problem
 
 #: A flow below this share of the rate is the solver's rounding.
@@ -49,26 +49,31 @@ class _Found(NamedTuple):
     timed_out: bool
 
 
-def plan_mesh(problem: Problem, goal: Goal, *, time_limit: float) -> Layout:
+def plan_mesh(problem: Problem, goal: Goal, *, time_limit: float, layers: bool = False) -> Layout:
     """The best placement found; every link with the smallest codec it may have.
 
     Args:
         problem: the numbers.
         goal: what is best.
         time_limit: seconds the solver may take.
+        layers: throughput: only placements where each board has one slice of consecutive stages, and two boards the same or none
+            in common: a line of groups. Nodes decide by what they see around them; where the only host of a late stage takes
+            early ones as well, they give it too many of these, and a better plan on paper does worse.
 
     Raises:
         ConfigError: no placement exists, or none was found in time.
         BackendUnavailable: scipy is not here.
     """
-    return _throughput(problem, time_limit) if goal == "throughput" else _latency(problem, time_limit)
+    return _throughput(problem, time_limit, layers) if goal == "throughput" else _latency(problem, time_limit)
 
 
 # ---- throughput --------------------------------------------------------------------------------
 
 
-def _throughput(problem: Problem, time_limit: float) -> Layout:
+def _throughput(problem: Problem, time_limit: float, layers: bool) -> Layout:
     program = _flow_program(problem)
+    if layers:
+        _add_layers(program, problem)
     found = program.solve(problem, time_limit=time_limit)
     rate = found.values["rate",]
     most = _most(problem)
@@ -155,6 +160,28 @@ def _add_ways_on(program: _Program, problem: Problem) -> None:
                 program.most(("on", board, stage), here, -1.0)
 
 
+def _add_layers(program: _Program, problem: Problem) -> None:
+    """Between two stages is a cut or none: without one every board has both or neither, with one nobody has both."""
+    stages = range(len(problem.stages))
+    for stage in stages[1:]:
+        cut: Name = ("cut", stage)
+        program.column(cut, high=1.0, whole=True)
+        for board in range(len(problem.boards.boards)):
+            here, before = ("hosts", board, stage), ("hosts", board, stage - 1)
+            program.most(("alike", board, stage), {here: 1.0, before: -1.0, cut: -1.0}, 0.0)
+            program.most(("alike too", board, stage), {before: 1.0, here: -1.0, cut: -1.0}, 0.0)
+            program.most(("apart", board, stage), {here: 1.0, before: 1.0, cut: 1.0}, 2.0)
+    for board in range(len(problem.boards.boards)):
+        for stage in stages:
+            began: Name = ("begins", board, stage)
+            program.column(began, high=1.0)
+            row: dict[Name, float] = {("hosts", board, stage): 1.0, began: -1.0}
+            if stage:
+                row["hosts", board, stage - 1] = -1.0
+            program.most(("begins", board, stage), row, 0.0)
+        program.most(("one slice", board), {("begins", board, stage): 1.0 for stage in stages}, 1.0)
+
+
 def _most(problem: Problem) -> float:
     """Samples per second that all boards together could do, each the whole network, without links."""
     whole = [
@@ -190,9 +217,33 @@ def _flow_layout(problem: Problem, values: Mapping[Name, float], *, bound: float
 
 
 def _latency(problem: Problem, time_limit: float) -> Layout:
+    """Answers take as few links as there are, so which links a topology has matters twice.
+
+    No answer is quicker than over the quickest links: that gives the bound. Layouts are looked for with three guesses of its way
+    (the quickest, the fewest links of all there are, back along the way it came), and the best of them is taken.
+    """
+    quickest = _quickest_back(problem)
+    fewest = ways_back(problem, {link.between for link in problem.boards.links})
+    first = _path(problem, quickest, twice=False, time_limit=time_limit / 3.0)
+    others = [
+        _path(problem, fewest, twice=False, time_limit=time_limit / 3.0),
+        _path(problem, dict.fromkeys(quickest, 0.0), twice=True, time_limit=time_limit / 3.0),
+    ]
+    made = [_path_layout(problem, found, first) for found in (first, *others)]
+    return min(made, key=lambda layout: latency_seconds(problem, layout, {}))
+
+
+def _path(problem: Problem, back: Mapping[int, float], *, twice: bool, time_limit: float) -> _Found:
+    """The way of a lone sample that takes least.
+
+    Args:
+        problem: the numbers.
+        back: {board: seconds of an answer from there}; boards that are not in it are not used.
+        twice: whether each link's latency counts for the way back as well.
+        time_limit: seconds for the solver.
+    """
     boards, reach = problem.boards, (*problem.reach, 0.0)
     everyone, last = range(len(boards.boards)), len(problem.stages) - 1
-    back = _quickest_back(problem)
     program = _Program()
     for board in everyone:
         room = problem.room(board)
@@ -211,14 +262,13 @@ def _latency(problem: Problem, time_limit: float) -> Layout:
                 program.balance(f"out of {stage + 1}", board)[name] = -1.0
     program.balance("out of 0", boards.source)[("start",)] = -1.0
     program.column(("start",), low=1.0, high=1.0)
-    for a, b, stage, seconds in _moves(problem):
+    for a, b, stage, seconds in _moves(problem, 2.0 if twice else 1.0):
         name = ("send", a, b, stage)
         program.column(name, high=1.0)
         program.cost[name] = reach[stage] * seconds
         program.balance(f"into {stage}", b)[name] = 1.0
         program.balance(f"out of {stage}", a)[name] = 1.0
-    found = program.solve(problem, time_limit=time_limit)
-    return _path_layout(problem, found)
+    return program.solve(problem, time_limit=time_limit)
 
 
 def _quickest_back(problem: Problem) -> dict[int, float]:
@@ -232,19 +282,19 @@ def _quickest_back(problem: Problem) -> dict[int, float]:
     return back
 
 
-def _moves(problem: Problem) -> Iterator[tuple[int, int, int, float]]:
+def _moves(problem: Problem, ways: float) -> Iterator[tuple[int, int, int, float]]:
     """From where to where a sample may go for a stage, and what that takes; staying takes nothing."""
     for stage in range(len(problem.stages)):
         for board in range(len(problem.boards.boards)):
             yield board, board, stage, 0.0
         for link in problem.boards.links:
-            seconds = link.latency_seconds + problem.link_seconds(link)[stage]
+            seconds = ways * link.latency_seconds + problem.link_seconds(link)[stage]
             for a, b in (link.between, link.between[::-1]):
                 if stage or a == problem.boards.source:
                     yield a, b, stage, seconds
 
 
-def _path_layout(problem: Problem, found: _Found) -> Layout:
+def _path_layout(problem: Problem, found: _Found, proof: _Found) -> Layout:
     where = {name[2]: name[1] for name, value in found.values.items() if name[0] == "hosts" and value > 0.5}
     hosted: dict[int, tuple[int, ...]] = {problem.boards.source: ()}
     run: dict[tuple[int, int], float] = {}
@@ -259,8 +309,8 @@ def _path_layout(problem: Problem, found: _Found) -> Layout:
         before = board
     way = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
     every = frozenset(link.between for link in problem.boards.links if all(board in hosted for board in link.between))
-    # Answers take as few links as there are: a slow one that tasks do not use may be better left out.
-    made = [Layout(hosted, run, sent, links, dict.fromkeys(hosted, 0), found.bound, _method(found)) for links in (way, every)]
+    # A slow link that tasks do not use may be better left out.
+    made = [Layout(hosted, run, sent, links, dict.fromkeys(hosted, 0), proof.bound, _method(proof)) for links in (way, every)]
     return min(made, key=lambda layout: latency_seconds(problem, layout, {}))
 
 

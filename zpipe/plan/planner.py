@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,6 +27,8 @@ TIME_LIMIT_SECONDS = 30.0
 CODEC_SLACK = {"throughput": 1e-6, "latency": 0.01}
 #: Share of a link's time that may be planned for what nodes might send over it (as `zpipe.codecs.choice.BUSY`).
 BUSY = 0.8
+#: Windows are multiples of a step, and no larger than needed for a few milliseconds of a fast link: what they hold is memory.
+WINDOW_STEP, MOST_WINDOW = 8, 128
 #: The strategy where a stage has several hosts, and where each has one.
 CHOOSING, FIXED = "cheapest", "local"
 
@@ -45,6 +48,7 @@ class Plan:
         loads: of everything that works, per sample let in, the busiest first.
         rate_hz: samples per second at which the busiest has no time left.
         latency_seconds: mean time of a sample that is alone.
+        tried_hz: what a trial gave; None where there was none.
     """
 
     goal: Goal
@@ -57,11 +61,27 @@ class Plan:
     loads: tuple[Load, ...]
     rate_hz: float
     latency_seconds: float
+    tried_hz: float | None = None
+
+    @property
+    def sustained_hz(self) -> float:
+        """What can be counted on: on paper, and in the trial where there was one."""
+        return self.rate_hz if self.tried_hz is None else min(self.rate_hz, self.tried_hz)
+
+    @property
+    def measured_files(self) -> dict[int, Path]:
+        """{rank: the file of what was measured there}, for the simulator."""
+        boards = [self.problem.boards.boards[board] for board in self.layout.hosted]
+        return {rank: board.measured.file for rank, board in enumerate(boards) if board.measured is not None}
 
     @property
     def value(self) -> float:
         """What the goal is about: samples per second, or seconds."""
         return self.rate_hz if self.goal == "throughput" else self.latency_seconds
+
+
+#: Results per second of a plan when samples are always there.
+Trial: TypeAlias = Callable[[Plan], float]
 
 
 def make_plan(
@@ -76,6 +96,7 @@ def make_plan(
     time_limit: float = TIME_LIMIT_SECONDS,
     name: str = "plan",
     out: Path | None = None,
+    trial: Trial | None = None,
 ) -> Plan:
     """The best topology of these boards for a bundle.
 
@@ -92,6 +113,9 @@ def make_plan(
         time_limit: seconds for the solver of a mesh.
         name: of the topology.
         out: where the topology will be written: its bundle is named from there.
+        trial: results per second of a plan when samples are always there, as a simulator gives them. With it a mesh is planned
+            twice, freely and in layers (`plan_mesh`), and the one that does better is taken: what nodes reach that decide by what
+            they see is not in the numbers.
 
     Raises:
         ConfigError: no placement exists, or an argument is wrong.
@@ -100,7 +124,7 @@ def make_plan(
     if (goal == "accuracy-at-rate") != (rate is not None):
         found = "none" if rate is None else f"{rate:g} Hz with goal {goal}"
         raise ConfigError(f"--rate: found {found}, expected a rate with `--goal accuracy-at-rate`, and there alone")
-    search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out)
+    search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out, trial)
     if rate is None:
         return search.plan("latency" if goal == "latency" else "throughput", _point(bundle, point))
     if point is not None:
@@ -123,14 +147,14 @@ def _most_accurate(search: _Search, bundle: Bundle, rate: float) -> Plan:
     ordered = sorted(bundle.operating_points, key=lambda point: (-point.calibration.accuracy, point.calibration.mean_macs))
     best: Plan | None = None
     for point in ordered:
-        plan = search.plan("throughput", point)
-        if plan.rate_hz >= rate:
+        plan = search.plan("throughput", point, rate=rate)
+        if plan.sustained_hz >= rate:
             return plan
-        best = plan if best is None or plan.rate_hz > best.rate_hz else best
+        best = plan if best is None or plan.sustained_hz > best.sustained_hz else best
     if best is None or best.point is None:
         raise ConfigError(f"bundle {bundle.name}: found no operating points, expected some to choose from; run `zpipe calibrate`")
     raise ConfigError(
-        f"--rate: found {rate:g} Hz, expected at most {best.rate_hz:.4g} Hz, what these devices sustain at point "
+        f"--rate: found {rate:g} Hz, expected at most {best.sustained_hz:.4g} Hz, what these devices sustain at point "
         f"{best.point.name} (accuracy {best.point.calibration.accuracy:.3f}); ask for less, or add a device"
     )
 
@@ -146,10 +170,22 @@ class _Search:
     time_limit: float
     name: str
     out: Path | None
+    trial: Trial | None
 
-    def plan(self, goal: Goal, point: OperatingPoint | None) -> Plan:
+    def plan(self, goal: Goal, point: OperatingPoint | None, *, rate: float = 0.0) -> Plan:
+        """The best plan; one that stays below `rate` even on paper is not tried."""
         problem = make_problem(self.bundle, self.boards, point=point, most_lost=self.most_lost)
-        layout = solve(problem, goal, self.shape, time_limit=self.time_limit)
+        free = self._made(problem, goal, point, solve(problem, goal, self.shape, time_limit=self.time_limit))
+        if self.trial is None or goal != "throughput" or free.rate_hz < rate:
+            return free
+        tried = [replace(free, tried_hz=self.trial(free))]
+        if self.shape == "mesh" and free.layout.replicated:
+            layered = plan_mesh(problem, goal, time_limit=self.time_limit, layers=True)
+            other = self._made(problem, goal, point, replace(layered, bound=free.layout.bound, method=free.layout.method))
+            tried.append(replace(other, tried_hz=self.trial(other)))
+        return max(tried, key=lambda plan: plan.tried_hz or 0.0)
+
+    def _made(self, problem: Problem, goal: Goal, point: OperatingPoint | None, layout: Layout) -> Plan:
         codecs = choose_codecs(problem, layout, goal)
         found = tuple(loads(problem, layout, codecs))
         topology = self._topology(problem, layout, codecs, point)
@@ -198,15 +234,31 @@ def choose_codecs(problem: Problem, layout: Layout, goal: Goal) -> dict[tuple[in
         tightest = min(family, key=lambda name: sum(problem.sizes[name]))
         chosen = {link.between: _fixed(link) or tightest for link in links}
         crowded = goal != "latency" and not all(_has_room(problem, layout, link, chosen[link.between]) for link in links)
-        if family is not last and (crowded or _cost(problem, layout, chosen, goal) > best):
+        if family is not last and (crowded or not _keeps(problem, layout, smallest, chosen, goal, best)):
             continue
         for link in sorted(links, key=lambda link: used[link.between]):
             if not _fixed(link):
                 able = [name for name in family if goal == "latency" or _has_room(problem, layout, link, name)]
                 tries = [{**chosen, link.between: name} for name in able]
-                chosen = next((each for each in tries if _cost(problem, layout, each, goal) <= best), chosen)
+                chosen = next((each for each in tries if _keeps(problem, layout, chosen, each, goal, best)), chosen)
         return chosen
     raise AssertionError("the last family is taken whatever it is")
+
+
+def _keeps(
+    problem: Problem,
+    layout: Layout,
+    now: Mapping[tuple[int, int], str],
+    then: Mapping[tuple[int, int], str],
+    goal: Goal,
+    best: float,
+) -> bool:
+    """Whether other codecs still give the best, and no link that had time to spare loses it: queues grow steeply above BUSY."""
+    if goal == "latency":
+        return _cost(problem, layout, then, goal) <= best
+    before = {load.name: load.seconds for load in loads(problem, layout, now)}
+    after = [load for load in loads(problem, layout, then) if not load.name.startswith("board ")]
+    return all(load.seconds <= max(BUSY * best, before[load.name]) for load in after)
 
 
 def _has_room(problem: Problem, layout: Layout, link: LinkSpec, codec: str) -> bool:
@@ -264,7 +316,9 @@ def to_topology(
     for link in boards.links:
         if link.between in layout.links:
             low, high = sorted(ranks[board] for board in link.between)
-            links.append(replace(link, between=(low, high), codec=codecs.get(link.between, NO_CODEC)))
+            codec = codecs.get(link.between, NO_CODEC)
+            window = _window(problem, layout, link, codec, codecs)
+            links.append(replace(link, between=(low, high), codec=codec, window=window))
     source = layout.hosted[boards.source]
     raw_goes_out = any(stage == 0 for _, _, stage in layout.sent) and 0 in source
     policy = PolicySpec(
@@ -273,6 +327,20 @@ def to_topology(
         offload_input="yes" if raw_goes_out else "no",
     )
     return Topology(name, "", tuple(nodes), tuple(sorted(links, key=lambda link: link.between)), policy=policy)
+
+
+def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, codecs: Mapping[tuple[int, int], str]) -> int:
+    """Slots with which a link does not wait for Credits at the planned rate: two batches, and what is under way both ways."""
+    rate = rate_hz(loads(problem, layout, codecs))
+    most = link.window
+    for a, b in (link.between, link.between[::-1]):
+        sent = {stage: tasks for (x, y, stage), tasks in layout.sent.items() if (x, y) == (a, b)}
+        batch = problem.boards.boards[b].max_batch
+        for stage in sent if rate < math.inf else ():
+            way = 2.0 * link.latency_seconds + 2.0 * batch * problem.link_seconds(link, codec)[stage]
+            under_way = 2.0 * batch + rate * sum(sent.values()) * way
+            most = max(most, min(MOST_WINDOW, WINDOW_STEP * math.ceil(under_way / WINDOW_STEP)))
+    return most
 
 
 def _bundle_name(bundle: Bundle, out: Path | None) -> str:

@@ -1,0 +1,274 @@
+"""Plans: the best there is, as a topology that works and says why."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan import compare, random_case
+from zpipe.boards import Board, Boards, parse_boards
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.errors import ConfigError
+from zpipe.plan import draw_plan, explain, make_plan, rate_bound, to_yaml
+from zpipe.plan.planner import Plan
+from zpipe.service import Measured, Spread
+from zpipe.topology import LinkSpec, check
+from zpipe.topology.parse import parse
+from zpipe.topology.reader import read_yaml
+
+PI = "raspberry-pi-3"
+
+
+@cache
+def bundle() -> Bundle:
+    return load_bundle("digits-mobilenetv2", verify=False)
+
+
+def no_file(name: str) -> Measured:
+    raise AssertionError(name)
+
+
+def boards(*devices: dict[str, Any], links: Any = "mesh") -> Boards:
+    plain = {"devices": [{"name": f"b{at}", **device} for at, device in enumerate(devices)], "links": links}
+    return parse_boards(plain, file="hand", path=None, measured=no_file)
+
+
+def pi(**values: Any) -> dict[str, Any]:
+    return {"device": PI, **values}
+
+
+def hosted(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {plan.problem.boards.boards[board].name: stages for board, stages in plan.layout.hosted.items()}
+
+
+# ---- no better one exists ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency"])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_line_is_better(seed: int, goal: str) -> None:
+    case, network = random_case(seed, devices=4, stages=4, linked=0.8, medium=seed % 3 == 0)
+    found = compare(case, network, goal, mesh=False)
+    assert found["planned"] == (found["best"] and pytest.approx(found["best"]))
+
+
+@pytest.mark.parametrize(
+    ("seed", "goal"), [(2, "throughput"), (6, "throughput"), (8, "throughput"), (3, "latency"), (7, "latency")]
+)
+def test_no_mesh_is_better_by_two_percent(seed: int, goal: str) -> None:
+    sizes = {"devices": 2, "stages": 3} if goal == "throughput" else {"devices": 3, "stages": 3}
+    case, network = random_case(seed, **sizes, linked=0.9, medium=seed == 8)
+    found = compare(case, network, goal, mesh=True)
+    assert found["best"] is not None
+    assert -1e-6 <= found["worse"] <= 0.02
+
+
+@pytest.mark.parametrize("shape", ["line", "mesh"])
+def test_what_a_plan_gives_is_no_more_than_the_bound_of_its_topology(shape: Any) -> None:
+    slow = {"shape": "mesh", "bandwidth": "20 Mbit/s", "latency": "1 ms"}
+    plan = make_plan(bundle(), boards(pi(), pi(device=f"{PI}/2"), pi(), links=slow), shape=shape)
+    bound = rate_bound(plan.topology, bundle(), reach=plan.problem.reach, device="")
+    assert 0.9 * bound.rate_hz < plan.rate_hz <= bound.rate_hz * (1 + 1e-6)
+    assert plan.rate_hz <= plan.layout.bound * (1 + 1e-6)
+
+
+# ---- what counts -------------------------------------------------------------------------------
+
+
+def test_who_reaches_a_stage_counts() -> None:
+    """Stage 0 alone is the most of the work at the default point; without exits the last stage is."""
+    two = boards(pi(), pi(), links="line")
+    assert hosted(make_plan(bundle(), two)) == {"b0": (0,), "b1": (1, 2, 3, 4)}
+    assert hosted(make_plan(bundle(), two, point="no-exit")) == {"b0": (0, 1, 2), "b1": (3, 4)}
+
+
+def test_memory_keeps_stages_away() -> None:
+    heavy = make_plan(bundle(), boards(pi(memory="100 MB"), pi(), links="line"), goal="latency")
+    assert hosted(heavy) == {"b0": (), "b1": (0, 1, 2, 3, 4)}
+    with pytest.raises(ConfigError, match=r"found no way to place the network \(5 stages, 9 MB of weights\) on 1 devices"):
+        make_plan(bundle(), boards(pi(memory="90 MB")), shape="line")
+
+
+@pytest.mark.parametrize("shape", ["line", "mesh"])
+def test_a_network_that_nobody_can_hold_is_refused_with_a_way_out(shape: Any) -> None:
+    with pytest.raises(ConfigError, match=r"add a device or memory, link more of them, or cut the network finer"):
+        make_plan(bundle(), boards(pi(memory="85 MB"), pi(memory="85 MB")), shape=shape)
+
+
+def test_a_measured_profile_overrides_speed_and_memory() -> None:
+    times = {stage: {1: Spread((0.001,)), 8: Spread((0.008,))} for stage in range(5)}
+    measured = Measured(Path("m.json"), times, process_bytes=50e6, stage_bytes=dict.fromkeys(range(5), 1e6))
+    there = Board("quick", "m.json", measured, memory_bytes=60e6)
+    known = Boards("hand", (Board("b0", PI), there), (LinkSpec((0, 1), codec="auto"),))
+    plan = make_plan(bundle(), known, shape="line")
+    assert hosted(plan) == {"b0": (), "quick": (0, 1, 2, 3, 4)}
+    assert plan.topology.nodes[1].device == ""
+    assert plan.measured_files == {1: Path("m.json")}
+    small = replace(known, boards=(known.boards[0], replace(there, memory_bytes=52.5e6)))
+    assert len(hosted(make_plan(bundle(), small, shape="line"))["quick"]) == 2
+
+
+def test_a_slow_link_takes_a_codec_and_a_fast_one_none() -> None:
+    fast = make_plan(bundle(), boards(pi(), pi(), links={"shape": "line", "bandwidth": "1 Gbit/s"}))
+    slow = make_plan(bundle(), boards(pi(), pi(), links={"shape": "line", "bandwidth": "20 Mbit/s"}))
+    assert [link.codec for link in fast.topology.links] == ["none"]
+    assert [link.codec for link in slow.topology.links] == ["int8"]
+    assert slow.rate_hz == pytest.approx(fast.rate_hz)
+    exact = make_plan(bundle(), boards(pi(), pi(), links={"shape": "line", "bandwidth": "20 Mbit/s"}), most_lost=0.0)
+    assert exact.topology.links[0].codec != "bottleneck"
+    named = make_plan(bundle(), boards(pi(), pi(), links={"shape": "line", "bandwidth": "20 Mbit/s", "codec": "none"}))
+    assert [link.codec for link in named.topology.links] == ["none"]
+
+
+def test_a_fast_link_with_latency_gets_a_window_that_covers_it() -> None:
+    far = make_plan(bundle(), boards(pi(), pi(), links={"shape": "line", "latency": "100 ms"}))
+    assert far.topology.links[0].window >= 2 * 8 + 0.2 * far.rate_hz * far.problem.reach[1]
+    near = make_plan(bundle(), boards(pi(), pi(), links="line"))
+    assert near.topology.links[0].window == 16
+
+
+def test_a_lone_sample_goes_to_the_fast_board_if_the_way_is_short() -> None:
+    def planned(latency: str) -> Plan:
+        known = boards(pi(), pi(device=f"{PI}/0.1"), links={"shape": "line", "latency": latency})
+        return make_plan(bundle(), known, goal="latency")
+
+    assert hosted(planned("1 ms")) == {"b0": (), "b1": (0, 1, 2, 3, 4)}
+    assert hosted(planned("50 ms")) == {"b0": (0, 1, 2, 3, 4)}
+    assert planned("1 ms").latency_seconds == pytest.approx(planned("1 ms").layout.bound, rel=0.02)
+
+
+def test_a_mesh_has_replicas_and_sends_raw_inputs_out() -> None:
+    plan = make_plan(bundle(), boards(pi(), pi(), pi()))
+    assert plan.layout.replicated
+    assert plan.topology.policy.offload == "cheapest"
+    assert plan.topology.policy.offload_input == "yes"
+    assert plan.rate_hz > 2.9 * make_plan(bundle(), boards(pi())).rate_hz
+
+
+# ---- accuracy at a rate ------------------------------------------------------------------------
+
+
+def test_the_most_accurate_point_that_keeps_the_rate_is_taken() -> None:
+    two = boards(pi(), pi(), links="line")
+    slow, fast = (make_plan(bundle(), two, goal="accuracy-at-rate", rate=rate) for rate in (60.0, 126.0))
+    assert slow.point is not None
+    assert fast.point is not None
+    assert slow.point.calibration.accuracy >= fast.point.calibration.accuracy
+    assert slow.rate_hz >= 60.0
+    assert fast.rate_hz >= 126.0
+    for point in bundle().operating_points:
+        if point.calibration.accuracy > fast.point.calibration.accuracy:
+            assert make_plan(bundle(), two, point=point.name).rate_hz < 126.0
+
+
+def test_a_trial_that_falls_short_takes_a_cheaper_point() -> None:
+    two = boards(pi(), pi(), links="line")
+    best = make_plan(bundle(), two, goal="accuracy-at-rate", rate=60.0)
+    assert best.point is not None
+    tried = make_plan(
+        bundle(), two, goal="accuracy-at-rate", rate=60.0, trial=lambda plan: 59.0 if plan.point == best.point else 60.0
+    )
+    assert tried.point is not None
+    assert tried.point.calibration.accuracy <= best.point.calibration.accuracy
+    assert tried.point != best.point
+    assert tried.sustained_hz >= 60.0
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"goal": "accuracy-at-rate"}, "--rate: found none, expected a rate"),
+        ({"rate": 3.0}, "--rate: found 3 Hz with goal throughput"),
+        ({"goal": "accuracy-at-rate", "rate": 1e6}, r"--rate: found 1e\+06 Hz, expected at most .* Hz, what these devices sustain"),
+        ({"goal": "accuracy-at-rate", "rate": 5.0, "point": "no-exit"}, "--policy: found no-exit with goal accuracy-at-rate"),
+        ({"point": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        make_plan(bundle(), boards(pi(), pi(), links="line"), **options)
+
+
+# ---- trials ------------------------------------------------------------------------------------
+
+
+def test_of_a_free_plan_and_one_in_layers_the_one_that_does_better_is_taken() -> None:
+    known = boards(pi(), pi(device=f"{PI}/2"), pi())
+    seen: list[Plan] = []
+
+    def second_is_better(plan: Plan) -> float:
+        seen.append(plan)
+        return float(len(seen))
+
+    layered = make_plan(bundle(), known, trial=second_is_better)
+    assert len(seen) == 2
+    assert layered.tried_hz == 2.0
+    slices = [stages for stages in layered.layout.hosted.values() if stages]
+    assert all(stages == tuple(range(stages[0], stages[-1] + 1)) for stages in slices)
+    assert all(a == b or set(a).isdisjoint(b) for a in slices for b in slices)
+    assert layered.layout.bound == seen[0].layout.bound, "what no placement exceeds is the same"
+
+
+# ---- writing, explaining, drawing --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["line", "mesh"])
+def test_a_written_plan_is_the_same_topology(shape: Any) -> None:
+    links = {"shape": "mesh", "bandwidth": "12.5 Mbit/s", "latency": "0.3 ms", "medium": "air"}
+    known = boards(pi(address="10.0.0.1:5800"), pi(max_batch=4, address="10.0.0.2:5800"), links=links)
+    plan = make_plan(bundle(), known, shape=shape, name="on")
+    text = to_yaml(plan.topology, "two\nlines")
+    again = parse(read_yaml(text, "on.yaml"), file="on.yaml", path=None)
+    assert text.startswith("# two\n# lines\nname: 'on'\n")
+    assert again == replace(plan.topology, path=None)
+    assert again.digest() == plan.topology.digest()
+    check(again, 5)
+
+
+def test_five_lines_say_why() -> None:
+    slow = {"shape": "line", "bandwidth": "2 Mbit/s"}
+    plan = make_plan(bundle(), boards(pi(device=f"{PI}/4"), pi(), links=slow))
+    lines = explain(plan, time_limit=5.0)
+    starts = [
+        "plan: digits-mobilenetv2 at point t0.95 on",
+        "bottleneck:",
+        "bound: no placement gives more than",
+        "device:",
+        "link:",
+    ]
+    assert len(lines) == 5
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+    assert "exact, by dynamic programming" in lines[2]
+    assert "b0-b1 at 4 Mbit/s: +" in lines[4]
+
+
+def test_a_faster_board_is_said_to_give_what_a_plan_with_it_gives() -> None:
+    two = boards(pi(), pi(), links="line")
+    plan = make_plan(bundle(), two)
+    faster = make_plan(bundle(), boards(pi(device=f"{PI}/0.5"), pi(), links="line"))
+    assert f"b0 twice as fast: +{100 * (faster.rate_hz / plan.rate_hz - 1):.0f} %" in explain(plan, time_limit=5.0)[3]
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency"])
+@pytest.mark.parametrize("shape", ["line", "mesh"])
+def test_a_drawing_shows_every_board_and_link(shape: Any, goal: Any) -> None:
+    known = boards(pi(), pi(name="<arm> & co"), pi(), links={"shape": "mesh", "bandwidth": "20 Mbit/s"})
+    plan = make_plan(bundle(), known, shape=shape, goal=goal)
+    root = ElementTree.fromstring(draw_plan(plan, "a title " * 40))
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert all(name in texts for name in hosted(plan))
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == len(plan.layout.links)
+    assert sum("20 Mbit/s" in text for text in texts) == len(plan.layout.links)
+
+
+def test_one_board_alone_is_a_plan() -> None:
+    plan = make_plan(bundle(), boards(pi()))
+    assert hosted(plan) == {"b0": (0, 1, 2, 3, 4)}
+    assert plan.topology.links == ()
+    assert "link: none of them limits this plan" in explain(plan, time_limit=1.0)
+    draw_plan(plan, "alone")

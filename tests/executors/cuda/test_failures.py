@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.executors.cuda.fake import FakeDriver
 from tests.executors.tiny import gate, host_rows, images, stay, tiny_bundle
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost
 from zpipe.executors import StageOutput
+from zpipe.executors.cuda.passage import Passage
 from zpipe.executors.onnx import OnnxExecutor
 
 #: Calls that a batch makes, or that are made for it.
@@ -169,3 +171,27 @@ def test_decisions_of_another_batch_are_refused(bench: Bench, make: Make, monkey
         executor.run(0, images(4), gate(4))
     monkeypatch.undo()
     check_answer(executor.run(0, images(4), gate(4)), 4)
+
+
+class Interrupted(threading.Event):
+    """A person presses Ctrl-C at the first wait; at the second the batch ends."""
+
+    def __init__(self, batch: Passage) -> None:
+        super().__init__()
+        self.batch, self.waits = batch, 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        if self.waits == 1:
+            raise KeyboardInterrupt
+        self.batch.answer(None, 1.0, 0.0)
+        return super().wait(timeout)
+
+
+def test_ctrl_c_waits_until_the_device_is_through_with_the_slot() -> None:
+    nothing: Any = None
+    batch = Passage(nothing, nothing, 1, gate(1), [])
+    batch._answered = Interrupted(batch)
+    with pytest.raises(KeyboardInterrupt):
+        batch.wait()
+    assert batch._answered.is_set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -175,6 +176,28 @@ def test_a_second_batch_is_launched_while_the_first_is_under_way(bench: Bench, m
         assert [len(output.result().exited) for output in outputs] == [4, 4]
 
 
+@pytest.mark.parametrize(("stages", "sleeps"), [((0,), True), ((0, 1), False)], ids=["host", "device"])
+def test_it_sleeps_with_the_device_only_while_nobody_else_has_anything_to_ask(
+    bench: Bench, make: Make, stages: tuple[int, ...], sleeps: bool
+) -> None:
+    """Two batches under way are as many as there are callers; rows that lie on the device may be asked for at any time."""
+    executor = make(stages)
+    executor.warm_up(4)
+    waiting = executor.run(0, images(4), gate(4, NEVER_EXIT))
+    driver = bench.driver
+    driver.counts.clear()
+    driver.running.clear()
+    with ThreadPoolExecutor(2) as pool:
+        outputs = [pool.submit(executor.run, 0, images(4), gate(4)) for _ in range(2)]
+        until(lambda: driver.counts["graph_launch"] == 2)
+        looked = driver.counts["done"]
+        until(lambda: driver.counts["event_synchronize"] > 0 or driver.counts["done"] > looked + 20)
+        assert (driver.counts["event_synchronize"] > 0) == sleeps
+        driver.running.set()
+        assert all(output.result().exited for output in outputs)
+    assert len(host_rows(waiting)) == 4
+
+
 def test_more_callers_than_slots_all_get_their_answers(make: Make) -> None:
     executor = make([0], slots=2)
     expected = [OnnxExecutor(tiny_bundle(), [0]).run(0, images(32)[i : i + 3], gate(3)) for i in range(8)]
@@ -303,6 +326,9 @@ def test_an_activation_outlives_its_executor(bench: Bench, make: Make) -> None:
     kept: npt.NDArray[Any] = host_rows(executor.run(0, images(4), gate(4, NEVER_EXIT)))[1:]
     expected = host_rows(OnnxExecutor(tiny_bundle(), [0]).run(0, images(4), gate(4, NEVER_EXIT)))[1:]
     executor.close()
+    looked = threading.Event()
+    executor._owner.post(looked.set)
+    assert looked.wait(20.0), "its thread is there until the last of its memory is back"
     np.testing.assert_allclose(kept, expected, atol=1e-5)
     assert not bench.driver.closed, "the memory is in use"
     assert len(bench.driver.live) == 1

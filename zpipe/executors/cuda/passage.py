@@ -40,7 +40,6 @@ class Passage:
 
     Attributes:
         copies: what brings its input and thresholds to the device.
-        inputs: kept until its end: rows on the device that it reads.
         survivors: rows that go on, -1 until that is known.
         kept, array: where these are or will be: on the device, or on the host; neither: in the slot's `host`.
         error: why it failed.
@@ -53,7 +52,6 @@ class Passage:
     rows: int
     gate: GateSpec
     copies: Sequence[Copy]
-    inputs: object
     survivors: int = -1
     kept: Kept | None = None
     array: npt.NDArray[Any] | None = None
@@ -66,7 +64,11 @@ class Passage:
 
     def wait(self) -> None:
         """Until it is answered; raises what it failed with."""
-        self._answered.wait()
+        try:
+            self._answered.wait()
+        except BaseException:
+            self._answered.wait()  # Ctrl-C, but the device has the slot and the rows it was given until then
+            raise
         error, self.error = self.error, None
         if error is not None:
             try:
@@ -117,7 +119,6 @@ class Passage:
         """Wakes its caller."""
         self.error = error
         self.wall_seconds = finished_at - max(self.launched_at, free_since)
-        self.inputs = None
         self._answered.set()
 
     def _all_stay(self) -> None:

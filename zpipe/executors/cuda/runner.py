@@ -197,10 +197,13 @@ class CudaStages:
     # ---- running -------------------------------------------------------------------------------
 
     def _run_piece(self, lane: Lane, rows: npt.NDArray[Any] | DeviceRows, gate: GateSpec, first: int) -> StageOutput:
-        """A batch that fits into a slot; `first`: where its rows begin in the batch the caller gave."""
+        """A batch that fits into a slot; `first`: where its rows begin in the batch the caller gave.
+
+        `rows` is held until the batch is through: so is what it names on the device.
+        """
         cpu = time.thread_time()
         with self._slot(lane) as slot:
-            batch = Passage(lane, slot, len(rows), gate, _fill(slot, lane.spec, rows, gate), rows)
+            batch = Passage(lane, slot, len(rows), gate, _fill(slot, lane.spec, rows, gate))
             self._owner.run(batch)
             batch.wait()
             decision = self._decision(batch, first)

@@ -191,7 +191,7 @@ class Lane:
             self._await_engine(slot)
             self.engine.enqueue(rows, slot.addresses, slot.stream)
             self._engine_queued(slot)
-            slot.stream.synchronize()
+            slot.stream.synchronize()  # recorded is what the engine does once it has settled
             self.driver.begin_capture(slot.stream)
             try:
                 self.engine.enqueue(rows, slot.addresses, slot.stream)

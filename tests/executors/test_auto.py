@@ -105,6 +105,17 @@ def test_one_that_does_not_load_is_closed_and_the_next_one_tried(error: Exceptio
     assert str(choice) == f"executor auto takes torch-cuda, which gives the bundle's answers here; not trt: {said}"
 
 
+def test_one_that_cannot_even_be_closed_is_passed_over() -> None:
+    class Stuck(Played):
+        def close(self) -> None:
+            raise ExecutorLost("GPU 0: found an illegal address")
+
+    last = Played()
+    choice = choose([candidate("trt", Stuck(ExecutorLost("no device"))), candidate("onnx", last)], max_batch=8, smoke=agrees)
+    assert choice.executor is last
+    assert choice.passed_over == (("trt", "no device"),)
+
+
 def test_one_that_cannot_be_made_is_passed_over() -> None:
     last = Played()
     choice = choose([candidate("trt", ExecutorError("no engine")), candidate("onnx", last)], max_batch=8, smoke=agrees)

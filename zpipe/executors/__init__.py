@@ -1,5 +1,11 @@
 """Stage executors: the only code that imports onnxruntime, TensorRT, pycuda or torch, each lazily in its own file.
 
+    trt           TensorRT engines on an NVIDIA GPU, found where `zpipe build` put them, or built at a node's start
+    torch-cuda    torch on an NVIDIA GPU
+    onnx          ONNX Runtime on the CPU
+    auto          the first of these three that works where the node runs, a topology's default
+    emulated      boards that are not here: recorded answers, and the time a board would take
+
 An executor of your own is a class that keeps `StageExecutor`. A topology names it by module and class, and every process that
 hosts a stage imports it from there: one that `Pipeline.local` starts, or `zpipe bench`, finds what its parent finds, `zpipe node`
 what is installed or on PYTHONPATH. Nothing that comes over the network is ever imported, but a topology file can make a node

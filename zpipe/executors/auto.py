@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -157,5 +158,6 @@ def _on_trial(candidate: Candidate, max_batch: int, smoke: Smoke) -> tuple[Stage
     if differs is None:
         return executor, ""
     if executor is not None:
-        executor.close()
+        with suppress(Exception):  # its device may be gone
+            executor.close()
     return None, " ".join(differs.split()).removeprefix(f"executor {candidate.name}: ")

@@ -20,8 +20,9 @@ from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.launch")
 
-#: Loading engines and libraries on a slow, busy board.
-START_SECONDS = 120.0
+#: Loading libraries on a slow, busy board, and building TensorRT engines where there are none yet: minutes on a Jetson. One that
+#: dies is seen at once, so this is for those that hang.
+START_SECONDS = 900.0
 #: What a child gets to end by itself before it is killed.
 STOP_SECONDS = 5.0
 #: What a child that was told to end gets for what it holds, before it is killed and started anew.

@@ -19,7 +19,7 @@ import pytest
 
 from tests.executors.tiny import DATA, STAGES, FakeClock, gate, host_rows, images, stay, tiny_bundle, tiny_emulation
 from zpipe.bundle import Bundle
-from zpipe.errors import ExecutorError
+from zpipe.errors import BackendUnavailable, ExecutorError
 from zpipe.executors import EXECUTORS, StageExecutor, make_executor
 from zpipe.executors.base import Batch
 from zpipe.model import NEVER_EXIT
@@ -43,7 +43,12 @@ class Subject:
     options: Callable[[], dict[str, Any]] = field(default=dict)
 
     def make(self, stages: Sequence[int]) -> StageExecutor:
-        return make_executor(self.name, self.bundle, stages, **self.options())
+        try:
+            return make_executor(self.name, self.bundle, stages, **self.options())
+        except BackendUnavailable as exc:
+            if self.name not in ON_A_GPU:
+                raise
+            pytest.skip(str(exc))  # a GPU, but not the library
 
 
 def onnx(factory: pytest.TempPathFactory) -> Subject:

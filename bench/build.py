@@ -4,12 +4,14 @@
     python -m bench.build fp32 fp16      some of the precisions
 
 Each is the command itself in a process of its own, from the start of Python to its table, on a copy of the bundle without engines.
-What it says of the engines is read from their manifests. Needs the extra `rtx`.
+What it says of the engines is read from their manifests; `load_average` is the machine's before the command: others that share
+its cores show in `seconds`, not in `cpu_seconds`. Needs the extra `rtx`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,11 +39,11 @@ def measure(precision: str) -> dict[str, Any]:
         folder = Path(scratch) / BUNDLE
         shutil.copytree(load_bundle(BUNDLE).path, folder, ignore=shutil.ignore_patterns("trt"))
         options = ["--bundle", str(folder), "--target", TARGET, "--precision", precision, "--max-batch", str(MAX_BATCH)]
-        start = time.monotonic()
+        start, before = time.monotonic(), os.times()
         done = subprocess.run(
             [sys.executable, "-m", "zpipe", "build", *options], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        seconds = time.monotonic() - start
+        seconds, after = time.monotonic() - start, os.times()
         if done.returncode:
             raise SystemExit(done.stderr.strip())
         bundle = load_bundle(folder)
@@ -50,6 +52,7 @@ def measure(precision: str) -> dict[str, Any]:
     accuracy = engines[0].accuracy
     return {
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(after.children_user + after.children_system - before.children_user - before.children_system, 1),
         "held": seconds <= MOST_SECONDS,
         "flavour": engines[0].key.flavour,
         "accuracy_by": accuracy.by,
@@ -67,6 +70,7 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"found {unknown[0]!r}, expected some of {', '.join(PRECISIONS)}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in names or PRECISIONS:
+        load = os.getloadavg()[0]
         found = measure(name)
         total = sum(stage["bytes"] for stage in found["stages"])
         print(f"{name}: {found['seconds']:.1f} s (wanted <= {MOST_SECONDS:g}), {total / 1e6:.1f} MB", flush=True)
@@ -75,6 +79,7 @@ def main(names: list[str]) -> None:
         about = {
             "commit": commit.stdout.strip(),
             "machine": machine(),
+            "load_average": round(load, 1),
             "gpus": [str(gpu) for gpu in there.devices] if isinstance(there, Gpus) else [],
             "onnx": version("onnx"),
             "bundle": BUNDLE,

@@ -92,7 +92,7 @@ def test_precision_that_loses_too_much_ends_with_1_and_one_line(
     convert_badly(bundle, monkeypatch)
     code, out, err = zpipe("--target", "8.6", "--precision", "int8")
     assert (code, out) == (1, [])
-    assert err[-1].startswith("zpipe: --precision int8: found an accuracy that falls by 100.0 at stage 0")
+    assert err[-1].startswith("zpipe: --precision int8: found an accuracy that falls by 100.0 points at stage 0")
     assert not list((bundle.path / "trt").glob("*.plan"))
 
 

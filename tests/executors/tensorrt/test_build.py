@@ -212,9 +212,7 @@ def test_precision_that_loses_too_much_is_refused_before_anything_is_written(
     bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losing(monkeypatch, bundle)
-    with pytest.raises(
-        ExecutorError, match=r"--precision int8: .* falls by 100.0 at stage 0, .* points, .*; take another .*--force"
-    ) as info:
+    with pytest.raises(ExecutorError, match=r"int8: .* falls by 100.0 points at stage 0, expected .*; .* --force") as info:
         run(bundle, precision="int8")
     assert "\n" not in str(info.value)
     assert files(bundle) == []
@@ -352,7 +350,9 @@ def test_rtx_builds_every_stage_of_the_digits_bundle_for_8_6_on_a_cpu(tmp_path: 
 def test_rtx_builds_a_precision_that_was_converted_and_checked(bundle: Bundle, no_gpu: None) -> None:
     for module in ("tensorrt_rtx", "onnx"):
         pytest.importorskip(module, reason=f"needs {module}: pip install 'zpipe[rtx]'", exc_type=ImportError)
-    for precision in ("fp16", "bf16", "int8"):
+    # 1.6.1 has no int8 convolutions, 1.7.1 has.
+    recent = tuple(map(int, load_flavour("rtx").version.split(".")[:2])) >= (1, 7)
+    for precision in ("fp16", "bf16", *(["int8"] if recent else [])):
         built = run(bundle, precision=precision, force=True)
         assert [each.kept for each in built] == [False] * 3
         assert built[0].engine.accuracy.samples == 56

@@ -275,9 +275,9 @@ def _checked_here(bundle: Bundle, library: Flavour, target: Capability | None, e
 def _refuse_loss(accuracy: Accuracy, precision: str, force: bool) -> None:
     if accuracy.worst <= MOST_LOST:
         return
-    lost = {stage: lost for stage, lost in enumerate(accuracy.lost) if lost is not None}
-    exits = ", ".join(f"{lost[stage]:.1f} at stage {stage}" for stage in sorted(lost, key=lambda stage: -lost[stage])[:3])
-    line = f"--precision {precision}: found an accuracy that falls by {exits} points, expected at most {MOST_LOST} at any exit"
+    worse = {stage: lost for stage, lost in enumerate(accuracy.lost) if lost is not None and lost > MOST_LOST}
+    exits = ", ".join(f"{lost:.1f} points at stage {stage}" for stage, lost in worse.items())
+    line = f"--precision {precision}: found an accuracy that falls by {exits}, expected at most {MOST_LOST} at any exit"
     if not force:
         raise ExecutorError(f"{line}; take another precision, or --force to keep it")
     log.warning("%s; kept, as --force wants it", line)

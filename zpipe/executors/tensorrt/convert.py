@@ -5,7 +5,8 @@
   so what is checked is the float32 graph with every weight and every result rounded to bfloat16.
 - `int8`: QuantizeLinear and DequantizeLinear around the inputs and weights of convolutions and matrix products, symmetric,
   weights per channel, ranges from a calibration pass (min and max). All else, and every sum, stays float32. Weights stay float32
-  in the file, with a pair of their own: TensorRT 8.6 takes no int8 constants.
+  in the file, with a pair of their own: TensorRT 8.6 takes no int8 constants. By NVIDIA's support matrix `tensorrt_rtx` has int8
+  for weights alone: 1.6.1 refuses these graphs, 1.7.1 builds them, and what they gain there only a GPU can say.
 
 Needs the package `onnx`, which the extras `trt` and `rtx` bring; fp32 is the bundle's own file and needs nothing.
 """

@@ -10,11 +10,12 @@ What differs, and is settled here:
 | kernels are chosen | while building: timing cache | the same | the same | at run time: runtime cache (`loaded.py`) |
 | progress | - | IProgressMonitor | the same | the same |
 
-`tensorrt_rtx` has a timing cache, too, but it does nothing and asks for a GPU. TF32 is off everywhere: an engine of precision
-fp32 computes in float32, so that its exits can be compared with ONNX Runtime's. Several execution contexts share the one
-optimisation profile, which 8.6 has to be told.
+`tensorrt_rtx` has a timing cache, too, but it does nothing and asks for a GPU; for capability 7.5 it builds fp16 alone. TF32 is
+off everywhere: an engine of precision fp32 computes in float32, so that its exits can be compared with ONNX Runtime's. Several
+execution contexts share the one optimisation profile, which 8.6 has to be told.
 
-Source: NVIDIA's Python API references and migration guides; tensorrt_rtx 1.7.1 was run, the others' branches only against fakes.
+Source: NVIDIA's Python API references and migration guides. tensorrt_rtx 1.6.1 and 1.7.1 built engines with this; other branches
+ran against stand-ins alone.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class Flavour:
     @property
     def targets(self) -> tuple[Capability, ...]:
         """The capabilities it builds for wherever it runs, ascending; () where it builds for the GPU at hand only."""
-        names = getattr(self.module, "ComputeCapability", None)
-        found = (re.fullmatch(r"SM(\d+)(\d)", name) for name in (dir(names) if names is not None else ()))
+        names = dir(self.module.ComputeCapability) if self.key == "rtx" else ()
+        found = (re.fullmatch(r"SM(\d+)(\d)", name) for name in names)
         return tuple(sorted((int(match[1]), int(match[2])) for match in found if match))
 
     @property
@@ -181,7 +182,7 @@ class Flavour:
         if serialized is None:
             raise ExecutorError(
                 f"{what}: found no engine from {self} ({self.logger.first}), expected one; "
-                f"`zpipe -vv build ...` shows all it says, executor onnx runs the stage without"
+                f"take another --precision or target, or executor onnx, which needs none"
             )
         measured = bytes(cache.serialize()) if cache is not None else b""
         return Built(bytes(serialized), _tensors(network), profile, time.monotonic() - start, measured)

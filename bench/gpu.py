@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(there, Missing):
         print(f"bench.gpu: {there}", file=sys.stderr)
         return 2
+    if not 0 <= options.device < len(there.devices):
+        print(f"bench.gpu: --device: found {options.device}, expected 0 to {len(there.devices) - 1} ({there})", file=sys.stderr)
+        return 2
     if not installed("onnx"):
         print("bench.gpu: found no onnx, expected it to join stages; run: pip install 'zpipe[train]'", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from zpipe.errors import ZpipeError
 from zpipe.executors.cuda.driver import Driver, PinnedMemory, StageEngine, Stream
 from zpipe.executors.cuda.presence import Gpus, gpus, require
 from zpipe.executors.cuda.runner import CudaStages
+from zpipe.report.machine import version
 
 #: Engines are built for so many rows at once.
 MAX_BATCH = 64
@@ -120,7 +121,7 @@ def _tensorrt(precision: str, device: int) -> Backend:
         # Forced: what a precision costs is another question, and a network that was never trained has no accuracy to lose.
         build_engines(bundle, precision=precision, target=target, max_batch=MAX_BATCH, force=precision != "fp32")
 
-    versions = {"tensorrt": str(flavours()[0])}
+    versions = {"tensorrt": str(flavours()[0]), "pycuda": str(version("pycuda"))}
     return Backend(f"trt {precision}", partial(PycudaDriver, device), load, prepare, versions)
 
 

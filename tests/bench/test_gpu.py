@@ -13,12 +13,13 @@ import numpy.typing as npt
 import pytest
 
 from bench import gpu
-from bench.gpus.backends import Backend, Tally
+from bench.gpus.backends import Backend, Tally, backends
 from bench.gpus.crossing import crossing
 from bench.gpus.line import Apart, flow
 from bench.gpus.network import CLAIMED_BATCH, Network, Plan
 from bench.gpus.thresholds import gate_of, median_thresholds
 from bench.gpus.verdict import Verdict, verdicts
+from tests.executors.cuda import pretend
 from tests.executors.cuda.engines import Bench
 from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.bundle import Bundle, load_bundle
@@ -115,6 +116,22 @@ def test_run_over_the_real_pycuda_leaves_nothing_behind() -> None:
     need_pycuda()
     done = on_standin("tests.bench.gpu_cases", STANDIN_MEMORY="2048")
     assert (done.stderr, done.returncode) == ("", 0), f"after {done.stdout}"
+
+
+def test_device_that_is_not_there_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(presence, "LIBCUDA", str(pretend.driver(tmp_path)))
+    assert gpu.main(["--device", "1"]) == 2
+    assert capsys.readouterr().err == "bench.gpu: --device: found 1, expected 0 to 0 (CUDA 12.6: Orin (capability 8.7))\n"
+
+
+def test_backends_that_do_not_load_say_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "LIBCUDA", "libno-such-driver.so.1")
+    working, failed = backends(0, bundle)
+    assert working == []
+    assert set(failed) == {"trt fp32", "trt fp16", "torch-cuda fp32", "torch-cuda fp16"}
+    assert all(": found " in why for why in failed.values())
 
 
 # ---- its parts ---------------------------------------------------------------------------------

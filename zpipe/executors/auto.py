@@ -2,7 +2,7 @@
 
 A GPU executor is taken when what it needs is here (`presence.py`: looked for, not imported), it loads and runs its stages at the
 node's largest batch (engines are built where there are none), and its answers are those that the bundle stores. ONNX Runtime is
-what the stored answers come from and is not asked again: without a GPU the choice takes under 2 ms. A node keeps what was chosen
+what the stored answers come from and is not asked again: without a GPU the choice takes 1 to 2 ms. A node keeps what was chosen
 at its start; one whose device dies later is out of service (`zpipe.ExecutorLost`), as with an executor that was named.
 """
 

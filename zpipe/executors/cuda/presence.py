@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +144,23 @@ def _without_torch(there: Gpus) -> Missing | None:
 
 def _no_driver(but: str) -> Missing:
     """Nothing, or a GPU whose driver is not installed: which of the two is the first question of whoever reads it."""
-    if but or any(file.exists() for file in _DEVICE_FILES) or _gpu_on_pci():
+    if but or any(file.exists() for file in _DEVICE_FILES) or _gpu_on_pci(_PCI):
         found = f"{but or 'an NVIDIA GPU but '}no NVIDIA driver ({LIBCUDA})"
         return Missing(found, "the driver of a GPU", "install NVIDIA's; in a container: docker run --gpus all")
     return Missing(NO_GPU, f"one with its driver ({LIBCUDA})", "executor onnx does without, and auto takes it then")
 
 
-def _gpu_on_pci() -> bool:
+@cache
+def _gpu_on_pci(devices: Path) -> bool:
+    """Asked for by each candidate of `auto`, and plugged in by nobody meanwhile."""
     try:
-        devices = list(_PCI.iterdir())
+        found = list(devices.iterdir())
     except OSError:
         return False
+    # The class first: most are no display, and reading a file of a device takes up to a millisecond.
     return any(
-        _said(device / "vendor") == _NVIDIA_PCI_VENDOR and _said(device / "class").startswith(_PCI_DISPLAY_CLASS)
-        for device in devices
+        _said(device / "class").startswith(_PCI_DISPLAY_CLASS) and _said(device / "vendor") == _NVIDIA_PCI_VENDOR
+        for device in found
     )
 
 

@@ -104,3 +104,15 @@ def test_a_link_that_is_no_link_cannot_be_an_exception(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_looked_for_in_its_places() -> None:
     with pytest.raises(ConfigError, match=r"devices 'nowhere': found no such file, expected it .*topologies"):
         load_boards("nowhere")
+
+
+def test_measured_links_take_the_place_of_stated_ones(tmp_path: Path) -> None:
+    ends = ["10.0.0.1:5800", "10.0.0.2:5800"]
+    rows = [{"addresses": ends, "latency": 0.004, "bandwidth": 3e6}]
+    (tmp_path / "links.json").write_text(json.dumps({"schema": "zpipe.service/1", "links": rows}))
+    devices = [f"  - {{name: {name}, device: reference, address: '{at}'}}" for name, at in zip("ab", ends, strict=True)]
+    text = "\n".join(["devices:", *devices, "links: {shape: mesh, bandwidth: 1 Gbit/s}", "measured: links.json", ""])
+    link = read(tmp_path, text).links[0]
+    assert (link.bandwidth_bps, link.latency_seconds) == (3e6, 0.004)
+    with pytest.raises(ConfigError, match=r"measured: found no link between devices of this file \(it knows 10.0.0.1:5800"):
+        read(tmp_path, text.replace("10.0.0.", "10.0.9."))

@@ -16,6 +16,8 @@ A devices file is short YAML; `topologies/devices/` holds examples. Its keys, wi
                                   Mbit/s, latency: 1 ms, ...}; or a list of {between: [camera, arm], ...}; keys and defaults as in a
                                   topology, but `codec: auto` (the default here) leaves the choice to the planner
       except: []                  beside `shape`: links with values of their own, {between: [camera, arm], bandwidth: 10 Mbit/s}
+    measured: none                what `zpipe profile --topology FILE --json THIS` found: bandwidth and latency of links whose ends
+                                  have addresses that it knows, in place of what `links` says
     source: the first device      where samples enter
 """
 
@@ -32,7 +34,7 @@ from zpipe.bundle import Bundle
 from zpipe.devices import load_device
 from zpipe.errors import ConfigError
 from zpipe.model import AUTO_CODEC, StageSpec
-from zpipe.service import Measured, load_service
+from zpipe.service import Measured, load_links, load_service
 from zpipe.topology import LinkSpec, NodeSpec
 from zpipe.topology.parse import MAX_BATCH, parse_address, parse_links
 from zpipe.topology.reader import At, Fields, items, one_of, quantity, read_yaml
@@ -160,10 +162,12 @@ def parse_boards(value: object, *, file: str, path: Path | None, measured: Calla
         ConfigError: something is wrong; one line that names file, key, found and expected.
     """
     at = At(file)
-    top = Fields(at, value, known=("name", "devices", "links", "source"))
+    top = Fields(at, value, known=("name", "devices", "links", "measured", "source"))
     boards = _boards(at / "devices", top.raw("devices"), measured)
     names = [board.name for board in boards]
     links, shape = _links(at / "links", top.raw("links"), names)
+    if "measured" in top:
+        links = _as_measured(at / "measured", links, boards, (path.parent if path else Path()) / top.text("measured"))
     source = _index(at / "source", top.raw("source"), names=names) if "source" in top else 0
     return Boards(top.text("name", path.stem if path else "devices"), boards, links, source, shape, path)
 
@@ -231,6 +235,20 @@ def _links(at: At, value: object, names: Sequence[str]) -> tuple[tuple[LinkSpec,
                 raise (at / "except" / index).error(f"{pair}, which are not linked", f"links of the {rest.get('shape')}")
             links[link.between] = link
     return tuple(links.values()), str(rest["shape"])
+
+
+def _as_measured(at: At, links: Sequence[LinkSpec], boards: Sequence[Board], file: Path) -> tuple[LinkSpec, ...]:
+    """The links with the bandwidth and latency that were found between their addresses."""
+    known = load_links(file)
+    ends = {link.between: frozenset(boards[board].address for board in link.between) for link in links}
+    if not any(pair in known for pair in ends.values()):
+        there = ", ".join(sorted({address for pair in known for address in pair}))
+        raise at.error(f"no link between devices of this file (it knows {there})", "devices with these addresses")
+    found = []
+    for link in links:
+        bandwidth, latency = known.get(ends[link.between], (link.bandwidth_bps, link.latency_seconds))
+        found.append(replace(link, bandwidth_bps=bandwidth, latency_seconds=latency))
+    return tuple(found)
 
 
 def _index(at: At, value: object, *, names: Sequence[str]) -> int:

@@ -6,10 +6,11 @@ One JSON document, `"schema": "zpipe.service/1"`:
     tight        the same in a loop without pauses, for people: caches are warm there as they never are in a node
     memory       {"process": bytes of a node without stages, "stages": {"0": bytes that this stage adds}}
     macs         {"0": multiply-adds of one row}: lets the times speak about another network's pieces, roughly
-    links        [{"between": [0, 1], "latency": seconds, "bandwidth": bits per second or null}], as nodes estimate them
+    links        [{"between": [0, 1], "addresses": [...], "latency": seconds, "bandwidth": bits per second or null}], as nodes
+                 estimate them
     bundle, digest, executor, machine, pace   where it comes from
 
-Only `schema` and `stages` must be there.
+Only `schema` must be there, and `stages` or `links`, whichever is asked for.
 """
 
 from __future__ import annotations
@@ -116,12 +117,11 @@ def load_service(path: Path, bundle: Bundle | None) -> Measured:
     Raises:
         ConfigError: it cannot be read, a stage is missing, or a value is no list of rising seconds.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: found no readable JSON ({exc}), expected service times ({SERVICE_SCHEMA})") from exc
-    if not isinstance(document, dict) or document.get("schema") != SERVICE_SCHEMA or not isinstance(document.get("stages"), dict):
-        raise ConfigError(f"{path}: found another document, expected schema {SERVICE_SCHEMA!r} and an object `stages`")
+    document = _document(path)
+    if not isinstance(document.get("stages"), dict):
+        raise ConfigError(
+            f"{path}: stages: found {document.get('stages')!r}, expected an object; measure them with `zpipe profile`"
+        )
     _check_bundle(path, document, bundle)
     stages = document["stages"]
     names = sorted(stages) if bundle is None else [str(spec.index) for spec in bundle.stages]
@@ -137,6 +137,40 @@ def load_service(path: Path, bundle: Bundle | None) -> Measured:
         stage_bytes=dict(_amounts(memory.get("stages"), f"{path}: memory.stages")),
         macs=dict(_amounts(document.get("macs"), f"{path}: macs")),
     )
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path}: found no readable JSON ({exc}), expected service times ({SERVICE_SCHEMA})") from exc
+    if not isinstance(document, dict) or document.get("schema") != SERVICE_SCHEMA:
+        raise ConfigError(f"{path}: found another document, expected schema {SERVICE_SCHEMA!r}")
+    return document
+
+
+def load_links(path: Path) -> dict[frozenset[str], tuple[float, float]]:
+    """Measured links: {addresses of both ends: (bits per second, latency in seconds)}; of two directions the slower counts.
+
+    Raises:
+        ConfigError: it cannot be read, or has no links that name their addresses.
+    """
+    document = _document(path)
+    rows = document.get("links")
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(f"{path}: links: found none, expected some; run `zpipe profile --topology FILE --json {path}`")
+    found: dict[frozenset[str], tuple[float, float]] = {}
+    for index, row in enumerate(rows):
+        where = f"{path}: links[{index}]"
+        ends = row.get("addresses") if isinstance(row, dict) else None
+        if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
+            raise ConfigError(f"{where}.addresses: found {ends!r}, expected the addresses of both ends")
+        bandwidth, latency = row.get("bandwidth"), row.get("latency")
+        there = math.inf if bandwidth is None else amount(bandwidth, f"{where}.bandwidth")
+        late = 0.0 if latency is None else amount(latency, f"{where}.latency")
+        other = found.get(frozenset(ends), (math.inf, 0.0))
+        found[frozenset(ends)] = (min(there, other[0]), max(late, other[1]))
+    return found
 
 
 def _check_bundle(path: Path, document: dict[str, Any], bundle: Bundle | None) -> None:

@@ -104,7 +104,8 @@ def test_a_hop_profile_that_is_none_is_refused_by_its_key(tmp_path: Path, docume
     ("document", "complaint"),
     [
         ("{", "found no readable JSON"),
-        ('{"schema": "zpipe.service/1"}', "found another document"),
+        ('{"schema": "zpipe.service/2"}', "found another document"),
+        ('{"schema": "zpipe.service/1"}', "stages: found None, expected an object"),
         ('{"schema": "zpipe.service/1", "stages": {"0": {"1": 0.1}}}', "stages.1: found None"),
         ('{"schema": "zpipe.service/1", "stages": {"0": {"none": 0.1}}}', "stages.0: found 'none' rows"),
         ('{"schema": "zpipe.service/1", "stages": {}, "bundle": "x", "digest": "abc"}', "found a profile of bundle 'x'"),

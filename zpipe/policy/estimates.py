@@ -55,6 +55,11 @@ class LinkEstimate:
         """Bits per second, `inf` while nothing showed a limit."""
         return 8.0 * self._bytes_per_second
 
+    @property
+    def latency_seconds(self) -> float:
+        """One way: half the shortest round trip of late, a first guess before there was one."""
+        return self._floor / 2.0
+
     def queue_seconds(self, *, now: float) -> float:
         """How long the link still carries what it was given, 0 while its bandwidth is not known."""
         return max(0.0, self._busy_until - now)

@@ -62,6 +62,9 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                     **grown,
                     "mbit_s": 8e-6 * grown["bytes"] / seconds,
                     "round_trip_ms": 1e3 * link["round_trip_seconds"],
+                    # What the sender takes the link for (`zpipe.policy.estimates`); a simulated node does not say.
+                    "estimated_bps": link.get("bandwidth_bps"),
+                    "estimated_latency_s": link.get("latency_seconds"),
                 }
             )
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -414,6 +415,15 @@ class Driver:
         link = self.policy.neighbour(peer).outgoing
         return link.round_trip_seconds if link is not None else 0.0
 
+    def _estimate(self, peer: int) -> dict[str, float | None]:
+        """What the policy takes a link for; None while nothing showed a limit."""
+        link = self.policy.neighbour(peer).outgoing
+        bandwidth = link.estimate.bandwidth_bps if link is not None else math.inf
+        return {
+            "bandwidth_bps": bandwidth if bandwidth < math.inf else None,
+            "latency_seconds": link.estimate.latency_seconds if link is not None else None,
+        }
+
     def _tell_behind_tasks(self, command: SendBlocked) -> None:
         self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
 
@@ -487,7 +497,7 @@ class Driver:
             **asdict(policy.counts),
         }
         stats["links"] = [
-            {"to": peer, **asdict(carried), "round_trip_seconds": self._round_trip(peer)}
+            {"to": peer, **asdict(carried), "round_trip_seconds": self._round_trip(peer), **self._estimate(peer)}
             for peer, carried in sorted(self._carried.items())
         ]
         stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())

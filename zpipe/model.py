@@ -106,7 +106,7 @@ class Promise:
     Attributes:
         target: 0..1.
         thresholds: one per stage.
-        calibration: what they gave there; its accuracy is at least `target`, under the rule `low` by a margin.
+        calibration: what they gave there; its accuracy is at least `target` (`zpipe.calibrate.table` has the rules).
         test: what they gave on the test split, on which nothing was chosen; None where there was none.
         test_interval: of the accuracy there, 95 %, bootstrap over original images; None without a test split.
     """

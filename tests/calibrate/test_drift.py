@@ -40,9 +40,9 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
     return load_bundle(HALF.parent / request.param, verify=False)
 
 
-@pytest.fixture(params=["default", "0.95 of the table", "no-exit"])
+@pytest.fixture(params=["default", "of the table", "no-exit"])
 def thresholds(request: pytest.FixtureRequest, bundle: Bundle) -> tuple[float, ...]:
-    chosen = {"default": bundle.default_point.thresholds, "0.95 of the table": bundle.promise(0.95).thresholds}
+    chosen = {"default": bundle.default_point.thresholds, "of the table": bundle.promise(0.93).thresholds}
     return chosen.get(request.param, (NEVER_EXIT,) * 5)
 
 

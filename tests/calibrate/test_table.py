@@ -25,7 +25,7 @@ def split(*, seed: int, samples: int = 2000, originals: int = 200) -> Split:
 
 def test_rows_are_the_cheapest_that_reach_their_target_on_calibration() -> None:
     fitted = split(seed=0)
-    table = accuracy_table(fitted, split(seed=1), targets=(0.8, 0.9), heads=HEADS, stage_macs=MACS)
+    table = accuracy_table(fitted, split(seed=1), targets=(0.8, 0.9), heads=HEADS, stage_macs=MACS, rule="mean")
     for row in table.rows:
         assert row.calibration.accuracy >= row.target
         for threshold in TABLE_LADDER:
@@ -35,7 +35,10 @@ def test_rows_are_the_cheapest_that_reach_their_target_on_calibration() -> None:
 
 def test_test_split_is_only_looked_at() -> None:
     fitted, first, second = split(seed=0), split(seed=1), split(seed=2)
-    tables = [accuracy_table(fitted, test, targets=(0.8, 0.9), heads=HEADS, stage_macs=MACS) for test in (first, second, None)]
+    tables = [
+        accuracy_table(fitted, test, targets=(0.8, 0.9), heads=HEADS, stage_macs=MACS, rule="mean")
+        for test in (first, second, None)
+    ]
     assert len({tuple(row.thresholds for row in table.rows) for table in tables}) == 1
     assert tables[0].rows[0].test == measure_point(first.answers, tables[0].rows[0].thresholds, MACS)
     assert tables[0].rows != tables[1].rows
@@ -44,7 +47,7 @@ def test_test_split_is_only_looked_at() -> None:
 
 
 def test_targets_out_of_reach_are_named_and_the_best_is_a_row() -> None:
-    table = accuracy_table(split(seed=0), None, targets=(0.8, 0.999), heads=HEADS, stage_macs=MACS)
+    table = accuracy_table(split(seed=0), None, targets=(0.8, 0.999), heads=HEADS, stage_macs=MACS, rule="mean")
     assert table.unreached == (0.999,)
     assert [row.target for row in table.rows] == [0.8, table.best]
     assert table.rows[-1].calibration.accuracy == pytest.approx(table.best, abs=1e-4)
@@ -52,7 +55,7 @@ def test_targets_out_of_reach_are_named_and_the_best_is_a_row() -> None:
 
 
 def test_target_that_the_first_exit_reaches_sends_everybody_out_there() -> None:
-    (row, *_) = accuracy_table(split(seed=0), None, targets=(0.5,), heads=HEADS, stage_macs=MACS).rows
+    (row, *_) = accuracy_table(split(seed=0), None, targets=(0.5,), heads=HEADS, stage_macs=MACS, rule="mean").rows
     assert row.thresholds == (0.0, 0.0)
     assert row.calibration.exit_shares == (1.0, 0.0)
 
@@ -60,7 +63,7 @@ def test_target_that_the_first_exit_reaches_sends_everybody_out_there() -> None:
 def test_low_rule_leaves_a_margin_for_other_originals() -> None:
     fitted = split(seed=0)
     table = accuracy_table(fitted, None, targets=(0.85,), heads=HEADS, stage_macs=MACS, rule="low")
-    mean = accuracy_table(fitted, None, targets=(0.85,), heads=HEADS, stage_macs=MACS)
+    mean = accuracy_table(fitted, None, targets=(0.85,), heads=HEADS, stage_macs=MACS, rule="mean")
     assert bootstrap(right_at(fitted.answers, table.rows[0].thresholds), fitted.digit).low >= 0.85
     assert table.rows[0].calibration.mean_macs > mean.rows[0].calibration.mean_macs
     assert table.best < mean.best

@@ -298,7 +298,14 @@ def test_accuracy_table_follows_from_calibration_file_and_replay(bundle: Bundle)
         assert row.test_interval is not None
         assert_same(measure_point(answers_in(bundle), row.thresholds, macs), row.test)
         assert row.test_interval[0] < row.test.accuracy < row.test_interval[1]
-    assert bundle.accuracy_table[-1].target > bundle.default_point.calibration.accuracy - 0.005
+    assert bundle.accuracy_table[-1].calibration.accuracy > bundle.default_point.calibration.accuracy - 0.005
+
+
+def test_every_promise_of_the_full_network_is_kept_on_test() -> None:
+    """Only claimed for the full width: the digits of the others' smaller splits, or nets, fall short by up to 1.2 points."""
+    for row in load_bundle(ENGINES / FULL, verify=False).accuracy_table:
+        assert row.test is not None
+        assert row.test.accuracy >= row.target
 
 
 def temperatures_of(bundle: Bundle) -> list[float]:

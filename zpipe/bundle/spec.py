@@ -202,7 +202,7 @@ class Bundle:
                 return row
         raise BundleError(
             f"bundle {self.name}: accuracy: found {accuracy:g}, expected at most {self.accuracy_table[-1].target:g}, the highest "
-            "target of its accuracy table; ask for less or make a better bundle"
+            "target of its accuracy table; ask for less, or see what `zpipe calibrate --rule mean` can have"
         )
 
     def calibration(self) -> Calibration:

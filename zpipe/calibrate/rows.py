@@ -19,7 +19,7 @@ from zpipe.calibrate.metrics import (
     negative_log_likelihood,
 )
 from zpipe.calibrate.points import NO_EXIT, accuracy_lost, choose_default, measure_point, threshold_vectors
-from zpipe.calibrate.table import TARGETS, Split, accuracy_table, table_json
+from zpipe.calibrate.table import DEFAULT_RULE, TARGETS, Split, accuracy_table, table_json
 from zpipe.calibrate.temperature import Variant
 from zpipe.model import PointMetrics
 
@@ -102,7 +102,7 @@ def _column(metrics: PointMetrics, split: Split, vector: Sequence[float]) -> Jso
 def table_row(calibration: Split, test: Split, *, heads: Sequence[bool], stage_macs: Sequence[int], variant: Variant) -> Json:
     """The manifest's `accuracy_table`, for the usual targets."""
     table = accuracy_table(calibration, test, targets=TARGETS, heads=heads, stage_macs=stage_macs)
-    return table_json(table.rows, variant=variant, rule="mean")
+    return table_json(table.rows, variant=variant, rule=DEFAULT_RULE)
 
 
 def test_rows(answers: Answers, digit: Ints, severity: Ints, *, stages: Sequence[int]) -> Json:

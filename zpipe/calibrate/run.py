@@ -11,7 +11,7 @@ import numpy as np
 from zpipe.bundle import Bundle, Evaluation, load_bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.study import OUTAGE_TARGETS, WINDOW, Spoken, Study, study_bundle
-from zpipe.calibrate.table import TARGETS, Rule
+from zpipe.calibrate.table import DEFAULT_RULE, TARGETS, Rule
 from zpipe.calibrate.temperature import Variant
 from zpipe.calibrate.timing import exit_seconds
 from zpipe.calibrate.write import write_study
@@ -48,7 +48,7 @@ class CalibrateOptions:
     bundle: str | Path
     variant: Variant = "per-exit"
     targets: tuple[float, ...] = TARGETS
-    rule: Rule = "mean"
+    rule: Rule = DEFAULT_RULE
     data: Path | Labelled | None = None
     test: Path | None = None
     outage_targets: tuple[float, ...] = OUTAGE_TARGETS

@@ -23,7 +23,7 @@ from zpipe.calibrate.metrics import (
 )
 from zpipe.calibrate.outage import in_outage, missed, windows
 from zpipe.calibrate.points import exit_of, measure_point, right_at
-from zpipe.calibrate.table import Rule, Split, accuracy_table, table_json
+from zpipe.calibrate.table import DEFAULT_RULE, Rule, Split, accuracy_table, table_json
 from zpipe.calibrate.temperature import VARIANTS, Variant, by_stage, fit_variant, left_early, thresholds_by_stage
 
 Json = dict[str, Any]
@@ -93,7 +93,7 @@ def study_bundle(
     *,
     variant: Variant,
     targets: Sequence[float],
-    rule: Rule = "mean",
+    rule: Rule = DEFAULT_RULE,
     outage_targets: Sequence[float] = OUTAGE_TARGETS,
     window: int = WINDOW,
     exit_seconds: Sequence[float] | None = None,

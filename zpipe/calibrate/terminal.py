@@ -151,10 +151,10 @@ def _table(report: Json) -> RenderableType:
             number((test or row["calibration"])["mean_macs"] / full, ".3f"),
             Text(kept, style="" if kept == "kept" else "yellow"),
         )
-    lines = [f"thresholds chosen on calibration with temperatures {found['variant']}, verified on test"]
+    lines = [f"temperatures {found['variant']}; each row: {found['rule']}"]
     short = sum(row["test"] is not None and row["test"]["accuracy"] < row["target"] for row in found["rows"])
     if short:
-        lines.append(f"{short} of {len(found['rows'])} targets are not kept on test; `--rule low` chooses with a margin")
+        lines.append(f"{short} of {len(found['rows'])} targets are not kept on test")
     if found["unreached"]:
         targets = ", ".join(f"{100 * target:g} %" for target in found["unreached"])
         lines.append(f"not reached on calibration: {targets}; the best is {percent(found['best'], 2)}")

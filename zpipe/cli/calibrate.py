@@ -34,10 +34,10 @@ PATH = click.Path(path_type=Path)
 @click.option("--targets", metavar="A,B,...", help="Accuracies 0..1 to find thresholds for.  [default: 0.5 to 0.999]")
 @click.option(
     "--rule",
-    type=click.Choice(["mean", "low"]),
-    default="mean",
+    type=click.Choice(["low", "mean"]),
+    default="low",
     show_default=True,
-    help="What must reach a target on calibration data: the accuracy, or the low end of its 95 % interval.",
+    help="What must reach a target on calibration data: the low end of the accuracy's 95 % interval, or the accuracy itself.",
 )
 @click.option(
     "--data",

@@ -16,7 +16,7 @@ import pytest
 from tests.executors.tensorrt.device import FakeTrtExecutor
 from tests.executors.tensorrt.fake import RTX
 from tests.executors.tiny import DATA, STAGES, tiny_bundle
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import BackendUnavailable, EngineMismatchError, ExecutorError, ExecutorLost
 from zpipe.executors import GateSpec, StageExecutor, StageOutput, make_executor
 from zpipe.executors.auto import PREFERENCE, Candidate, Choice, _options, _smoke, choose
@@ -26,6 +26,7 @@ from zpipe.executors.cuda.rows import DeviceRows
 from zpipe.executors.tensorrt.manifest import Accuracy, Engine, EngineKey, stage_digest
 
 NO_GPU = "no NVIDIA GPU"
+HALF = Path(__file__).parents[2] / "engines" / "digits-mobilenetv2-half"
 
 
 class Played:
@@ -237,6 +238,21 @@ def test_executors_on_a_gpu_are_told_the_device(device: str) -> None:
 @pytest.mark.parametrize("device", ["jetson-nano/8", "raspberry-pi-4"])
 def test_executors_on_a_gpu_are_not_told_of_an_emulated_board(device: str) -> None:
     assert _options("trt", device) == _options("torch-cuda", device) == {}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_with_torch_the_cpu_is_not_taken(tmp_path: Path) -> None:
+    """TensorRT may not know the GPU; torch for it does."""
+    missing = presence.missing_for("torch-cuda")
+    if missing is not None:
+        pytest.skip(str(missing))
+    folder = tmp_path / HALF.name
+    shutil.copytree(HALF, folder, ignore=shutil.ignore_patterns("trt"))
+    lines: list[str] = []
+    executor = make_executor("auto", load_bundle(folder, verify=False), range(5), max_batch=8, note=lines.append)
+    assert executor_name(executor) in ("trt", "torch-cuda"), lines
+    assert ", which gives the bundle's answers here" in lines[0]
+    executor.close()
 
 
 def test_its_last_choice_is_there_without_a_gpu() -> None:

@@ -93,7 +93,7 @@ def test_a_device_that_is_lost_hands_over_what_it_can_and_every_sample_ends() ->
     def make(stages: tuple[int, ...]) -> StageExecutor:
         benches.append(Bench(seed=len(benches)))
         if len(benches) == 2:
-            benches[-1].faults = {("enqueue", 12): ExecutorLost("the device is gone")}
+            benches[-1].faults = {("enqueue", 2): ExecutorLost("the device is gone")}
         return benches[-1].executor(mesh.bundle, stages, max_batch=4)
 
     mesh = RealMesh([[0], [1, 2], [1, 2], [3, 4]], make, kind="memory")

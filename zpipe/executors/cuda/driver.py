@@ -174,7 +174,8 @@ class StageEngine(Protocol):
     Attributes:
         max_batch: the largest batch it takes.
         logits: dtype of what it writes as logits: `float32` or `float16`; None where the stage has no exit head.
-        capturable: whether `enqueue` may be recorded into a graph.
+        capturable: whether `enqueue` may be recorded into a graph, once the same batch at the same addresses was queued as it is.
+            The graph is replayed between batches of other sizes, recorded or not, one at a time on the device.
     """
 
     @property

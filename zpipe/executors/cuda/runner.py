@@ -181,6 +181,7 @@ class CudaStages:
         if self._bounce is not None:
             with suppress(ExecutorError):
                 self._bounce.free()
+        self._bounce = self._fetches = self._gate = None
         return not any(len(lane.pinned) for lane in self._lanes.values())
 
     def _all_back(self) -> bool:
@@ -192,6 +193,7 @@ class CudaStages:
         if self._driver is not None:
             with suppress(ExecutorError):
                 self._driver.close()
+            self._driver = None
         return True
 
     # ---- running -------------------------------------------------------------------------------

@@ -125,6 +125,7 @@ class Lane:
         self._pinned_memory: PinnedMemory | None = None
         self._pinned_address = 0
         self.slots: list[Slot] = []
+        self.idle: deque[Slot] = deque()
         held = 0 if spec.output is None else HELD_BATCHES * aligned(self.rows * spec.output.bytes)
         self.kept, self.pinned = Arena(held if resident else 0), Arena(0 if resident else held)
         try:
@@ -132,7 +133,7 @@ class Lane:
         except BaseException:
             self.free()
             raise
-        self.idle = deque(self.slots)
+        self.idle.extend(self.slots)
 
     def _allocate(self, slots: int) -> None:
         driver, engine, spec, head = self.driver, self.engine, self.spec, self.spec.exit_head
@@ -165,7 +166,9 @@ class Lane:
         for memory in self._memory:
             with suppress(ExecutorError):
                 memory.free()
-        self._memory = []
+        # Streams and events go with the last reference to them: here, where their context is current.
+        self._memory, self.slots, self._engine_free = [], [], None
+        self.idle.clear()
 
     def free_pinned(self) -> None:
         """Frees the pinned arena, when nobody has any of it."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=64, show_default=True, help="Most samples in one batch.")
 @click.option("--flavour", type=click.Choice(["trt", "rtx"]), help="TensorRT or TensorRT-RTX; the first that can if not given.")
-@click.option("--force", is_flag=True, help="Build what is there already, and keep a precision that loses too much.")
+@click.option("--force", is_flag=True, help="Build what is there, too; keep a precision that loses too much, or cannot be checked.")
 def build(name: str, **options: Any) -> None:
     """Build TensorRT engines for a bundle's stages (needs `pip install 'zpipe[rtx]'`, or `zpipe[trt]` and a GPU)."""
     from rich.console import Console

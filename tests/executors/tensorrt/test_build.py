@@ -253,9 +253,17 @@ def test_engines_stay_untried_where_pycuda_is_broken(
 
 def test_precision_needs_an_evaluation_set(bundle: Bundle, rtx: FakeTrt) -> None:
     bare = replace(bundle, evaluation_file=None, replay_file=None)
-    with pytest.raises(BundleError, match=r"found no evaluation set, expected one .*; take --precision fp32"):
+    with pytest.raises(BundleError, match=r"found no evaluation set, expected one .*; take fp32, or --force"):
         run(bare, precision="int8")
     assert run(bare)[0].engine.accuracy.by == "none"
+
+
+def test_forced_precision_needs_none_unless_it_calibrates(bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted_to({}, monkeypatch, bundle)
+    bare = replace(bundle, evaluation_file=None, replay_file=None)
+    assert run(bare, precision="fp16", force=True)[0].engine.accuracy.by == "none"
+    with pytest.raises(BundleError, match="found no evaluation set"):
+        run(bare, precision="int8", force=True)
 
 
 # ---- library and target ------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def build_engines(
         max_batch: the most rows an engine takes at once.
         stages: which; all if not given.
         flavour: `trt` or `rtx`; if not given, the first that is installed and can build for the target.
-        force: build what is there, too, and keep a precision that loses too much.
+        force: build what is there, too, and keep a precision that loses too much, or that nothing is there to check with.
         progress: called from this thread.
 
     Returns:
@@ -202,7 +202,7 @@ def _made(
     """Builds these; on an error none of them stays."""
     precision = next(iter(keys.values())).precision
     graphs = _converted(bundle, precision, tell)
-    accuracy = _checked(bundle, precision, graphs, tell)
+    accuracy = _checked(bundle, precision, graphs, force, tell)
     _refuse_loss(accuracy, precision, force)
     plans = _built(bundle, library, target, {stage: (key, graphs[stage]) for stage, key in keys.items()}, folder, tell)
     made: dict[int, Engine] = {}
@@ -242,9 +242,9 @@ def _converted(bundle: Bundle, precision: str, tell: Tell) -> list[Converted]:
     return graphs
 
 
-def _checked(bundle: Bundle, precision: str, graphs: Sequence[Converted], tell: Tell) -> Accuracy:
+def _checked(bundle: Bundle, precision: str, graphs: Sequence[Converted], force: bool, tell: Tell) -> Accuracy:
     """The cost of a precision by ONNX Runtime; fp32 is the bundle's own ONNX and costs nothing by itself."""
-    if precision == "fp32":
+    if precision == "fp32" or (force and bundle.evaluation_file is None):
         return Accuracy()
     line = f"{precision} in ONNX Runtime on the evaluation set"
     return check.accuracy(

@@ -69,7 +69,7 @@ def evaluation_of(bundle: Bundle) -> Evaluation:
     """
     if bundle.evaluation_file is None:
         raise BundleError(
-            f"bundle {bundle.name}: found no evaluation set, expected one to see what a precision costs; take --precision fp32"
+            f"bundle {bundle.name}: found no evaluation set, expected one to see what a precision costs; take fp32, or --force"
         )
     return bundle.real.evaluation()
 

@@ -136,7 +136,7 @@ def networks(resnet: Path | None) -> Iterator[list[Network]]:
         found = []
         bundle = _resnet50(resnet or folder / "resnet50")
         if bundle is not None:
-            images = pictures(INPUTS, bundle.preprocessing.size, seed=1)
+            images = pictures(INPUTS, bundle.image_size, seed=1)
             found.append(Network("resnet50", bundle, unsplit(bundle, _made(folder / "resnet50-unsplit")), images))
         digits = load_bundle(DIGITS)
         images = digits.evaluation().images[:INPUTS]

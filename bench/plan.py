@@ -97,7 +97,7 @@ def random_case(seed: int, *, devices: int, stages: int, linked: float, medium: 
     metrics = PointMetrics(1.0, tuple(a - b for a, b in pairwise([*shares, 0.0])), 0.0)
     point = OperatingPoint("only", (0.9,) * stages, metrics, metrics)
     nothing: dict[str, Any] = {"evaluation_file": None, "evaluation_samples": 0, "replay_file": None}
-    bundle = Bundle("random", Path(), ("a",), None, specs, (point,), point, "", 0, **nothing)  # type: ignore[arg-type]
+    bundle = Bundle("random", Path(), ("a",), None, specs, (point,), point, "", 0, **nothing)
     return Problem(Boards("random", boards, links), specs, tuple(shares), weights, sizes), bundle
 
 

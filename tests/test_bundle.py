@@ -365,3 +365,39 @@ def test_rows_of_any_tensor_hold_a_little_endian_index() -> None:
     assert rows.shape == (300, 8)
     assert rows[259, :4].tolist() == [3, 1, 0, 0]
     assert rows[259, 4:].view(np.float32)[0] == 259.0
+
+
+# ---- networks that take no images --------------------------------------------------------------
+
+
+def tokens(manifest: dict[str, Any]) -> None:
+    """Stage 0 takes four whole numbers."""
+    manifest["preprocessing"] = None
+    manifest["stages"][0]["input"] = {"dtype": "int64", "shape": [4]}
+    manifest["evaluation"]["generated"] = True
+
+
+def test_without_preprocessing_stage_0_takes_any_tensor(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny", tokens), verify=False)
+    assert bundle.preprocessing is None
+    assert bundle.stages[0].input == TensorSpec("int64", (4,))
+    assert bundle.evaluation_generated
+    assert "takes" not in complaint(lambda: bundle.image_size)
+
+
+def test_evaluation_holds_what_stage_0_takes(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny", tokens), verify=False)
+    assert "int64" in complaint(bundle.evaluation)
+    whole = np.arange(SAMPLES)
+    images = np.ones((SAMPLES, 4), np.int64)
+    np.savez_compressed(bundle.path / "evaluation.npz", images=images, labels=whole % 2, severity=whole, digit=whole)
+    assert bundle.evaluation().images.dtype == np.int64
+    assert bundle.emulated().evaluation().images.shape == (SAMPLES, 4 + 32)
+
+
+def test_replay_of_a_large_vocabulary(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny"))
+    answers: dict[str, Any] = {"label.none": np.full((SAMPLES, 2), 50_256, np.int32)}
+    answers["confidence.none"] = np.full((SAMPLES, 2), 0.5, np.float32)
+    np.savez_compressed(bundle.path / "replay.npz", **answers)
+    assert int(bundle.replay().labels.max()) == 50_256

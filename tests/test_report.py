@@ -367,3 +367,10 @@ def test_view_says_that_raw_inputs_went_out_only_where_some_did() -> None:
         with console.capture() as capture:
             console.print(render(report_of(log, nodes=[node(0, sent_inputs=sent)])))
         assert ("raw inputs sent on to other nodes: 3" in capture.get()) == said
+
+
+def test_accuracy_on_made_up_inputs_is_explained() -> None:
+    log = log_of(1)
+    log.outcome(result(0, label=1), now=0.5)
+    explained = ["\n".join(shown(report_of(log, generated_inputs=made_up), 120)) for made_up in (True, False)]
+    assert ["labelled by the network itself" in text for text in explained] == [True, False]

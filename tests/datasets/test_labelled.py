@@ -12,6 +12,7 @@ from tests.models.test_cifar10 import write_archive as write_cifar10
 from zpipe.datasets import halves, read_labelled, read_splits
 from zpipe.datasets.cifar10 import CLASSES
 from zpipe.errors import ConfigError
+from zpipe.model import TensorSpec
 
 SIZE = 8
 
@@ -159,3 +160,27 @@ def test_cifar10_comes_with_its_own_test_batch(tmp_path: Path) -> None:
     assert len(read_labelled(tmp_path, size=32)) == 100
     assert "found images of 32 pixels, expected 8" in complaint(tmp_path)
     assert "expected those of the bundle: a, b" in complaint(tmp_path, size=32, classes=("a", "b"))
+
+
+# ---- networks that take no images --------------------------------------------------------------
+
+TOKENS = TensorSpec("int64", (5,))
+
+
+def test_archive_of_tensors_is_read_as_it_is(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "data.npz", images=np.arange(20).reshape(4, 5), labels=np.arange(4) % 2)
+    data = read_labelled(path, size=TOKENS)
+    assert (str(data.images.dtype), data.classes) == ("int64", ("0", "1"))
+    assert data.images.tolist() == np.arange(20).reshape(4, 5).tolist()
+    fitted, tested = read_splits(path, size=TOKENS, classes=("no", "yes"))
+    assert sorted([*fitted.images[:, 0], *tested.images[:, 0]]) == [0, 5, 10, 15]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 5), np.float32), np.zeros((4, 6), np.int64), np.int64(3)])
+def test_tensors_of_another_kind_are_refused(tmp_path: Path, array: Any) -> None:
+    path = write_npz(tmp_path / "data.npz", images=array, labels=np.arange(4))
+    assert "expected int64 [n, 5]" in complaint(path, size=TOKENS)
+
+
+def test_folder_of_images_for_a_network_that_takes_none_is_refused(tmp_path: Path) -> None:
+    assert "--mean" in complaint(tmp_path, size=TOKENS)

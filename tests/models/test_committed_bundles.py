@@ -134,7 +134,7 @@ def test_onnx_interface_is_what_the_manifest_says(bundle: Bundle) -> None:
 def test_first_stage_takes_raw_pixels(bundle: Bundle) -> None:
     size = 96 if bundle.name == LARGE else 32
     assert bundle.stages[0].input == TensorSpec("uint8", (3, size, size))
-    assert bundle.preprocessing.size == size
+    assert bundle.image_size == size
 
 
 def test_full_network_is_mobilenetv2_at_full_width() -> None:

@@ -37,7 +37,7 @@ def bundle() -> Bundle:
         for index, macs in enumerate(MACS)
     )
     nothing: dict[str, Any] = {"evaluation_file": None, "evaluation_samples": 0, "replay_file": None}
-    return Bundle("hand", Path(), ("a",), None, stages, (point,), point, "", int(sum(MACS)), **nothing)  # type: ignore[arg-type]
+    return Bundle("hand", Path(), ("a",), None, stages, (point,), point, "", int(sum(MACS)), **nothing)
 
 
 def topology(*stages: tuple[int, ...], links: list[tuple[int, int]], bandwidth: float = math.inf, **policy: Any) -> Topology:

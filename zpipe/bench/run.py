@@ -388,6 +388,7 @@ def _report(
         second_results=source.counts.second_results - first["second_results"],
         resubmitted=source.counts.resubmitted - first["resubmitted"],
         shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
+        generated_inputs=bundle.evaluation_generated,
         severity=evaluation.severity.tolist(),
         promises=promises(pipeline.topology, bundle, exit_point=options.exit_point),
         drift=drift_rows(log, bundle, {pipeline.rank: fixed_thresholds(source.config)}),

@@ -115,7 +115,8 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
     if root["schema"].value != SCHEMA:
         raise root["schema"].wrong(json.dumps(SCHEMA))
     classes = tuple(item.text() for item in root["classes"].items())
-    preprocessing = _parse_preprocessing(root["preprocessing"])
+    images = root["preprocessing"].optional()
+    preprocessing = None if images is None else _parse_preprocessing(images)
     stages = _parse_stages(root["stages"], preprocessing, classes)
     points = tuple(
         sorted(
@@ -139,6 +140,7 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         full_macs=sum(stage.macs for stage in stages),
         evaluation_file=None if evaluation is None else evaluation["file"].file_name(),
         evaluation_samples=0 if evaluation is None else evaluation["samples"].whole(least=1),
+        evaluation_generated=evaluation is not None and evaluation.maybe("generated") is not None,
         replay_file=None if replay is None else replay["file"].file_name(),
         bottleneck_file=None if bottleneck is None else bottleneck["file"].file_name(),
         codecs={} if codecs is None else _parse_codecs(codecs, cuts=len(stages) - 1),
@@ -197,13 +199,15 @@ def _parse_preprocessing(field: Field) -> Preprocessing:
     return Preprocessing(field["size"].whole(least=1), "RGB", "CHW", "uint8", field["note"].text())
 
 
-def _parse_stages(field: Field, preprocessing: Preprocessing, classes: tuple[str, ...]) -> tuple[StageSpec, ...]:
-    """The chain: each stage must take exactly what the one before gives, the first what preprocessing gives."""
+def _parse_stages(field: Field, preprocessing: Preprocessing | None, classes: tuple[str, ...]) -> tuple[StageSpec, ...]:
+    """The chain: each stage must take exactly what the one before gives, the first what preprocessing gives, if there is one."""
     items = field.items()
     if not items:
         raise field.wrong("at least one stage")
     stages = tuple(_parse_stage(i, item) for i, item in enumerate(items))
-    arriving: TensorSpec | None = TensorSpec(preprocessing.dtype, (3, preprocessing.size, preprocessing.size))
+    arriving: TensorSpec | None = stages[0].input
+    if preprocessing is not None:
+        arriving = TensorSpec(preprocessing.dtype, (3, preprocessing.size, preprocessing.size))
     for stage, item in zip(stages, items, strict=True):
         if stage.input != arriving:
             expected = "no stage after one without output"

@@ -42,14 +42,14 @@ class Evaluation:
     """The bundle's own test samples, never used in training or calibration.
 
     Attributes:
-        images: `[samples, 3, size, size] uint8`, as stage 0 takes them.
+        images: `[samples, 3, size, size] uint8`, or whatever else stage 0 takes: `[samples, *shape]` in its dtype.
         labels: `[samples] int64`, indices into the bundle's classes.
         severity: `[samples] int64`, strength of the distortion, 0 = none.
         digit: `[samples] int64`, which original image a sample shows; samples of one original are not independent, so
             bootstrap over this column.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[Any]
     labels: npt.NDArray[np.int64]
     severity: npt.NDArray[np.int64]
     digit: npt.NDArray[np.int64]
@@ -63,11 +63,11 @@ class Replay:
     """What each exit answers to each evaluation sample, computed once by ONNX Runtime at batch 1.
 
     Attributes:
-        labels: `[samples, exits] int16`.
+        labels: `[samples, exits]`, int16 or int32.
         confidences: `[samples, exits] float32`, max softmax(logits / temperature).
     """
 
-    labels: npt.NDArray[np.int16]
+    labels: npt.NDArray[np.signedinteger[Any]]
     confidences: npt.NDArray[np.float32]
 
 
@@ -112,7 +112,7 @@ class Bundle:
         name: as the manifest says, not the folder.
         path: the folder.
         classes: names of the labels.
-        preprocessing: what the caller must do to an image.
+        preprocessing: what the caller must do to an image; None where stage 0 takes tensors that are no RGB images 0..255.
         stages: the chain, in order.
         operating_points: ordered by mean multiply-adds on calibration, cheapest first.
         default_point: one of them, fixed before the test split was looked at.
@@ -120,13 +120,15 @@ class Bundle:
         full_macs: multiply-adds of all stages for one sample, exit heads included.
         codecs: {codec: what it costs}, for those that were measured.
         accuracy_table: by rising target; () where the bundle was never calibrated for one.
+        evaluation_generated: its inputs are made up, and its labels what the whole network says to them: accuracy on it tells how
+            far answers agree with that, no more.
         emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
     """
 
     name: str
     path: Path
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     stages: tuple[StageSpec, ...]
     operating_points: tuple[OperatingPoint, ...]
     default_point: OperatingPoint
@@ -141,6 +143,7 @@ class Bundle:
     calibration_file: str | None = None
     calibration_samples: int = 0
     accuracy_table: tuple[Promise, ...] = ()
+    evaluation_generated: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -152,6 +155,21 @@ class Bundle:
     def real(self) -> Bundle:
         """The bundle whose tensors really are what the network computes with: itself, unless it is an emulation."""
         return self.emulates or self
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the images it takes.
+
+        Raises:
+            BundleError: it takes none.
+        """
+        if self.preprocessing is None:
+            takes = self.real.stages[0].input
+            raise BundleError(
+                f"bundle {self.name}: input: found {takes.dtype} {list(takes.shape)}, expected images here: RGB, uint8; "
+                "take a bundle for images"
+            )
+        return self.preprocessing.size
 
     @property
     def prefix_bytes(self) -> int:
@@ -233,11 +251,11 @@ class Bundle:
         if self.evaluation_file is None:
             raise BundleError(f"{self.path / MANIFEST}: evaluation: found none, expected a file; {REMEDY}")
         path = self.path / self.evaluation_file
-        samples = self.evaluation_samples
+        samples, entering = self.evaluation_samples, self.real.stages[0].input
         arrays = read_npz(
             path,
             {
-                "images": ("uint8", (samples, *self.real.stages[0].input.shape)),
+                "images": (entering.dtype, (samples, *entering.shape)),
                 "labels": ("int", (samples,)),
                 "severity": ("int", (samples,)),
                 "digit": ("int", (samples,)),
@@ -265,7 +283,7 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {REMEDY}")
         shape = (self.evaluation_samples, len(self.stages))
         table = lossy_part(codec)
-        keys = {f"label.{table}": ("int16", shape), f"confidence.{table}": ("float32", shape)}
+        keys = {f"label.{table}": ("int", shape), f"confidence.{table}": ("float32", shape)}
         arrays = read_npz(self.path / self.replay_file, keys)
         return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"])
 

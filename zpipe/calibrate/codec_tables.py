@@ -12,6 +12,7 @@ from zpipe.bundle import Bundle, Evaluation, lossy_part
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.metrics import Answers, answers_of, bootstrap
 from zpipe.calibrate.points import right_at
+from zpipe.calibrate.rows import label_dtype
 from zpipe.calibrate.temperature import by_stage
 from zpipe.codecs import Codec, make_codecs
 from zpipe.errors import ExecutorError
@@ -104,6 +105,6 @@ def replay_arrays(tables: Mapping[str, CodecTable]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for name, table in tables.items():
         if name == lossy_part(name):
-            arrays[f"label.{name}"] = table.answers.labels.astype(np.int16)
+            arrays[f"label.{name}"] = table.answers.labels.astype(label_dtype(table.answers.labels))
             arrays[f"confidence.{name}"] = table.answers.confidences
     return arrays

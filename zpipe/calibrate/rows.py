@@ -37,10 +37,15 @@ def calibration_arrays(logits: Floats, labels: Ints, severity: Ints, digit: Ints
     """As `calibration.npz` holds them; whole numbers as narrow as they fit."""
     return {
         "logits": logits.astype(np.float32),
-        "labels": labels.astype(np.int16),
+        "labels": labels.astype(label_dtype(labels)),
         "severity": severity.astype(np.int8),
         "digit": digit.astype(np.int32),
     }
+
+
+def label_dtype(labels: Ints) -> type[np.int16 | np.int32]:
+    """The narrowest type for these: vocabularies have more than 32,767 classes."""
+    return np.int16 if labels.max(initial=0) <= np.iinfo(np.int16).max else np.int32
 
 
 def calibration_rows(logits: Floats, truth: Ints, temperatures: Sequence[float], *, variant: Variant = "per-exit") -> Json:

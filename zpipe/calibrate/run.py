@@ -119,7 +119,7 @@ def _images(bundle: Bundle, options: CalibrateOptions) -> tuple[Labelled | None,
             raise ConfigError(f"--data: found none, expected labelled images, as bundle {bundle.name} has no evaluation set")
         bundle.calibration()  # refused before anything is computed
         return None, own
-    size = bundle.preprocessing.size
+    size = bundle.stages[0].input if bundle.preprocessing is None else bundle.preprocessing.size
     if isinstance(options.data, Labelled):
         if own is None:
             raise ConfigError(f"bundle {bundle.name}: found no evaluation set, expected one to test on; give a path as --data")
@@ -137,7 +137,7 @@ def _images(bundle: Bundle, options: CalibrateOptions) -> tuple[Labelled | None,
 
 
 def _evaluation(bundle: Bundle) -> Labelled | None:
-    if bundle.evaluation_file is None:
+    if bundle.evaluation_file is None or bundle.evaluation_generated:
         return None
     data: Evaluation = bundle.evaluation()
     return Labelled(f"{bundle.name}: {bundle.evaluation_file}", bundle.classes, data)

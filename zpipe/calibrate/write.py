@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from zpipe.calibrate.rows import (
     calibration_arrays,
     calibration_rows,
     default_rule,
+    label_dtype,
     point_rows,
     test_rows,
     with_temperatures,
@@ -75,11 +77,12 @@ def _write(bundle: Bundle, study: Study, calibration: Spoken, test: Spoken, eval
         rows = calibration_rows(calibration.logits, calibration.labels, temperatures, variant=study.variant)
         manifest |= {"calibration": rows, "accuracy_table": _table(study)}
         save_manifest(folder, manifest)
-        if temperatures != stored or bundle.evaluation_file is None:
+        own = bundle.evaluation_file is not None and not bundle.evaluation_generated
+        if temperatures != stored or not own:
             manifest["stages"] = with_temperatures(manifest["stages"], temperatures)
             manifest |= _points(bundle, study, calibration, test, least=_least(manifest))
-            if bundle.evaluation_file is None:
-                _write_evaluation(folder / EVALUATION_FILE, evaluation)
+            if not own:
+                write_evaluation(folder / EVALUATION_FILE, evaluation)
                 manifest["evaluation"] = {"file": EVALUATION_FILE, "samples": len(evaluation)}
             save_manifest(folder, manifest)
             manifest |= _write_replay(load_bundle(folder), test, tell)
@@ -110,10 +113,11 @@ def _points(bundle: Bundle, study: Study, calibration: Spoken, test: Spoken, *, 
     }
 
 
-def _write_evaluation(path: Any, evaluation: Evaluation) -> None:
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """An evaluation set as a bundle keeps it; whole numbers as narrow as they fit."""
     arrays: dict[str, Any] = {
         "images": evaluation.images,
-        "labels": evaluation.labels.astype(np.int16),
+        "labels": evaluation.labels.astype(label_dtype(evaluation.labels)),
         "severity": evaluation.severity.astype(np.int8),
         "digit": evaluation.digit.astype(np.int32),
     }

@@ -121,7 +121,7 @@ def _data(text: str | None, bundle: str) -> Path | Labelled | None:
     from zpipe.models.digits import digits_task
 
     found = load_bundle(bundle, verify=False)
-    task = digits_task(found.preprocessing.size)
+    task = digits_task(found.image_size)
     if task.classes != found.classes:
         raise ConfigError(f"--data digits: found bundle {found.name} with other classes, expected 0 to 9; give other data")
     return Labelled("digits: scikit-learn load_digits, calibration split", task.classes, task.calibration)

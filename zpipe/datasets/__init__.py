@@ -1,7 +1,7 @@
 """Labelled images of a user's own: a folder of images, an npz, or CIFAR-10's python batches.
 
-Everything comes back as stage 0 takes it: uint8 0..255, RGB, channels first. Needs NumPy; a folder of images needs Pillow too
-(the extra `images`).
+Everything comes back as stage 0 takes it: uint8 0..255, RGB, channels first; for a network that takes other tensors, those, from
+an npz. Needs NumPy; a folder of images needs Pillow too (the extra `images`).
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ import numpy as np
 
 from zpipe.bundle import Evaluation
 from zpipe.datasets import cifar10
-from zpipe.datasets.archive import read_archive
+from zpipe.datasets.archive import read_archive, read_tensors
 from zpipe.datasets.folder import read_folder
 from zpipe.datasets.labelled import Labelled
 from zpipe.errors import ConfigError
+from zpipe.model import TensorSpec
 
 __all__ = ["Labelled", "halves", "read_labelled", "read_splits"]
 
 
-def read_labelled(path: Path, *, size: int, classes: Sequence[str] | None = None) -> Labelled:
+def read_labelled(path: Path, *, size: int | TensorSpec, classes: Sequence[str] | None = None) -> Labelled:
     """Images with their labels.
 
     Args:
         path: a folder with one folder of images per class; an `.npz` with `images` and `labels`; or CIFAR-10's folder, of
             which the training images are read.
-        size: height and width that the images must have, or (images in files) are scaled to.
+        size: height and width that the images must have, or (images in files) are scaled to; or what one sample is, where that
+            is no image: an `.npz` must hold just that.
         classes: what the labels may be; None = as the data says.
 
     Raises:
         ConfigError: nothing is there, or it is something else; one line.
         BackendUnavailable: images in files, without Pillow.
     """
+    if isinstance(size, TensorSpec):
+        return read_tensors(path, size, classes=classes)
     if is_cifar10(path):
         images, labels, _ = cifar10.read_training(cifar10.find_batches(path))
         return _cifar10(images, labels, size=size, classes=classes, path=path)
@@ -44,7 +48,7 @@ def read_labelled(path: Path, *, size: int, classes: Sequence[str] | None = None
     raise ConfigError(f"{path}: found nothing there, expected a folder of images, an .npz, or CIFAR-10's folder; correct the path")
 
 
-def read_splits(path: Path, *, size: int, classes: Sequence[str] | None = None) -> tuple[Labelled, Labelled]:
+def read_splits(path: Path, *, size: int | TensorSpec, classes: Sequence[str] | None = None) -> tuple[Labelled, Labelled]:
     """As `read_labelled`, in two: (to calibrate with, to test with).
 
     CIFAR-10 has its own test batch, and its last training images calibrate; other data is cut by `halves`.
@@ -53,7 +57,7 @@ def read_splits(path: Path, *, size: int, classes: Sequence[str] | None = None) 
         ConfigError: as `read_labelled`, or there are too few images to cut.
         BackendUnavailable: as `read_labelled`.
     """
-    if not is_cifar10(path):
+    if isinstance(size, TensorSpec) or not is_cifar10(path):
         return halves(read_labelled(path, size=size, classes=classes))
     folder = cifar10.find_batches(path)
     images, labels, kept = cifar10.read_training(folder)

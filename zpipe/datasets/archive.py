@@ -1,4 +1,4 @@
-"""Labelled images in an npz."""
+"""Labelled images, or other tensors, in an npz."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from zpipe.bundle import Evaluation
 from zpipe.bundle.files import UNREADABLE
 from zpipe.datasets.labelled import Labelled
 from zpipe.errors import ConfigError
+from zpipe.model import TensorSpec
 
 KEYS = "images uint8 [n, 3, size, size] or [n, size, size, 3], labels whole numbers [n]; also severity and digit [n] if you like"
 
@@ -23,6 +24,33 @@ def read_archive(path: Path, *, size: int, classes: Sequence[str] | None) -> Lab
     Raises:
         ConfigError: it cannot be read, lacks a key, or an array has another dtype or shape, or labels are out of range.
     """
+    arrays = _arrays(path, KEYS)
+    return _labelled(path, _images(path, arrays["images"], size), arrays, classes)
+
+
+def read_tensors(path: Path, spec: TensorSpec, *, classes: Sequence[str] | None) -> Labelled:
+    """The same for a network that takes no images: `images` holds samples of just this dtype and shape.
+
+    Raises:
+        ConfigError: as `read_archive`, or it is no file.
+    """
+    wanted = f"{spec.dtype} [n, {', '.join(map(str, spec.shape))}]"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: found no file, expected an .npz with labels and images {wanted}, as this network takes no RGB images; "
+            "write one (numpy.savez), or let stage 0 normalise: `zpipe split --mean ... --std ...`"
+        )
+    arrays = _arrays(path, f"images {wanted}, labels whole numbers [n]")
+    samples = arrays["images"]
+    if samples.dtype != np.dtype(spec.dtype) or samples.ndim < 1 or samples.shape[1:] != spec.shape:
+        raise ConfigError(
+            f"{path}: images: found {samples.dtype} {list(samples.shape)}, expected {wanted}; convert them as for the network"
+        )
+    return _labelled(path, samples, arrays, classes)
+
+
+def _arrays(path: Path, keys: str) -> dict[str, npt.NDArray[Any]]:
+    """What there is of the four arrays; images and labels at least."""
     try:
         # Our own stream: NumPy leaves one of its own open where the file is no archive after all.
         with path.open("rb") as stream:
@@ -32,11 +60,14 @@ def read_archive(path: Path, *, size: int, classes: Sequence[str] | None) -> Lab
             arrays = {key: archive[key] for key in ("images", "labels", "severity", "digit") if key in archive.files}
             have = ", ".join(archive.files) or "nothing"
     except UNREADABLE as exc:
-        raise ConfigError(f"{path}: found no readable npz ({_short(exc)}), expected one with {KEYS}") from exc
+        raise ConfigError(f"{path}: found no readable npz ({_short(exc)}), expected one with {keys}") from exc
     for key in ("images", "labels"):
         if key not in arrays:
-            raise ConfigError(f"{path}: {key}: found {have}, expected an array of that name: {KEYS}; rename it")
-    images = _images(path, arrays["images"], size)
+            raise ConfigError(f"{path}: {key}: found {have}, expected an array of that name: {keys}; rename it")
+    return arrays
+
+
+def _labelled(path: Path, images: npt.NDArray[Any], arrays: dict[str, npt.NDArray[Any]], classes: Sequence[str] | None) -> Labelled:
     labels = _whole(path, "labels", arrays["labels"], len(images))
     if not len(images):
         raise ConfigError(f"{path}: images: found none, expected at least one; give more")

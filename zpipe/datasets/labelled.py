@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ class Labelled:
     Attributes:
         name: for people.
         classes: names of the labels.
-        data: images `[samples, 3, size, size] uint8`, the rest `[samples] int64`.
+        data: images `[samples, 3, size, size] uint8` (or what else the network takes), the rest `[samples] int64`.
     """
 
     name: str
@@ -28,8 +29,8 @@ class Labelled:
         return len(self.data)
 
     @property
-    def images(self) -> npt.NDArray[np.uint8]:
-        """`[samples, 3, size, size]`."""
+    def images(self) -> npt.NDArray[Any]:
+        """`[samples, 3, size, size]`, or what else the network takes."""
         return self.data.images
 
     @property

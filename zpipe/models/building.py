@@ -79,7 +79,7 @@ def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, th
     """See `zpipe.models.retrain_codecs`."""
     refuse_less_than_one("--threads", threads)
     bundle = load_bundle(out.resolve())
-    task = find_task(bundle.preprocessing.size, data, data_dir)
+    task = find_task(bundle.image_size, data, data_dir)
     if task.classes != bundle.classes:
         found, expected = ", ".join(task.classes), ", ".join(bundle.classes)
         raise ConfigError(f"--data {data}: found classes {found}, expected those of {out}: {expected}; name what it was trained on")

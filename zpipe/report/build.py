@@ -25,6 +25,7 @@ REPORT = {
     "machine": {"cpu": str, "cores": int, "os": str, "python": str, "versions": {}},
     "shared_machine": bool,
     "simulated": bool,
+    "generated_inputs": bool,
     "seconds": float,
     "counts": dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung", "second_results", "resubmitted"), int),
     "strangers": int,
@@ -84,6 +85,7 @@ def build_report(
     resubmitted: int,
     shared_machine: bool,
     simulated: bool = False,
+    generated_inputs: bool = False,
     severity: Sequence[int] = (),
     promises: Mapping[int, tuple[float, Promise]] | None = None,
     drift: Mapping[int, dict[str, Any]] | None = None,
@@ -103,6 +105,7 @@ def build_report(
         second_results, resubmitted: of this run, as the source counted them.
         shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
         simulated: no node ran at all.
+        generated_inputs: samples are made up and their labels are the network's own answers; accuracy is agreement with these.
         severity: of each evaluation sample; () = not known.
         promises: {source: (the accuracy it wants, what the bundle's table promises)}.
         drift: {source: what the drift test said of its answers}, where it could be done.
@@ -121,6 +124,7 @@ def build_report(
         "machine": machine(),
         "shared_machine": shared_machine,
         "simulated": simulated,
+        "generated_inputs": generated_inputs,
         "seconds": seconds,
         "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted},
         "strangers": log.strangers,

@@ -201,6 +201,8 @@ def _footnotes(report: dict[str, Any]) -> RenderableType:
     restarted = [str(row["rank"]) for row in report["nodes"] if row.get("restarted")]
     if restarted:
         lines.append(f"counters of nodes {', '.join(restarted)}: since they were last started")
+    if report["generated_inputs"]:
+        lines.append("made-up inputs, labelled by the network itself: accuracy says how far answers agree with its own, no more")
     if report["simulated"]:
         lines.append(
             f"simulated: {report['events']:,} events, {percent(report['nodes_running_share'])} of the nodes ran a stage; "

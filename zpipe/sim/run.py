@@ -286,6 +286,7 @@ class _Run:
             resubmitted=_grown(before, after, "resubmitted"),
             shared_machine=False,
             simulated=True,
+            generated_inputs=bundle.evaluation_generated,
             severity=self.severity,
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),

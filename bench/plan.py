@@ -35,9 +35,7 @@ from zpipe.errors import ConfigError, TopologyError
 from zpipe.model import AUTO_CODEC, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
 from zpipe.plan import equal_cuts, exit_reach, make_plan, problem, rate_bound, to_yaml
 from zpipe.plan.layout import Layout, latency_seconds, loads, rate_hz
-from zpipe.plan.line import plan_line
-from zpipe.plan.mesh import plan_mesh
-from zpipe.plan.planner import Plan, to_topology
+from zpipe.plan.planner import Plan, solve, to_topology
 from zpipe.plan.problem import Problem
 from zpipe.report import machine
 from zpipe.sim import simulate
@@ -224,7 +222,7 @@ class _without_headers:  # noqa: N801 - reads as a context manager
 def _planned(case: Problem, goal: Any, *, mesh: bool) -> float:
     try:
         with libraries_silent():
-            layout = plan_mesh(case, goal, time_limit=30.0) if mesh else plan_line(case, goal)
+            layout = solve(case, goal, "mesh" if mesh else "line", time_limit=30.0)
     except ConfigError:
         return math.inf
     return latency_seconds(case, layout, {}) if goal == "latency" else 1.0 / rate_hz(loads(case, layout, {}))

@@ -15,7 +15,9 @@ from zpipe.boards import Board, Boards, parse_boards
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import ConfigError
 from zpipe.plan import draw_plan, explain, make_plan, rate_bound, to_yaml
+from zpipe.plan.mesh import mesh_choices
 from zpipe.plan.planner import Plan
+from zpipe.plan.problem import make_problem
 from zpipe.service import Measured, Spread
 from zpipe.topology import LinkSpec, check
 from zpipe.topology.parse import parse
@@ -197,21 +199,35 @@ def test_what_cannot_be_planned_is_one_line(options: dict[str, Any], complaint: 
 # ---- trials ------------------------------------------------------------------------------------
 
 
-def test_of_a_free_plan_and_one_in_layers_the_one_that_does_better_is_taken() -> None:
+def test_of_several_plans_the_one_that_does_best_is_taken() -> None:
     known = boards(pi(), pi(device=f"{PI}/2"), pi())
-    seen: list[Plan] = []
+    tried: list[Plan] = []
 
-    def second_is_better(plan: Plan) -> float:
-        seen.append(plan)
-        return float(len(seen))
+    def later_is_better(plan: Plan) -> float:
+        tried.append(plan)
+        return float(len(tried))
 
-    layered = make_plan(bundle(), known, trial=second_is_better)
-    assert len(seen) == 2
-    assert layered.tried_hz == 2.0
-    slices = [stages for stages in layered.layout.hosted.values() if stages]
+    best = make_plan(bundle(), known, trial=later_is_better)
+    assert len(tried) > 1
+    assert best.tried_hz == len(tried)
+    assert len({str(plan.layout.hosted) for plan in tried}) == len(tried), "no placement is tried twice"
+    assert len({plan.layout.bound for plan in tried}) == 1, "what no placement exceeds is the same"
+    assert all(plan.rate_hz <= plan.layout.bound * (1 + 1e-6) for plan in tried)
+
+
+def test_layers_are_groups_that_share_all_stages_or_none() -> None:
+    choices = list(mesh_choices(make_problem(bundle(), boards(pi(), pi(device=f"{PI}/2"), pi()), point=None), time_limit=5.0))
+    slices = [stages for stages in choices[-1].hosted.values() if stages]
     assert all(stages == tuple(range(stages[0], stages[-1] + 1)) for stages in slices)
     assert all(a == b or set(a).isdisjoint(b) for a in slices for b in slices)
-    assert layered.layout.bound == seen[0].layout.bound, "what no placement exceeds is the same"
+
+
+def test_a_plan_that_is_too_slow_on_paper_is_not_tried() -> None:
+    def never(plan: Plan) -> float:
+        raise AssertionError(plan)
+
+    with pytest.raises(ConfigError, match="--rate: found 1e"):
+        make_plan(bundle(), boards(pi(), pi(), links="line"), goal="accuracy-at-rate", rate=1e6, trial=never)
 
 
 # ---- writing, explaining, drawing --------------------------------------------------------------

@@ -14,6 +14,7 @@ import click
 from zpipe.cli.group import cli
 from zpipe.cli.options import FILE, SECONDS
 from zpipe.cli.output import check_writable, libraries_silent, write_text
+from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def plan(
     check_writable(out, draw)
     loaded = load_bundle(bundle)
     boards = load_boards(devices, loaded)
-    with libraries_silent():
+    with libraries_silent(), progress_shown() as progress:
+        progress("starting", 0.0)
         found = make_plan(
             loaded,
             boards,
@@ -87,8 +89,9 @@ def plan(
             time_limit=time_limit,
             name=out.stem,
             out=out,
-            trial=_trial(loaded) if simulated else None,
+            trial=_trial(loaded, progress) if simulated else None,
         )
+        progress("asking what would help", 0.9)
         lines = explain(found, time_limit=time_limit)
     comment = f"Made by `zpipe plan --devices {devices} --goal {goal}`.\n" + "\n".join(lines)
     write_text(out, to_yaml(found.topology, comment))
@@ -100,7 +103,7 @@ def plan(
     click.echo(f"{written} written; try it: {_try_it(found, out)}")
 
 
-def _trial(bundle: Bundle) -> Callable[[Plan], float] | None:
+def _trial(bundle: Bundle, progress: Callable[[str, float], None]) -> Callable[[Plan], float] | None:
     """The simulator's results per second when samples are always there; None where the bundle has no recorded answers."""
     from zpipe.sim import simulate
 
@@ -108,6 +111,7 @@ def _trial(bundle: Bundle) -> Callable[[Plan], float] | None:
         return None
 
     def results_per_second(plan: Plan) -> float:
+        progress("trying plans in the simulator", 0.5)
         there = replace(plan.topology, bundle=str(bundle.path.absolute()))
         samples = {"count": TRIAL_SAMPLES, "warm_up": TRIAL_SAMPLES // 5}
         report = simulate(there, rate_hz=math.inf, admission="fixed", service=plan.measured_files or None, **samples)

@@ -30,9 +30,9 @@ run what it names: read one before you use it.
             wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
             return StageOutput(activation, *decision, wall, cpu)
 
-It may take keywords `device` and `max_batch`, the topology's, and `note`, which takes a line for people. What it raises, or gives
-and does not fit the stage, costs the samples of that batch an attempt and the node nothing; `zpipe.ExecutorLost` takes the node's
-stages out of service.
+The activation holds all rows, or those alone that do not exit. It may take keywords `device` and `max_batch`, the topology's, and
+`note`, which takes a line for people. What it raises, or gives and does not fit the stage, costs the samples of that batch an
+attempt and the node nothing; `zpipe.ExecutorLost` takes the node's stages out of service.
 """
 
 from zpipe.executors.base import EXECUTORS, StageExecutor, StageOutput, make_executor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,6 +49,14 @@ def attempts(executor: Any, count: int) -> list[tuple[type[Exception], str]]:
         return [end for ended in pool.map(one, [1 + number % 7 for number in range(count)]) for end in ended]
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("time", [1, 2, 9])
 def test_a_call_that_fails_once_costs_a_batch_or_two(bench: Bench, make: Make, call: str, time: int) -> None:

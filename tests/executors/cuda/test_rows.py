@@ -57,6 +57,18 @@ def test_few_survivors_take_little_of_the_arena(bench: Bench, make: Make) -> Non
     assert len({array.ctypes.data for array in kept}) == len(kept)
 
 
+@pytest.mark.parametrize("stages", [(0,), (0, 1)], ids=["host", "device"])
+def test_memory_comes_back_though_nothing_else_happens(make: Make, stages: tuple[int, ...]) -> None:
+    """The owner's thread, which waits for the next batch, does not hold on to the last."""
+    executor = make(stages)
+    rows = survivors(executor, 0, 4)
+    lane = executor._lanes[0]
+    assert len(lane.kept) + len(lane.pinned) == 1
+    assert np.asarray(rows).shape == (4, 4, 4, 4)
+    del rows
+    until(lambda: len(lane.kept) + len(lane.pinned) == 0)
+
+
 @pytest.mark.parametrize("look", [lambda a: a[2:], lambda a: a.view(np.uint8)[1:, ..., :3], lambda a: memoryview(a[1:]).cast("B")])
 def test_any_view_keeps_the_whole_array(bench: Bench, make: Make, look: Any) -> None:
     executor = make([0], max_batch=8)

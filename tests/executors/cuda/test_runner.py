@@ -16,6 +16,7 @@ from tests.executors.cuda.compiled import need_compiled_gate
 from tests.executors.cuda.engines import Bench, Make, assert_all_given_back, until
 from tests.executors.tiny import STAGES, gate, host_rows, images, stay, tiny_bundle
 from zpipe.errors import ExecutorError
+from zpipe.executors.cuda.passage import Passage
 from zpipe.executors.cuda.rows import DeviceRows
 from zpipe.executors.cuda.runner import common_batches
 from zpipe.executors.onnx import OnnxExecutor
@@ -208,6 +209,15 @@ def test_more_callers_than_slots_all_get_their_answers(make: Make) -> None:
         np.testing.assert_allclose(host_rows(output), stay(host_rows(expected[i % 8]), output.exited), atol=1e-5)
 
 
+def test_time_behind_another_batch_is_not_this_ones() -> None:
+    nothing: Any = None
+    batch = Passage(nothing, nothing, 1, gate(1), [], launched_at=10.0)
+    batch.answer(None, 15.0, 12.0)
+    assert batch.wall_seconds == 3.0
+    batch.answer(None, 15.0, 8.0)
+    assert batch.wall_seconds == 5.0
+
+
 def test_time_on_the_device_is_counted_once(make: Make) -> None:
     executor = make([0])
     executor.warm_up(4)
@@ -265,10 +275,11 @@ def test_common_batches_replay_graphs_and_others_are_queued(bench: Bench, make: 
     assert driver.graphs == 4 * 2
 
 
+@pytest.mark.parametrize("fault", [("begin_capture", 1), ("enqueue", 2), ("end_capture", 2)], ids=str)
 def test_an_engine_that_cannot_be_recorded_runs_as_it_is_and_says_so_once(
-    bench: Bench, make: Make, caplog: pytest.LogCaptureFixture
+    bench: Bench, make: Make, caplog: pytest.LogCaptureFixture, fault: tuple[str, int]
 ) -> None:
-    bench.faults = {("end_capture", 2): ExecutorError("operation not permitted when stream is capturing")}
+    bench.faults = {fault: ExecutorError("operation not permitted when stream is capturing")}
     executor = make([0])
     executor.warm_up(4)
     assert [record.message for record in caplog.records] == [

@@ -338,6 +338,79 @@ def test_a_changed_autoencoder_is_refused(tmp_path: Path) -> None:
     assert "no readable npz" in complaint(load_bundle(folder, verify=False).bottleneck)
 
 
+# ---- calibration -------------------------------------------------------------------------------
+
+
+def calibrated(manifest: dict[str, Any]) -> None:
+    """A calibration split of three samples and a table of two rows."""
+    manifest["calibration"] = {"file": "calibration.npz", "samples": 3}
+    manifest["digests"]["calibration.npz"] = "sha256:00"
+    rows = [promise(0.8, 0.85, test=None), promise(0.9, 0.95, test=metrics(0.89, 0.2, 260.0), test_interval=[0.85, 0.93])]
+    manifest["accuracy_table"] = {"variant": "per-exit", "rows": rows}
+
+
+def promise(target: float, accuracy: float, **more: Any) -> dict[str, Any]:
+    row = {"target": target, "thresholds": [target, target], "calibration": metrics(accuracy, 0.3, 240.0)}
+    return {**row, "test": None, "test_interval": None, **more}
+
+
+def calibrated_bundle(folder: Path) -> Bundle:
+    return load_bundle(write_bundle(folder, calibrated), verify=False)
+
+
+def test_accuracy_table_is_read_and_the_lowest_sufficient_row_found(tmp_path: Path) -> None:
+    bundle = calibrated_bundle(tmp_path / "tiny")
+    assert [row.target for row in bundle.accuracy_table] == [0.8, 0.9]
+    assert bundle.promise(0.8).test is None
+    row = bundle.promise(0.81)
+    assert (row.target, row.thresholds, row.test_interval) == (0.9, (0.9, 0.9), (0.85, 0.93))
+    assert row.test is not None
+    assert (row.calibration.accuracy, row.test.accuracy) == (0.95, 0.89)
+    assert "expected at most 0.9" in complaint(lambda: bundle.promise(0.91))
+
+
+def test_bundles_from_before_have_no_table_and_say_how_to_get_one(tmp_path: Path) -> None:
+    bundle = load_bundle(write_bundle(tmp_path / "tiny", lambda manifest: manifest.update(calibration={"samples": 9, "exits": []})))
+    assert (bundle.accuracy_table, bundle.calibration_file, bundle.calibration_samples) == ((), None, 0)
+    assert "zpipe calibrate" in complaint(lambda: bundle.promise(0.8))
+    assert "zpipe calibrate" in complaint(bundle.calibration)
+
+
+def test_calibration_split_is_read_and_a_wrong_one_refused(tmp_path: Path) -> None:
+    bundle = calibrated_bundle(tmp_path / "tiny")
+    whole = np.arange(3)
+    good = {"logits": np.zeros((3, 2, 2), np.float32), "labels": whole % 2, "severity": whole, "digit": whole}
+    _rewrite(bundle, "calibration.npz", **good)
+    found = bundle.calibration()
+    assert (len(found), found.logits.shape, found.labels.dtype.name) == (3, (3, 2, 2), "int64")
+    for key, value in {
+        "logits": np.zeros((3, 1, 2), np.float32),
+        "labels": whole,
+        "digit": whole[1:],
+        "severity": whole.astype(np.float32),
+    }.items():
+        _rewrite(bundle, "calibration.npz", **{**good, key: value})
+        assert f"calibration.npz: {key}: found" in complaint(bundle.calibration)
+    assert "digests.calibration.npz" in complaint(lambda: load_bundle(bundle.path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "key"),
+    [
+        ("none", "accuracy_table.rows: found"),
+        ([promise(0.9, 0.95), promise(0.8, 0.85)], "accuracy_table.rows: found"),
+        ([promise(0.9, 0.95), promise(0.9, 0.95)], "accuracy_table.rows: found"),
+        ([promise(1.9, 0.95)], "accuracy_table.rows[0].target: found 1.9"),
+        ([promise(0.9, 0.95, thresholds=[0.9])], "accuracy_table.rows[0].thresholds: found [0.9]"),
+        ([promise(0.9, 0.95, test_interval=[0.9])], "accuracy_table.rows[0].test_interval: found [0.9], expected two numbers"),
+        ([promise(0.9, 0.95, test={})], "accuracy_table.rows[0].test.exit_shares: found no such key"),
+    ],
+)
+def test_wrong_accuracy_table_is_refused(tmp_path: Path, rows: object, key: str) -> None:
+    folder = write_bundle(tmp_path / "tiny", lambda manifest: manifest.update(accuracy_table={"rows": rows}))
+    assert key in complaint(lambda: load_bundle(folder))
+
+
 # ---- emulation ---------------------------------------------------------------------------------
 
 

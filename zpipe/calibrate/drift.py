@@ -35,7 +35,7 @@ ALPHA = 1e-3
 LEAST_SAMPLES = 100
 
 #: Resamples of the originals, and the quantile of their distances that is compared with Kolmogorov's.
-_DRAWS, _QUANTILE, _KOLMOGOROV = 400, 0.95, 1.3581
+_DRAWS, _QUANTILE, _KOLMOGOROV = 200, 0.95, 1.3581
 
 #: A monitor keeps so many of the last answers, and looks at them each time so many have come.
 WINDOW, EVERY = 1000, 250
@@ -183,11 +183,15 @@ def drift_rows(log: RunLog, bundle: Bundle, thresholds: Mapping[int, Sequence[fl
     columns = log.columns()
     answered = columns["kind"] == KINDS.index("result")
     rows = {}
+    references: dict[tuple[float, ...], Reference | None] = {}  # a hundred sources may share one
     for rank, vector in thresholds.items():
         mine = answered & (columns["source"] == rank)
         if vector is None or int(mine.sum()) < LEAST_SAMPLES:
             continue
-        reference = Reference.of(bundle, vector)
+        key = tuple(vector)
+        if key not in references:
+            references[key] = Reference.of(bundle, key)
+        reference = references[key]
         found = None if reference is None else reference.compare(columns["stage"][mine], columns["confidence"][mine])
         if found is not None:
             rows[rank] = found.to_json()

@@ -108,7 +108,7 @@ class Pipeline:
             admission=admission,
             when_full=when_full,
         )
-        self._monitor = _monitor(self.bundle, fixed_thresholds(self._config))
+        self._monitor: Monitor | None = None
         self._driver: Driver | None = None
         self._launcher: Launcher | None = None
         self._done: dict[int, Done] = {}
@@ -174,6 +174,8 @@ class Pipeline:
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         addresses: dict[int, str] = {}
+        # Beside the rest: resampling the calibration split takes a slow board most of a second.
+        watching = loop.run_in_executor(None, _monitor, self.bundle, fixed_thresholds(self._config))
         make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
         others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
         if others:
@@ -185,6 +187,7 @@ class Pipeline:
                 addresses = await launching
         else:
             executor = await loop.run_in_executor(None, make)
+        self._monitor = await watching
         session = new_session()  # now, not before: of two pipelines the one started later counts (policy rule S1)
         self._driver = Driver(
             self.topology,

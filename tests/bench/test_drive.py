@@ -80,6 +80,7 @@ def test_node_rows_hold_only_what_happened_between_the_two_looks() -> None:
         return {
             "rank": 1,
             "stages": [1],
+            "executor": "onnx",
             "tasks_run": tasks,
             "batches": batches,
             "busy_seconds": tasks / 100,

@@ -77,7 +77,7 @@ class Worker:
         """Runs a batch on a thread."""
         self._under_way += 1
         if len(self._threads) < min(self._under_way, self._parallel):
-            thread = threading.Thread(target=self._work, name=f"zpipe-stages-{len(self._threads)}", daemon=True)
+            thread = threading.Thread(target=self._work, name="zpipe-stages", daemon=True)
             self._threads.append(thread)
             thread.start()
         self._queue.put((command, inputs))

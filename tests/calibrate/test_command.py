@@ -141,6 +141,24 @@ def test_bundle_without_any_data_gets_all_of_it_from_the_users_images(call: Call
     assert bundle.promise(0.5).thresholds[0] < NEVER_EXIT
 
 
+def test_stage_without_an_exit_head_lets_nobody_out(call: Call, tmp_path: Path) -> None:
+    def behead(manifest: dict[str, Any]) -> None:
+        without_evaluation(manifest)
+        for stage in (1, 3):
+            manifest["stages"][stage]["exit"] = None
+
+    folder = small_bundle(tmp_path / "small", behead)
+    code, _, _ = call("--bundle", folder, "--data", own_images(tmp_path / "mine.npz"), "--targets", "0.5", "--write")
+    bundle = load_bundle(folder)
+    assert code == 0
+    assert bundle.calibration().logits.shape[1] == 3
+    assert bundle.promise(0.5).thresholds[1] == bundle.promise(0.5).thresholds[3] == NEVER_EXIT
+    for point in bundle.operating_points:
+        assert (point.test.exit_shares[1], point.test.exit_shares[3]) == (0.0, 0.0)
+    assert point.test.exit_shares[4] == 1.0  # no-exit
+    assert bundle.replay("int8").confidences[:, [1, 3]].max() == 0.0
+
+
 def test_failed_write_leaves_the_bundle_as_it_was(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small_bundle(tmp_path / "small")
     before = snapshot(folder)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from zpipe.bundle import Bundle
 from zpipe.errors import BundleError, ExecutorError
 
 
@@ -17,16 +18,32 @@ class StageChain:
 
     This is the plain loop that everything faster is compared with.
 
+    Args:
+        paths: one file per stage.
+        heads: per stage, whether it has an exit head that counts; None = where a file gives logits.
+
     Raises:
         BundleError: a file is no ONNX that loads.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], heads: Sequence[bool] | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._sessions = [_session(path, options) for path in paths]
+        self._heads = [True] * len(paths) if heads is None else list(heads)
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> StageChain:
+        """The stages of a bundle, with the exit heads that its manifest has.
+
+        Raises:
+            BundleError: as above.
+        """
+        return cls(
+            [bundle.stage_path(stage.index) for stage in bundle.stages], [stage.exit_head is not None for stage in bundle.stages]
+        )
 
     def run_stage(
         self, stage: int, x: npt.NDArray[np.generic]
@@ -44,7 +61,7 @@ class StageChain:
             raise ExecutorError(
                 f"stage {stage}: batch {len(x)} failed in ONNX Runtime: {_one_line(exc)}; `zpipe doctor` checks the bundle"
             ) from exc
-        return values.get("activation"), values.get("logits")
+        return values.get("activation"), values.get("logits") if self._heads[stage] else None
 
     def logits(
         self, images: npt.NDArray[np.generic], *, batch: int = 1, tell: Callable[[float], None] | None = None

@@ -40,7 +40,7 @@ def codec_tables(bundle: Bundle, plain: Answers, tell: Callable[[int, int, str],
     Raises:
         ExecutorError: a codec that should pack another without loss gave other answers.
     """
-    chain = StageChain([bundle.stage_path(stage.index) for stage in bundle.stages])
+    chain = StageChain.of(bundle)
     names = [name for name in CODECS if name != "bottleneck" or bundle.bottleneck_file is not None]
     codecs, test = make_codecs(bundle, names), bundle.evaluation()
     activation_bytes = tuple(float(stage.output.bytes) for stage in bundle.stages if stage.output is not None)

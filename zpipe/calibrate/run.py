@@ -73,7 +73,7 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
         check(options.topology, len(bundle.stages))
         seconds = exit_seconds(options.topology, bundle, device=options.device)
     fitted, tested = _images(bundle, options)
-    chain = StageChain([bundle.stage_path(stage.index) for stage in bundle.stages])
+    chain = StageChain.of(bundle)
     calibration = _stored(bundle) if fitted is None else _ask(chain, fitted, "calibration", progress)
     test = _ask(chain, tested, "test", progress)
     progress("fitting", 0.0)

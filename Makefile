@@ -75,15 +75,22 @@ define install
 	@touch $@
 endef
 
+# Engines are built in the tests, without a GPU; there are no wheels for every machine.
+define rtx
+	@$(BIN)/python $(INSTALL) --editable '.[rtx]' || echo "no TensorRT for RTX for this machine: its tests skip"
+endef
+
 $(BASE): | $(BIN)/python
 	$(call install,.)
 
 $(DEV): | $(BIN)/python
 	$(call install,.[dev])
+	$(rtx)
 	@touch $(BASE)
 
 $(TRAIN): | $(BIN)/python
 	$(call install,.[dev$(comma)train])
+	$(rtx)
 	@touch $(BASE) $(DEV)
 
 # Asks each candidate its version: a pyenv shim is on the PATH even where the version behind it is not.

@@ -1,13 +1,14 @@
 """Plans against brute force, against the simulator, and against equal cuts.
 
-    python -m bench.plan                   about 15 minutes; writes bench/results/plan.json
-    python -m bench.plan brute --cases 20  a look at one part: brute, simulated or equal
+    python -m bench.plan                   about 9 minutes; writes bench/results/plan.json
+    python -m bench.plan brute             one part: brute (a minute), simulated (three) or equal (five)
 
 *brute*: random small networks and boards. Lines: every order and every cut is tried; the best must be the plan's. Meshes: every set
 of stages on every board is tried, each with the linear program of `zpipe.plan.bounds` (throughput), every board for every stage
 with the time added up (latency); the plan may be 2 % worse.
-*simulated*: what plans for every bundle predict, and what the simulator gives where samples are always waiting. Exit shares are
-those of the evaluation set here, which is what the simulator replays; a plan knows those of the calibration set.
+*simulated*: what plans for every bundle predict, and what the simulator gives where samples are always waiting, with a seed that
+no trial used. Exit shares are those of the evaluation set here, which is what the simulator replays; a plan knows those of the
+calibration set.
 *equal*: boards of three speeds (topologies/devices/mixed.yaml): the plan against slices of equal multiply-adds in the order of the
 file, in the simulator and live, emulated.
 """
@@ -38,7 +39,7 @@ from zpipe.plan.layout import Layout, latency_seconds, loads, rate_hz
 from zpipe.plan.planner import Plan, solve, to_topology
 from zpipe.plan.problem import Problem
 from zpipe.report import machine
-from zpipe.sim import simulate
+from zpipe.sim import capacity, simulate
 from zpipe.topology import LinkSpec, PolicySpec, Topology, check, from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -296,10 +297,11 @@ def confirm(bundle: Bundle, boards: Boards, shape: Any, count: int) -> dict[str,
     """What a plan predicts and the simulator gives, always waiting samples; None where there is no such plan."""
     try:
         with libraries_silent():
-            plan = make_plan(bundle, boards, shape=shape, trial=capacity)
+            plan = make_plan(bundle, boards, shape=shape, trial=trial)
     except ConfigError:
         return None
-    found = capacity(plan, count=count, seed=1)
+    report = simulate(plan.topology, rate_hz=math.inf, admission="fixed", count=count, warm_up=count // 5, seed=2)
+    found = float(report["throughput_hz"])
     difference = found / plan.rate_hz - 1.0
     return {
         "predicted": plan.rate_hz,
@@ -311,10 +313,9 @@ def confirm(bundle: Bundle, boards: Boards, shape: Any, count: int) -> dict[str,
     }
 
 
-def capacity(plan: Plan, count: int = 4000, seed: int = 0) -> float:
-    """Results a second in the simulator when samples are always there."""
-    report = simulate(plan.topology, rate_hz=math.inf, admission="fixed", count=count, warm_up=count // 5, seed=seed)
-    return float(report["throughput_hz"])
+def trial(plan: Plan) -> float:
+    """As `zpipe plan` tries it."""
+    return capacity(plan.topology)
 
 
 # ---- equal cuts ------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def equal(count: int, *, live: bool) -> dict[str, Any]:
     plans = {
         "equal cuts": to_equal(bundle, boards),
         "planned line": make_plan(bundle, boards, shape="line", name="line").topology,
-        "planned mesh": make_plan(bundle, boards, shape="mesh", name="mesh", trial=capacity).topology,
+        "planned mesh": make_plan(bundle, boards, shape="mesh", name="mesh", trial=trial).topology,
     }
     rows: dict[str, dict[str, float]] = {}
     for name, topology in plans.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +19,6 @@ from zpipe.errors import ConfigError
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
     from zpipe.plan import Plan
-
-#: Of a trial in the simulator: a second or two, and about two percent of noise.
-TRIAL_SAMPLES = 4000
 
 
 @cli.command()
@@ -105,17 +101,14 @@ def plan(
 
 def _trial(bundle: Bundle, progress: Callable[[str, float], None]) -> Callable[[Plan], float] | None:
     """The simulator's results per second when samples are always there; None where the bundle has no recorded answers."""
-    from zpipe.sim import simulate
+    from zpipe.sim import capacity
 
     if bundle.replay_file is None or bundle.evaluation_file is None:
         return None
 
     def results_per_second(plan: Plan) -> float:
         progress("trying plans in the simulator", 0.5)
-        there = replace(plan.topology, bundle=str(bundle.path.absolute()))
-        samples = {"count": TRIAL_SAMPLES, "warm_up": TRIAL_SAMPLES // 5}
-        report = simulate(there, rate_hz=math.inf, admission="fixed", service=plan.measured_files or None, **samples)
-        return float(report["throughput_hz"])
+        return capacity(replace(plan.topology, bundle=str(bundle.path.absolute())), service=plan.measured_files)
 
     return results_per_second
 

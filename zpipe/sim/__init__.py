@@ -16,7 +16,8 @@ Differs from a live run: all nodes share one clock, so budgets lose nothing on t
 from __future__ import annotations
 
 from zpipe.service import Spread
+from zpipe.sim.capacity import capacity
 from zpipe.sim.hop import HopProfile, load_hop_profile
 from zpipe.sim.run import SimOptions, compare_sim, generated, run_sim, simulate
 
-__all__ = ["HopProfile", "SimOptions", "Spread", "compare_sim", "generated", "load_hop_profile", "run_sim", "simulate"]
+__all__ = ["HopProfile", "SimOptions", "Spread", "capacity", "compare_sim", "generated", "load_hop_profile", "run_sim", "simulate"]

@@ -96,10 +96,24 @@ class StageOutput:
     cpu_seconds: float
 
 
+@runtime_checkable
+class Encoder(Protocol):
+    """An executor that can code activations for a link itself."""
+
+    def encode(self, stage: int, codec: str) -> bool:
+        """From the next batch on give this stage's activations as that codec's rows, `[rows, row_bytes] uint8`.
+
+        Told before the first live batch, of a loaded stage whose survivors can only go to neighbours, over links of that codec.
+
+        Returns:
+            Whether it will; if not, the activations stay as they are.
+        """
+
+
 class StageExecutor(Protocol):
     """Runs the stages one node hosts. `run` may be called from several threads at once.
 
-    It may have an attribute `parallel`: how many batches it wants at once (see `parallel()`).
+    It may have an attribute `parallel`: how many batches it wants at once (see `parallel()`), and a method `encode` (`Encoder`).
 
     Attributes:
         stages: the stages it can run, ascending.

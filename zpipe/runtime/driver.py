@@ -52,7 +52,7 @@ from zpipe.policy.messages import (
 from zpipe.runtime import bounds
 from zpipe.runtime.inbox import Inbox
 from zpipe.runtime.notes import Notes
-from zpipe.runtime.packing import Packing, codecs_of, wire_limits
+from zpipe.runtime.packing import Packing, codecs_of, coded_by_executor, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.stages import Stages
@@ -177,14 +177,16 @@ class Driver:
         self._recorder = Recorder(trace, self.policy, seed=seed, note=self.notes) if trace is not None else None
         self._decide = self.policy.handle_all if self._recorder is None else self._recorder.handle_all
         codecs = codecs_of(topology, bundle)
-        self._packing = Packing(topology, bundle, codecs, self.policy)
+        coded = coded_by_executor(topology, codecs, rank, executor)
+        self._packing = Packing(topology, bundle, codecs, self.policy, coded=coded)
         self._payloads = Payloads()
         self._events: list[Event] = []
         self._pumping = self._posted = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._executor = None if executor is None else executor_name(executor)
-        self._stages = Stages(executor, bundle.stages, self._payloads, rank=rank, done=self._ran) if executor is not None else None
+        specs = [replace(spec, output=coded.get(spec.index, spec.output)) for spec in bundle.stages]
+        self._stages = Stages(executor, specs, self._payloads, rank=rank, done=self._ran) if executor is not None else None
         self._carried: dict[int, Carried] = {}  #: by peer
         self._stats_token = 0
         self._process = psutil.Process()
@@ -409,7 +411,7 @@ class Driver:
         carried.tasks += len(tasks)
         carried.frames += 1
         carried.bytes += size
-        carried.raw_bytes += size - payload.nbytes + activations.nbytes
+        carried.raw_bytes += size - payload.nbytes + len(tasks) * self.bundle.stages[command.stage].input.bytes
 
     def _round_trip(self, peer: int) -> float:
         link = self.policy.neighbour(peer).outgoing

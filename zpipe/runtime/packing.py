@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from zpipe.bundle import Bundle
 from zpipe.codecs import Codec, CodecChoice, make_codecs, measured_codecs
 from zpipe.configure import seconds_per_task
+from zpipe.executors.base import Encoder, StageExecutor
 from zpipe.model import AUTO_CODEC, NO_CODEC, TensorSpec
 from zpipe.policy import NodePolicy
 from zpipe.topology import Topology
@@ -47,6 +48,32 @@ def wire_limits(topology: Topology, bundle: Bundle, codecs: Codecs) -> WireLimit
     )
 
 
+def coded_by_executor(topology: Topology, codecs: Codecs, rank: int, executor: StageExecutor | None) -> dict[int, TensorSpec]:
+    """{stage: one row of what it gives}, for stages of a node whose executor codes its activations for the links they leave by.
+
+    That is where survivors can only leave, and all ways out have one codec.
+
+    Args:
+        topology: of the node.
+        codecs: all that frames may name.
+        rank: the node.
+        executor: its; warm, with no batch under way. It is told.
+    """
+    if not isinstance(executor, Encoder):
+        return {}
+    coded = {}
+    hosted = topology.node(rank).stages
+    for stage in hosted:
+        peers = [peer for peer in topology.neighbours(rank) if stage + 1 in topology.lanes(rank, peer)]
+        names = {link.codec for peer in peers if (link := topology.link(rank, peer))}
+        if stage + 1 in hosted or len(names) != 1 or AUTO_CODEC in names:
+            continue
+        codec = codecs[names.pop(), stage + 1]
+        if codec.name != NO_CODEC and not codec.packed and executor.encode(stage, codec.name):
+            coded[stage] = TensorSpec("uint8", (codec.row_bytes,))
+    return coded
+
+
 class Packing:
     """The codecs of one node's links.
 
@@ -55,10 +82,14 @@ class Packing:
         bundle: tells what each costs in accuracy.
         codecs: all that frames may name (`codecs_of`).
         policy: knows bandwidths and service times, for `auto`; only read.
+        coded: stages whose activations this node's executor codes (`coded_by_executor`).
     """
 
-    def __init__(self, topology: Topology, bundle: Bundle, codecs: Codecs, policy: NodePolicy) -> None:
+    def __init__(
+        self, topology: Topology, bundle: Bundle, codecs: Codecs, policy: NodePolicy, *, coded: Collection[int] = ()
+    ) -> None:
         self._codecs = codecs
+        self._coded = frozenset(stage + 1 for stage in coded)  #: those they wait for
         self._policy = policy
         rank = policy.config.rank
         self._link_codec = {peer: link.codec for peer in topology.neighbours(rank) if (link := topology.link(rank, peer))}
@@ -71,8 +102,10 @@ class Packing:
         self._choice = CodecChoice(bundle, codecs) if AUTO_CODEC in self._link_codec.values() else None
 
     def pack(self, peer: int, stage: int, batch: Array, *, now: float) -> tuple[str, Array]:
-        """The codec's name and the payload for `batch` `[rows, *shape]`, on its way to a stage of that neighbour."""
+        """The codec's name and the payload for `batch` `[rows, *shape]`, coded or not, on its way to a stage of that neighbour."""
         name = self._link_codec[peer]
+        if stage in self._coded:
+            return self._codecs[name, stage].name, batch
         if name != AUTO_CODEC:
             codec = self._codecs[name, stage]
             return codec.name, codec.encode(batch)

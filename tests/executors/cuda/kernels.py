@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from zpipe.codecs.fp16 import Fp16
+from zpipe.codecs.int8 import Int8
 from zpipe.executors.cuda.gate import decisions_bytes
 from zpipe.executors.gate import evaluate_gate
 from zpipe.model import GateRule, GateSpec
@@ -36,8 +38,14 @@ def kernel(
     if family == "decide":
         return _decide(np.dtype(kind), *values)
     assert name == f"zpipe_gather_{kind}"
-    assert kind.isdigit(), "the executor asks for no codec"
-    return _gather(int(kind), grid[1], *values)
+    activation, decisions, out, *sizes = values
+    if kind.isdigit():
+        return _gather(int(kind) * sizes[0], grid[1], activation, decisions, out, aligned=int(kind))
+    if kind == "int8":
+        channels, each = sizes
+        return _gather(4 * channels * each, grid[1], activation, decisions, out, coder=Int8((channels, each)))
+    floats = sizes[0] * (2 if kind == "fp16_2" else 1)
+    return _gather(4 * floats, grid[1], activation, decisions, out, coder=Fp16((floats,)))
 
 
 def _decide(
@@ -77,16 +85,27 @@ def _decide(
 
 
 def _gather(
-    word: int, rows: int, activation: int, decisions: int, out: int, words: int
+    row_bytes: int,
+    rows: int,
+    activation: int,
+    decisions: int,
+    out: int,
+    *,
+    aligned: int = 1,
+    coder: Int8 | Fp16 | None = None,
 ) -> tuple[list[Span], Callable[[Look], None]]:
-    row_bytes = word * words
     of, record = Span(activation, rows * row_bytes), Span(decisions, decisions_bytes(rows))
-    assert not any(address % word for address in (activation, out))
+    assert not any(address % aligned for address in (activation, out))
 
     def does(look: Look) -> None:
         exited = look(record).view(np.int32).reshape(rows + 1, 4)[1:, 0] != 0
         going = look(of).reshape(rows, row_bytes)[~exited]
+        if coder is not None:
+            coded = np.empty((len(going), coder.bytes), np.uint8)
+            if len(going):
+                coder.encode(going.view(np.float32), coded)
+            going = coded
         if len(going):
             look(Span(out, going.nbytes))[:] = going.reshape(-1)
 
-    return [of, record, Span(out, rows * row_bytes)], does
+    return [of, record, Span(out, rows * (row_bytes if coder is None else coder.bytes))], does

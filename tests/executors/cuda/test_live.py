@@ -11,7 +11,7 @@ import pytest
 
 import zpipe
 from tests.executors.cuda.engines import Bench
-from tests.runtime.mesh import HALF, LiveMesh, answers, run, started, topology
+from tests.runtime.mesh import HALF, LiveMesh, answers, bundle, run, started, topology
 from zpipe.errors import ExecutorLost
 from zpipe.executors.base import StageExecutor
 from zpipe.executors.cuda.runner import CudaStages
@@ -85,6 +85,26 @@ def test_answers_are_those_of_onnx_runtime(expected: dict[int, tuple[str, int, i
         executor._owner.join(20.0)
         bench.check()
         assert bench.driver.closed
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_activations_are_coded_on_the_device_for_links_that_all_say_so(codec: str) -> None:
+    stages, links = [[0], [1, 2], [3, 4]], {"shape": "line", "codec": codec}
+
+    def line(make: Callable[[tuple[int, ...]], StageExecutor]) -> tuple[RealMesh, dict[int, tuple[str, int, int]]]:
+        mesh = RealMesh(stages, make, kind="memory")
+        mesh.topology = topology(stages, links)
+        return mesh, live_answers(mesh)
+
+    def on_device(hosted: tuple[int, ...]) -> StageExecutor:
+        executor = Bench(seed=len(hosted)).executor(bundle(), hosted, max_batch=4)
+        executor.warm_up(4)
+        return executor
+
+    _, expected = line(lambda hosted: OnnxExecutor(bundle(), hosted))
+    mesh, found = line(on_device)
+    assert found == expected
+    assert [sorted(driver._packing._coded) for driver in mesh.drivers.values()] == [[1], [3], []]
 
 
 def test_a_device_that_is_lost_hands_over_what_it_can_and_every_sample_ends() -> None:

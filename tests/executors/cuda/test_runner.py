@@ -15,6 +15,7 @@ import pytest
 from tests.executors.cuda.compiled import need_compiled_gate
 from tests.executors.cuda.engines import Bench, Make, assert_all_given_back, until
 from tests.executors.tiny import STAGES, gate, host_rows, images, stay, tiny_bundle
+from zpipe.codecs import make_codec
 from zpipe.errors import ExecutorError
 from zpipe.executors.cuda.passage import Passage
 from zpipe.executors.cuda.rows import DeviceRows
@@ -70,6 +71,37 @@ def test_answers_are_those_of_onnx_runtime_whatever_the_order_on_the_device(
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(chain, range(20)))
     assert_all_given_back(executor)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+@pytest.mark.parametrize("kernels", ["numpy", "compiled"])
+def test_survivors_leave_in_the_bytes_of_the_links_codec(bench: Bench, make: Make, codec: str, kernels: str) -> None:
+    bench.gate = need_compiled_gate() if kernels == "compiled" else None
+    executor = make([0], max_batch=8)
+    executor.warm_up(8)
+    plain = executor.run(0, images(20), gate(20))
+    assert executor.encode(0, codec)
+    coder = make_codec(codec, STAGES[1].input)
+    before = bench.driver.copied_out
+    found = executor.run(0, images(20), gate(20))  # in three pieces
+    assert 0 < found.exited.count(True) < 20
+    assert (found.exited, found.labels, found.confidences) == (plain.exited, plain.labels, plain.confidences)
+    np.testing.assert_array_equal(found.activation, coder.encode(host_rows(plain)))
+    assert bench.driver.copied_out - before == 3 * 16 + 20 * 16 + found.exited.count(False) * coder.row_bytes
+    assert_all_given_back(executor)
+
+
+def test_what_cannot_be_coded_stays_as_it_is(make: Make) -> None:
+    executor = make([0, 1, 2])
+    assert not executor.encode(0, "fp16"), "not loaded yet"
+    executor.warm_up(4)
+    assert not executor.encode(0, "fp16"), "its survivors stay here"
+    assert not executor.encode(1, "fp16"), "it has no exit head"
+    assert not executor.encode(2, "fp16"), "it is the last"
+    alone = make([0])
+    alone.warm_up(4)
+    assert not alone.encode(0, "bottleneck")
+    assert not alone.encode(0, "none")
 
 
 def test_logits_may_be_half_precision(bench: Bench, make: Make) -> None:

@@ -160,7 +160,7 @@ class Passage:
 
     def activation(self, home: object) -> npt.NDArray[Any] | DeviceRows | None:
         """`[survivors, ...]`; None from the last stage. Before the slot is given back."""
-        output = self.lane.spec.output
+        output = self.lane.out
         if output is None:
             return None
         dtype, shape = np.dtype(output.dtype), (self.survivors, *output.shape)

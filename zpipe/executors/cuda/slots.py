@@ -13,9 +13,9 @@ import numpy.typing as npt
 from zpipe.errors import ExecutorError
 from zpipe.executors.cuda.arena import Arena, aligned
 from zpipe.executors.cuda.driver import Driver, Event, Graph, Memory, PinnedMemory, StageEngine
-from zpipe.executors.cuda.gate import MAX_ROWS, Gate, decisions_bytes
+from zpipe.executors.cuda.gate import MAX_ROWS, Encoding, Gate, decisions_bytes, encoded_row_bytes
 from zpipe.executors.cuda.rows import Kept, Lease, Post, array_over
-from zpipe.model import GateSpec, StageSpec
+from zpipe.model import GateSpec, StageSpec, TensorSpec
 
 #: Full batches that may be somewhere between this stage and the next at a time, on the device or in pinned memory; those beyond it
 #: take the way that costs a copy more.
@@ -94,6 +94,7 @@ class Lane:
     Attributes:
         rows: most rows of a batch.
         idle: slots that no batch has.
+        out: a survivor's row as it is given; None at the last stage.
         kept, pinned: arenas of the survivors, on the device and in pinned memory; the first is used where these stay.
         spilled: batches whose survivors found no room.
 
@@ -117,6 +118,8 @@ class Lane:
         self.driver, self.gate, self.engine, self.spec = driver, gate, engine, spec
         self.rows = min(engine.max_batch, MAX_ROWS)
         self.capturable = engine.capturable
+        self.out: TensorSpec | None = spec.output
+        self._codec: Encoding = "none"
         self.spilled = 0
         self._post, self._fetch = post, fetch
         self._engine_free: Event | None = None
@@ -247,7 +250,7 @@ class Lane:
         slot.decided.record(slot.stream)
 
     def queue_gather(self, slot: Slot, head: HeadMemory, activation: Memory, rows: int, target: int) -> None:
-        """The survivors' rows, one after the other, to `target`."""
+        """The survivors' rows, one after the other and coded where they leave so, to `target`."""
         assert self.gate is not None
         assert self.spec.output is not None
         self.gate.gather(
@@ -257,7 +260,16 @@ class Lane:
             decisions=head.decisions.address,
             out=target,
             stream=slot.stream,
+            encoding=self._codec,
+            channels=_channels(self.spec.output),
         )
+
+    def encode(self, codec: Encoding) -> None:
+        """The survivors' rows leave coded from the next batch on. Only of a stage with an exit head whose survivors do not stay."""
+        output = self.spec.output
+        assert output is not None
+        self._codec = codec
+        self.out = TensorSpec("uint8", (encoded_row_bytes(codec, output.bytes, channels=_channels(output)),))
 
     def keep(self, nbytes: int) -> Kept | None:
         """Room on the device; None where there is none, or the survivors do not stay."""
@@ -268,7 +280,7 @@ class Lane:
 
     def queue_out(self, slot: Slot, address: int, rows: int) -> npt.NDArray[Any] | None:
         """The copy of `rows` rows to the host; where they will be, None for the slot's own memory."""
-        output = self.spec.output
+        output = self.out
         assert output is not None
         nbytes = rows * output.bytes
         begin = self.pinned.take(nbytes) if self._pinned_memory is not None else None
@@ -295,3 +307,8 @@ class Lane:
     def _engine_queued(self, slot: Slot) -> None:
         slot.computed.record(slot.stream)
         self._engine_free = slot.computed
+
+
+def _channels(spec: TensorSpec) -> int:
+    """As the codec `int8` has them."""
+    return spec.shape[0] if len(spec.shape) > 1 else 1

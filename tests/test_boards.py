@@ -85,6 +85,7 @@ def test_a_batch_on_a_gpu_pays_its_fixed_part_once() -> None:
         (TWO + "links: [{between: [a, c]}]\n", r"links\[0\].between\[1\]: found 'c', expected the name of a device: one of a, b"),
         (TWO + "links: [{between: [a, a]}]\n", r"links\[0\].between: found 'a' twice, expected two different"),
         (TWO + "links: {shape: mesh, codec: gzip}\n", "links.codec: found 'gzip'"),
+        (TWO + "links: []\n", r"links: found no way from the source \(a\) to b, expected links by which every device"),
         (TWO + "source: c\n", "source: found 'c', expected the name of a device"),
         ("devices:\n  - {name: a, device: reference, count: 200}\n", r"count: found 200, expected a whole number up to 100"),
     ],

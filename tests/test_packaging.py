@@ -60,7 +60,8 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(contents: set[str]) -
 
 def test_the_wheel_holds_every_topology(contents: set[str]) -> None:
     shipped = {name for name in contents if name.startswith(f"{DATA}/topologies/")}
-    assert shipped == {f"{DATA}/topologies/{path.name}" for path in (ROOT / "topologies").glob("*.yaml")}
+    there = ROOT / "topologies"
+    assert shipped == {f"{DATA}/topologies/{path.relative_to(there).as_posix()}" for path in there.rglob("*.yaml")}
 
 
 def test_the_wheel_holds_the_digits_bundle_complete_and_no_other(contents: set[str]) -> None:

@@ -169,6 +169,7 @@ def parse_boards(value: object, *, file: str, path: Path | None, measured: Calla
     if "measured" in top:
         links = _as_measured(at / "measured", links, boards, (path.parent if path else Path()) / top.text("measured"))
     source = _index(at / "source", top.raw("source"), names=names) if "source" in top else 0
+    _check_reached(at / "links", links, names, source)
     return Boards(top.text("name", path.stem if path else "devices"), boards, links, source, shape, path)
 
 
@@ -235,6 +236,17 @@ def _links(at: At, value: object, names: Sequence[str]) -> tuple[tuple[LinkSpec,
                 raise (at / "except" / index).error(f"{pair}, which are not linked", f"links of the {rest.get('shape')}")
             links[link.between] = link
     return tuple(links.values()), str(rest["shape"])
+
+
+def _check_reached(at: At, links: Sequence[LinkSpec], names: Sequence[str], source: int) -> None:
+    """A board that nothing reaches can run nothing."""
+    reached, ring = {source}, {source}
+    while ring:
+        ring = {board for link in links if ring & set(link.between) for board in link.between} - reached
+        reached |= ring
+    for board, name in enumerate(names):
+        if board not in reached:
+            raise at.error(f"no way from the source ({names[source]}) to {name}", "links by which every device can be reached")
 
 
 def _as_measured(at: At, links: Sequence[LinkSpec], boards: Sequence[Board], file: Path) -> tuple[LinkSpec, ...]:

@@ -97,9 +97,16 @@ def test_memory_keeps_stages_away() -> None:
 
 
 @pytest.mark.parametrize("shape", ["line", "mesh"])
-def test_a_network_that_nobody_can_hold_is_refused_with_a_way_out(shape: Any) -> None:
+@pytest.mark.parametrize("goal", ["throughput", "latency"])
+def test_a_network_that_nobody_can_hold_is_refused_with_a_way_out(shape: Any, goal: Any) -> None:
     with pytest.raises(ConfigError, match=r"add a device or memory, link more of them, or cut the network finer"):
-        make_plan(bundle(), boards(pi(memory="85 MB"), pi(memory="85 MB")), shape=shape)
+        make_plan(bundle(), boards(pi(memory="100 MB"), pi(memory="100 MB")), shape=shape, goal=goal)
+
+
+def test_a_device_that_holds_no_stage_is_named_with_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"found b1 with 85 MB, which holds no stage of this network, expected 9\d MB or more"):
+        make_plan(bundle(), boards(pi(), pi(memory="85 MB")))
+    make_plan(bundle(), boards(pi(memory="85 MB"), pi()), shape="line")  # a source need not
 
 
 def test_a_measured_profile_overrides_speed_and_memory() -> None:

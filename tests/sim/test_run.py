@@ -248,3 +248,17 @@ def test_a_link_so_slow_that_nothing_is_heard_for_seconds_is_made_anew_and_no_sa
     assert counts["submitted"] == 60 == sum(counts[kind] for kind in KINDS[1:])
     assert counts["lost"] == counts["duplicate"] == counts["hung"] == 0
     assert counts["resubmitted"] > 0
+
+
+def test_some_nodes_have_measured_times_and_the_others_their_device(tmp_path: Path) -> None:
+    slow, quick = tmp_path / "slow.json", tmp_path / "quick.json"
+    for file, seconds in ((slow, 0.05), (quick, 0.0005)):
+        stages = {str(stage): {"1": seconds, "8": 8 * seconds} for stage in range(5)}
+        file.write_text(json.dumps({"schema": "zpipe.service/1", "stages": stages}))
+    load: dict[str, Any] = {**SHORT, "rate_hz": float("inf"), "admission": "fixed"}
+    found = simulate("line4", service={0: quick, 2: slow}, **load)
+    # Stage 2 takes 50 ms of the share that gets there; what the other boards take is far less.
+    reach = 1.0 - sum(row["share"] for row in found["exits"][:2])
+    assert found["throughput_hz"] == pytest.approx(1 / 0.05 / reach, rel=0.05)
+    assert found["service"] == "quick.json, raspberry-pi-4, slow.json"
+    assert simulate("line4", service=quick, **load)["service"] == "quick.json"

@@ -17,7 +17,7 @@ from zpipe.plan.layout import Goal, Layout, Load, latency_seconds, loads, rate_h
 from zpipe.plan.line import plan_line
 from zpipe.plan.lone import plan_lone
 from zpipe.plan.mesh import mesh_choices, plan_mesh
-from zpipe.plan.problem import MOST_LOST, Problem, families, make_problem
+from zpipe.plan.problem import MOST_LOST, Problem, check_useful, families, make_problem
 from zpipe.topology import NO_EXIT, LinkSpec, NodeSpec, PolicySpec, Topology, check
 
 Shape = Literal["auto", "line", "mesh"]
@@ -176,6 +176,7 @@ class _Search:
     def plan(self, goal: Goal, point: OperatingPoint | None, *, rate: float = 0.0) -> Plan:
         """The best plan; one that stays below `rate` even on paper is not tried."""
         problem = make_problem(self.bundle, self.boards, point=point, most_lost=self.most_lost)
+        check_useful(problem)
         if self.trial is None or goal != "throughput":
             return self._made(problem, goal, point, solve(problem, goal, self.shape, time_limit=self.time_limit))
         best: Plan | None = None

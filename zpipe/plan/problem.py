@@ -143,6 +143,24 @@ class Problem:
         return replace(self, boards=replace(boards, boards=(*boards.boards, added), links=(*boards.links, *links)))
 
 
+def check_useful(problem: Problem) -> None:
+    """That each board can hold some stage; a source need not.
+
+    Raises:
+        ConfigError: one cannot; says what the smallest stage takes there.
+    """
+    boards = problem.boards
+    for at, board in enumerate(boards.boards):
+        least = min(problem.memory(at, stage) for stage in range(len(problem.stages)))
+        if at != boards.source and least > problem.room(at):
+            needed = (board.memory_bytes - problem.room(at) + least) / 1e6
+            raise ConfigError(
+                f"{boards.path or boards.name}: found {board.name} with {board.memory_bytes / 1e6:.0f} MB, which holds no stage of "
+                f"this network, expected {needed:.0f} MB or more (the node itself and its smallest stage); give it more, leave it "
+                "out, or cut the network finer (`zpipe split`)"
+            )
+
+
 def make_problem(bundle: Bundle, boards: Boards, *, point: OperatingPoint | None, most_lost: float = MOST_LOST) -> Problem:
     """The numbers of a bundle at an operating point.
 

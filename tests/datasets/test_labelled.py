@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.models.test_cifar10 import write_archive as write_cifar10
-from zpipe.datasets import halves, read_labelled, read_splits
+from zpipe.datasets import halves, read_labelled, read_splits, read_unlabelled
 from zpipe.datasets.cifar10 import CLASSES
 from zpipe.errors import ConfigError
 from zpipe.model import TensorSpec
@@ -184,3 +184,37 @@ def test_tensors_of_another_kind_are_refused(tmp_path: Path, array: Any) -> None
 
 def test_folder_of_images_for_a_network_that_takes_none_is_refused(tmp_path: Path) -> None:
     assert "--mean" in complaint(tmp_path, size=TOKENS)
+
+
+# ---- without labels ----------------------------------------------------------------------------
+
+
+def test_images_without_labels_are_told_from_labelled_ones(tmp_path: Path) -> None:
+    alone = read_unlabelled(write_npz(tmp_path / "a.npz", images=images()), size=SIZE)
+    assert alone is not None
+    assert (alone == images()).all()
+    assert read_unlabelled(write_npz(tmp_path / "b.npz", images=images(), labels=np.zeros(6, int)), size=SIZE) is None
+    tensor = np.zeros((3, 5), np.float32)
+    spec = TensorSpec("float32", (5,))
+    assert read_unlabelled(write_npz(tmp_path / "c.npz", images=tensor), size=spec) is not None
+    (tmp_path / "d.npz").write_bytes(b"no archive")
+    (tmp_path / "class" / "cat").mkdir(parents=True)
+    for name in ("d.npz", "class", "nowhere"):
+        assert read_unlabelled(tmp_path / name, size=SIZE) is None
+
+
+@pytest.mark.parametrize(("array", "found"), [(images(0), "found none"), (np.zeros((2, 3, 4, 4), np.uint8), "found uint8")])
+def test_wrong_images_without_labels_are_refused(tmp_path: Path, array: np.ndarray, found: str) -> None:
+    with pytest.raises(ConfigError, match=f"images: {found}"):
+        read_unlabelled(write_npz(tmp_path / "a.npz", images=array), size=SIZE)
+
+
+def test_folder_of_images_is_read_without_labels(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'zpipe[images]'")
+    for name in ("b.png", "a.png"):
+        pillow.new("RGB", (4, 4), (255, 0, 0) if name == "a.png" else (0, 0, 255)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = read_unlabelled(tmp_path, size=SIZE)
+    assert found is not None
+    assert found.shape == (2, 3, SIZE, SIZE)
+    assert found[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]

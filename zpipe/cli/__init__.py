@@ -11,12 +11,27 @@ import sys
 import click
 
 # Each puts its command into the group.
-from zpipe.cli import bench, build, calibrate, doctor, keygen, node, plan, profile, replay, sim, train
+from zpipe.cli import bench, build, calibrate, doctor, heads, keygen, node, plan, profile, replay, sim, train
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
 
-__all__ = ["bench", "build", "calibrate", "cli", "doctor", "keygen", "main", "node", "plan", "profile", "replay", "sim", "train"]
+__all__ = [
+    "bench",
+    "build",
+    "calibrate",
+    "cli",
+    "doctor",
+    "heads",
+    "keygen",
+    "main",
+    "node",
+    "plan",
+    "profile",
+    "replay",
+    "sim",
+    "train",
+]
 
 log = logging.getLogger("zpipe.cli")
 

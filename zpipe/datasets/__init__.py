@@ -16,10 +16,11 @@ from zpipe.datasets import cifar10
 from zpipe.datasets.archive import read_archive, read_tensors
 from zpipe.datasets.folder import read_folder
 from zpipe.datasets.labelled import Labelled
+from zpipe.datasets.unlabelled import read_unlabelled
 from zpipe.errors import ConfigError
 from zpipe.model import TensorSpec
 
-__all__ = ["Labelled", "halves", "read_labelled", "read_splits"]
+__all__ = ["Labelled", "halves", "is_cifar10", "read_labelled", "read_splits", "read_unlabelled"]
 
 
 def read_labelled(path: Path, *, size: int | TensorSpec, classes: Sequence[str] | None = None) -> Labelled:

@@ -34,19 +34,24 @@ def read_tensors(path: Path, spec: TensorSpec, *, classes: Sequence[str] | None)
     Raises:
         ConfigError: as `read_archive`, or it is no file.
     """
-    wanted = f"{spec.dtype} [n, {', '.join(map(str, spec.shape))}]"
+    wanted = _wanted(spec)
     if not path.is_file():
         raise ConfigError(
             f"{path}: found no file, expected an .npz with labels and images {wanted}, as this network takes no RGB images; "
             "write one (numpy.savez), or let stage 0 normalise: `zpipe split --mean ... --std ...`"
         )
     arrays = _arrays(path, f"images {wanted}, labels whole numbers [n]")
-    samples = arrays["images"]
+    return _labelled(path, _tensors(path, arrays["images"], spec), arrays, classes)
+
+
+def _wanted(spec: TensorSpec) -> str:
+    return f"{spec.dtype} [n, {', '.join(map(str, spec.shape))}]"
+
+
+def _tensors(path: Path, samples: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
     if samples.dtype != np.dtype(spec.dtype) or samples.ndim < 1 or samples.shape[1:] != spec.shape:
-        raise ConfigError(
-            f"{path}: images: found {samples.dtype} {list(samples.shape)}, expected {wanted}; convert them as for the network"
-        )
-    return _labelled(path, samples, arrays, classes)
+        raise ConfigError(f"{path}: images: found {samples.dtype} {list(samples.shape)}, expected {_wanted(spec)}; convert them")
+    return samples
 
 
 def _arrays(path: Path, keys: str) -> dict[str, npt.NDArray[Any]]:
@@ -79,6 +84,26 @@ def _labelled(path: Path, images: npt.NDArray[Any], arrays: dict[str, npt.NDArra
     severity = _whole(path, "severity", arrays.get("severity", np.zeros(len(images), np.int64)), len(images))
     digit = _whole(path, "digit", arrays.get("digit", np.arange(len(images))), len(images))
     return Labelled(str(path), names, Evaluation(images, labels, severity, digit))
+
+
+def read_unlabelled_archive(path: Path, *, size: int | TensorSpec) -> npt.NDArray[Any] | None:
+    """The `images` of an npz that has no `labels`, as `read_archive` or `read_tensors` take them; None of any other file.
+
+    Raises:
+        ConfigError: they have another dtype or shape, or there are none.
+    """
+    try:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not hasattr(archive, "files") or "images" not in archive.files or "labels" in archive.files:
+                return None
+            array = archive["images"]
+    except UNREADABLE:
+        return None
+    images = _tensors(path, array, size) if isinstance(size, TensorSpec) else _images(path, array, size)
+    if not len(images):
+        raise ConfigError(f"{path}: images: found none, expected at least one; give more")
+    return images
 
 
 def _images(path: Path, array: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint8]:

@@ -40,6 +40,21 @@ def read_folder(path: Path, *, size: int, classes: Sequence[str] | None) -> Labe
     return Labelled(str(path), names, Evaluation(images, labels, np.zeros(len(labels), np.int64), np.arange(len(labels))))
 
 
+def read_flat_folder(path: Path, *, size: int) -> npt.NDArray[np.uint8] | None:
+    """`path/*.png` and the like without labels, `[n, 3, size, size]` in the order of their names; None where folders lie in it.
+
+    Raises:
+        ConfigError: one cannot be read.
+        BackendUnavailable: Pillow is absent.
+    """
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if _is_image(entry)]
+    if not files or any(entry.is_dir() for entry in entries):
+        return None
+    pillow = _import_pillow()
+    return np.stack([_read(pillow, file, size) for file in files])
+
+
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
 

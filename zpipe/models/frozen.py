@@ -1,7 +1,8 @@
 """A bundle's stage files as torch functions: gradients flow through them, their weights stay as they are.
 
 What is fitted to a finished bundle (the bottleneck) is so fitted to the very files that run on the nodes, and a bundle needs no
-torch checkpoint. Knows the operators that `zpipe.models.export` writes, in the form it writes them, and no others.
+torch checkpoint. Knows the operators that `zpipe.models.export` and `zpipe.models.heads` write, in the form they write
+them, and no others.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ OPERATORS: dict[str, Operator] = {
     "BatchNormalization": _normalise,
     "Cast": lambda values, _: values[0].to(torch.float32),
     "Clip": lambda values, _: values[0].clamp(values[1], values[2]),
+    "Concat": lambda values, attributes: torch.cat(list(values), attributes["axis"]),
     "Conv": _convolve,
+    "Flatten": lambda values, _: values[0].flatten(1),
     "Gemm": lambda values, _: functional.linear(*values),
     "Mul": lambda values, _: values[0] * values[1],
+    "Neg": lambda values, _: -values[0],
     "Relu": lambda values, _: values[0].relu(),
     "Reshape": lambda values, _: values[0].reshape(values[1].tolist()),
     "Sub": lambda values, _: values[0] - values[1],

@@ -62,7 +62,7 @@ def train_bundle(
         BackendUnavailable: a library of the extra `train` is absent.
         ExecutorError: the exported stages disagree with torch.
     """
-    _require_libraries()
+    require_libraries()
     from zpipe.models.building import build_bundle
 
     return build_bundle(
@@ -94,7 +94,7 @@ def retrain_codecs(
         ConfigError: unknown data set or not the bundle's, its files absent, or the stages are not of our making.
         BackendUnavailable: a library of the extra `train` is absent.
     """
-    _require_libraries()
+    require_libraries()
     from zpipe.models.building import rebuild_codecs
 
     return rebuild_codecs(out, data=data, data_dir=data_dir, seed=seed, threads=threads, tell=progress or _silent)
@@ -141,7 +141,7 @@ def attach_heads(
         ConfigError: a stage that cannot get a head, data that does not fit, or `out` holds something else.
         BackendUnavailable: a library of the extra `train` is absent, or Pillow for images in files.
     """
-    _require_libraries()
+    require_libraries()
     from zpipe.models.building import refuse_less_than_one, refuse_strangers
     from zpipe.models.heads.build import Plan, build_heads
 
@@ -155,9 +155,12 @@ def _silent(step: str, fraction: float, line: str) -> None:
     """Tell nobody."""
 
 
-def _require_libraries() -> None:
+def require_libraries(purpose: str = "training a bundle") -> None:
+    """What the extra `train` brings.
+
+    Raises:
+        BackendUnavailable: some of it is absent.
+    """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise BackendUnavailable(
-            f"found no {', '.join(missing)}, expected them for training a bundle; run: pip install 'zpipe[train]'"
-        )
+        raise BackendUnavailable(f"found no {', '.join(missing)}, expected them for {purpose}; run: pip install 'zpipe[train]'")

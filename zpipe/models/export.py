@@ -35,7 +35,7 @@ def export_stages(network: MultiExitNet, example: npt.NDArray[np.uint8], folder:
     x = torch.from_numpy(example)
     for index, stage in enumerate(network.stages):
         path = folder / f"stage{index}.onnx"
-        onnx.save_model(_strip(_to_onnx(stage, x)), path)
+        onnx.save_model(strip(_to_onnx(stage, x)), path)
         paths.append(path)
         with torch.no_grad():
             answer = stage(x)
@@ -64,7 +64,7 @@ def _to_onnx(stage: Stage, x: Tensor) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what the exporter wrote about the machine it ran on: source paths and stack traces in every node."""
     graph = model.graph
     for item in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):

@@ -1,0 +1,94 @@
+"""Small ONNX networks as other tools write them: by hand, with random weights, from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CLASSES = 6
+
+
+class Maker:
+    """Collects nodes and weights."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def weight(self, name: str, *shape: int) -> str:
+        values = self.rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]) or 1)
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def constant(self, name: str, *values: int) -> str:
+        self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"node_{output}", **attributes))
+        return output
+
+    def conv(self, x: str, output: str, before: int, after: int, *, stride: int = 1) -> str:
+        weight = self.weight(f"{output}.w", after, before, 3, 3)
+        return self.node("Conv", [x, weight], output, pads=[1, 1, 1, 1], strides=[stride, stride])
+
+    def save(self, path: Path, *, shape: list[Any], output: str, dtype: int = TensorProto.FLOAT, opset: int = 17) -> Path:
+        """Writes it; `shape` is the input's."""
+        graph = helper.make_graph(
+            self.nodes,
+            "made elsewhere",
+            [helper.make_tensor_value_info("image", dtype, shape)],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+            initializer=self.weights,
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+        return path
+
+
+def residual(path: Path, *, batch: Any = "N", ending: str = "", reshape: str = "shape", size: int = 8, opset: int = 17) -> Path:
+    """Three residual blocks over `[batch, 3, size, size]`, scores of CLASSES.
+
+    Args:
+        path: written.
+        batch: of the input: a name, or a number that is then built in.
+        ending: `Softmax`, or nothing.
+        reshape: how it flattens before the classifier: by `shape` (what an exporter writes for a free batch), or a `constant`.
+        size: side of an image.
+        opset: of the file.
+    """
+    maker = Maker()
+    x = maker.node("Relu", [maker.conv("image", "stem", 3, 8)], "r0")
+    for block in range(3):
+        inner = maker.node("Relu", [maker.conv(x, f"a{block}", 8, 8)], f"i{block}")
+        both = maker.node("Add", [maker.conv(inner, f"b{block}", 8, 8), x], f"s{block}")
+        x = maker.node("Relu", [both], f"r{block + 1}")
+    pooled = maker.node("GlobalAveragePool", [x], "pooled")
+    if reshape == "shape":
+        # The first block's shape, read at the far end: what would cross every cut.
+        shape = maker.node("Shape", ["r0"], "far")
+        rows = maker.node("Gather", [shape, maker.constant("zero", 0)], "rows", axis=0)
+        target = maker.node("Concat", [rows, maker.constant("eight", 8)], "target", axis=0)
+    else:
+        target = maker.constant("target", batch, 8)
+    flat = maker.node("Reshape", [pooled, target], "flat")
+    output = maker.node("Gemm", [flat, maker.weight("fc.w", CLASSES, 8), maker.weight("fc.b", CLASSES)], "scores", transB=1)
+    if ending:
+        output = maker.node(ending, [output], "answer", axis=1)
+    return maker.save(path, shape=[batch, 3, size, size], output=output, opset=opset)
+
+
+def tokens(path: Path, *, vocabulary: int = 300, length: Any = 5) -> Path:
+    """Whole numbers in, two layers over their embeddings, scores of CLASSES."""
+    maker = Maker()
+    x = maker.node("Gather", [maker.weight("table", vocabulary, 16), "image"], "embedded")
+    for layer in range(2):
+        x = maker.node("MatMul", [x, maker.weight(f"m{layer}", 16, 16)], f"h{layer}")
+        x = maker.node("Tanh", [x], f"t{layer}")
+    pooled = maker.node("ReduceMean", [x], "mean", axes=[1], keepdims=0)
+    output = maker.node("MatMul", [pooled, maker.weight("out", 16, CLASSES)], "scores")
+    return maker.save(path, shape=["N", length], output=output, dtype=TensorProto.INT64)

@@ -1,0 +1,181 @@
+"""`zpipe split` of ONNX files that were made elsewhere: bundles that answer as the whole did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
+
+import onnx
+import onnxruntime
+
+from tests.split.nets import CLASSES, residual, tokens
+from zpipe.bundle import Bundle
+from zpipe.calibrate.chain import StageChain
+from zpipe.model import TensorSpec
+from zpipe.sim import simulate
+from zpipe.split import SplitOptions, list_cuts, split_model
+from zpipe.topology import load_topology
+
+
+def split(model: Path, **options: Any) -> Bundle:
+    folder = model.parent
+    return split_model(SplitOptions(str(model), **{"out": folder / "bundle", "topology": folder / "line.yaml", **options}))
+
+
+def chain_of(bundle: Bundle) -> StageChain:
+    return StageChain([bundle.stage_path(stage.index) for stage in bundle.stages])
+
+
+def original(model: Path, rows: Any) -> Any:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": rows})[0]
+
+
+def images(count: int, *, size: int = 8) -> Any:
+    return np.random.default_rng(1).standard_normal((count, 3, size, size)).astype(np.float32)
+
+
+def macs(size: int = 8) -> list[int]:
+    """Stem, three blocks of two convolutions, classifier."""
+    pixels = size * size
+    return [3 * 8 * 9 * pixels, *[8 * 8 * 9 * pixels] * 6, 8 * CLASSES]
+
+
+# ---- where -------------------------------------------------------------------------------------
+
+
+def test_list_finds_every_place_where_one_tensor_carries_everything(tmp_path: Path) -> None:
+    listing = list_cuts(SplitOptions(str(residual(tmp_path / "m.onnx"))))
+    assert [cut.name for cut in listing.cuts] == ["r0", "r1", "r2", "flat"]
+    assert [cut.bytes for cut in listing.cuts] == [2048, 2048, 2048, 32]
+    whole = macs()
+    assert listing.macs == sum(whole)
+    assert [cut.macs_before for cut in listing.cuts] == [sum(whole[:1]), sum(whole[:3]), sum(whole[:5]), sum(whole[:7])]
+    assert all(cut.macs_before + cut.macs_after == listing.macs for cut in listing.cuts)
+    # The rest: sums before their activation, the last block, and what is pooled.
+    assert listing.others == 6
+
+
+def test_list_shows_where_two_cross_if_asked(tmp_path: Path) -> None:
+    listing = list_cuts(SplitOptions(str(residual(tmp_path / "m.onnx")), crossing=2))
+    assert "r0,i0" in [cut.name for cut in listing.cuts]
+
+
+def test_equal_stages_cost_about_the_same(tmp_path: Path) -> None:
+    bundle = split(residual(tmp_path / "m.onnx"), stages=3)
+    one = macs()
+    assert [stage.macs for stage in bundle.stages] == [sum(one[:3]), sum(one[3:5]), sum(one[5:])]
+
+
+def test_planner_cuts_for_the_devices_there_are(tmp_path: Path) -> None:
+    devices = tmp_path / "two.yaml"
+    devices.write_text(
+        "devices:\n  - {name: slow, device: raspberry-pi-3}\n  - {name: fast, device: jetson-orin-nano}\n"
+        "links: {shape: line, bandwidth: 1 Gbit/s, latency: 0 ms}\n"
+    )
+    bundle = split(residual(tmp_path / "m.onnx", size=32), devices=str(devices))
+    assert len(bundle.stages) <= 2
+    if len(bundle.stages) == 2:
+        assert bundle.stages[0].macs < bundle.stages[1].macs
+
+
+# ---- what comes out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {},
+        {"ending": "Softmax"},
+        {"batch": 1, "reshape": "constant"},
+        {"opset": 11},
+    ],
+    ids=["free", "softmax", "fixed-batch", "old-opset"],
+)
+def test_stages_answer_as_the_original(tmp_path: Path, made: dict[str, Any], batch: int) -> None:
+    model = residual(tmp_path / "m.onnx", **made)
+    bundle = split(model)
+    rows = images(batch)
+    logits = chain_of(bundle).logits(rows, batch=batch)[:, -1]
+    if made.get("ending"):
+        logits = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = np.concatenate([original(model, row[None]) for row in rows])
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert bundle.stages[0].input == TensorSpec("float32", (3, 8, 8))
+    assert bundle.preprocessing is None
+
+
+def test_stage_files_are_valid_and_say_nothing_of_the_machine(tmp_path: Path) -> None:
+    bundle = split(residual(tmp_path / "m.onnx"))
+    for stage in bundle.stages:
+        model = onnx.load(bundle.stage_path(stage.index))
+        onnx.checker.check_model(model, full_check=True)
+        assert str(tmp_path) not in str(model)
+        # Shapes of far layers are taken from the stage's own input.
+        assert "r0" not in {name for node in model.graph.node for name in node.input if stage.index}
+
+
+def test_several_tensors_cross_in_one_frame(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    # The second cut carries r0 on, which the first handed over; the third is an ordinary one.
+    bundle = split(model, cuts=("i0,r0", "r0,b0", "r2"))
+    assert [stage.output and stage.output.shape for stage in bundle.stages] == [(1024,), (1024,), (8, 8, 8), None]
+    rows = images(5)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=5)[:, -1], original(model, rows), atol=1e-4)
+
+
+def test_mean_and_std_move_into_stage_0(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    bundle = split(model, mean=(0.5,), std=(0.2, 0.3, 0.4))
+    assert bundle.image_size == 8
+    pixels = np.random.default_rng(2).integers(0, 256, (4, 3, 8, 8)).astype(np.uint8)
+    floats = (pixels / np.float32(255) - np.float32(0.5)) / np.array([0.2, 0.3, 0.4], np.float32)[:, None, None]
+    np.testing.assert_allclose(
+        chain_of(bundle).logits(pixels, batch=4)[:, -1], original(model, floats.astype(np.float32)), atol=1e-4
+    )
+
+
+def test_tokens_stay_whole_numbers(tmp_path: Path) -> None:
+    model = tokens(tmp_path / "m.onnx")
+    bundle = split(model, stages=2)
+    assert bundle.stages[0].input == TensorSpec("int64", (5,))
+    assert int(bundle.evaluation().images.max()) < 300
+    rows = np.arange(10).reshape(2, 5)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=2)[:, -1], original(model, rows), atol=1e-4)
+
+
+def test_made_up_evaluation_is_labelled_by_the_network(tmp_path: Path) -> None:
+    bundle = split(residual(tmp_path / "m.onnx"))
+    assert bundle.evaluation_generated
+    evaluation = bundle.evaluation()
+    np.testing.assert_array_equal(evaluation.labels, original(tmp_path / "m.onnx", evaluation.images).argmax(1))
+    np.testing.assert_array_equal(bundle.replay().labels[:, -1], evaluation.labels)
+    assert bundle.default_point.test.accuracy == 1.0
+
+
+def test_labelled_data_becomes_evaluation_and_calibration(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    rows = images(40)
+    labels = original(model, rows).argmax(1)
+    labels[::10] = (labels[::10] + 1) % CLASSES
+    np.savez(tmp_path / "data.npz", images=rows, labels=labels)
+    bundle = split(model, data=tmp_path / "data.npz")
+    assert not bundle.evaluation_generated
+    assert bundle.evaluation_samples + bundle.calibration_samples == 40
+    split_accuracy = [bundle.default_point.calibration.accuracy, bundle.default_point.test.accuracy]
+    weights = [bundle.calibration_samples, bundle.evaluation_samples]
+    assert np.average(split_accuracy, weights=weights) == pytest.approx(36 / 40)
+
+
+def test_simulator_runs_the_bundle_and_its_topology(tmp_path: Path) -> None:
+    bundle = split(residual(tmp_path / "m.onnx"), stages=3)
+    topology = load_topology(tmp_path / "line.yaml")
+    assert [node.stages for node in topology.nodes] == [(0,), (1,), (2,)]
+    report = simulate(topology, count=50, warm_up=0)
+    assert (report["bundle"], report["counts"]["result"], report["accuracy"]) == (bundle.name, 50, 1.0)
+    assert report["generated_inputs"]

@@ -1,0 +1,101 @@
+"""What a network says in the end, as raw logits: confidence is softmax of them divided by a temperature, computed by the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from zpipe.errors import ConfigError
+from zpipe.model import TensorSpec
+from zpipe.split.graph import Array, add_constant, attribute
+from zpipe.split.reading import Original
+
+if TYPE_CHECKING:
+    from zpipe.split.network import Seen
+
+#: Probabilities are kept above this before their logarithm is taken.
+LEAST_PROBABILITY = 1e-10
+
+#: Rows that add up to 1 within this are probabilities.
+SUM_SLACK = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A network's raw logits.
+
+    Attributes:
+        tensor: `[batch, classes]`.
+        classes: how many.
+        dtype: `float32` or `float16`.
+        probabilities: whether the original gives softmax of them.
+        note: what was changed, for people; "" where nothing was.
+    """
+
+    tensor: str
+    classes: int
+    dtype: str
+    probabilities: bool
+    note: str
+
+    def describe(self, tensors: dict[str, TensorSpec]) -> None:
+        """Adds what it is; nodes put behind the network were not observed."""
+        tensors[self.tensor] = TensorSpec(self.dtype, (self.classes,))
+
+    def same_form(self, logits: Array) -> Array:
+        """Logits `[rows, classes]` as the original gives its answer."""
+        if not self.probabilities:
+            return logits
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answer:
+    """Finds the logits: before a Softmax at the end, or as logarithm of probabilities; puts nodes behind the graph where needed.
+
+    Args:
+        original: for messages.
+        graph: changed here.
+        seen: its output, with values.
+
+    Raises:
+        ConfigError: it is no score for each class.
+    """
+    assert seen.values is not None
+    values = seen.values[0]
+    if not values.ndim:
+        values = values.reshape(1)
+    classes = values.size // max(1, len(values))
+    per_sample = values.ndim > 1 and len(seen.values[1]) > len(values) and seen.first[1:] == seen.second[1:]
+    scores = per_sample and max(values.shape[1:]) == classes and values.dtype.kind == "f"
+    if not scores or classes < 2:
+        raise ConfigError(
+            f"{original.path}: output {original.output}: found {seen.dtype} {['batch', *seen.first[1:]]}, expected scores [batch, "
+            "classes] of two classes or more; choose another with --output, or end the network with such"
+        )
+    tensor, note = original.output, ""
+    maker = next(node for node in graph.node if tensor in node.output)
+    axis = int(np.argmax(values.shape[1:])) + 1
+    flat = values.reshape(len(values), -1)
+    probabilities = bool((flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=SUM_SLACK))
+    if maker.op_type == "Softmax" and attribute(maker, "axis", -1) % values.ndim == axis:
+        tensor, probabilities, note = maker.input[0], True, "the Softmax at its end is left to the exit gate"
+    elif probabilities:
+        note = "its probabilities became logits, their logarithm"
+        least = add_constant(graph, "zpipe.least", np.array(LEAST_PROBABILITY, values.dtype))
+        tensor = _append(graph, "Max", [tensor, least], "zpipe.kept")
+        tensor = _append(graph, "Log", [tensor], "zpipe.log")
+    if values.ndim > 2:
+        tensor = _append(graph, "Flatten", [tensor], "zpipe.flat")
+    dtype = seen.dtype
+    if dtype not in ("float32", "float16"):
+        tensor, dtype = _append(graph, "Cast", [tensor], "zpipe.float", to=onnx.TensorProto.FLOAT), "float32"
+    return Answer(tensor, classes, dtype, probabilities, note)
+
+
+def _append(graph: onnx.GraphProto, operator: str, inputs: list[str], output: str, **attributes: int) -> str:
+    graph.node.append(onnx.helper.make_node(operator, inputs, [output], **attributes))
+    return output

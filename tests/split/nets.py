@@ -92,3 +92,32 @@ def tokens(path: Path, *, vocabulary: int = 300, length: Any = 5) -> Path:
     pooled = maker.node("ReduceMean", [x], "mean", axes=[1], keepdims=0)
     output = maker.node("MatMul", [pooled, maker.weight("out", 16, CLASSES)], "scores")
     return maker.save(path, shape=["N", length], output=output, dtype=TensorProto.INT64)
+
+
+#: Architectures that come with the onnx package for its own tests, as Caffe2 and PyTorch exported them in 2018 (opset 9, batch 1,
+#: weights listed as inputs), and their multiply-adds at 224 pixels.
+ARCHITECTURES = ("resnet50", "squeezenet", "shufflenet", "densenet121", "inception_v1", "inception_v2", "bvlc_alexnet", "zfnet512")
+
+
+def architecture(name: str, path: Path, *, seed: int = 0) -> Path:
+    """A well-known network with random weights.
+
+    Its file has every weight as a constant made by a node; here each becomes random values of fitting size, for the same answer to
+    every input would hide what a split breaks.
+    """
+    source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{name}.onnx"
+    model = onnx.load(source)
+    graph, rng = model.graph, np.random.default_rng(seed)
+    shapes = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    made = [node for node in graph.node if node.op_type == "ConstantOfShape" and node.input[0] in shapes]
+    variances = {node.input[4] for node in graph.node if node.op_type == "BatchNormalization"}
+    scales = {node.input[1] for node in graph.node if node.op_type == "BatchNormalization"}
+    for node in made:
+        size = tuple(int(side) for side in shapes[node.input[0]])
+        values = rng.standard_normal(size) * np.sqrt(2.0 / max(1.0, float(np.prod(size[1:]))))
+        if len(size) == 1:
+            values = 1 + 0.1 * rng.random(size) if node.output[0] in variances | scales else 0.1 * rng.standard_normal(size)
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        graph.node.remove(node)
+    onnx.save(model, path)
+    return path

@@ -13,12 +13,15 @@ pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
 import onnx
 import onnxruntime
 
-from tests.split.nets import CLASSES, residual, tokens
+from tests.split.nets import CLASSES, architecture, residual, tokens
 from zpipe.bundle import Bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.model import TensorSpec
 from zpipe.sim import simulate
 from zpipe.split import SplitOptions, list_cuts, split_model
+from zpipe.split.run import chosen_cuts, listed_cuts, opened
+from zpipe.split.stages import make_stages
+from zpipe.split.verify import PARITY, check_stages
 from zpipe.topology import load_topology
 
 
@@ -37,6 +40,10 @@ def original(model: Path, rows: Any) -> Any:
 
 def images(count: int, *, size: int = 8) -> Any:
     return np.random.default_rng(1).standard_normal((count, 3, size, size)).astype(np.float32)
+
+
+def slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def macs(size: int = 8) -> list[int]:
@@ -81,6 +88,24 @@ def test_planner_cuts_for_the_devices_there_are(tmp_path: Path) -> None:
     assert len(bundle.stages) <= 2
     if len(bundle.stages) == 2:
         assert bundle.stages[0].macs < bundle.stages[1].macs
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", *slow("resnet50", "densenet121", "inception_v2", "bvlc_alexnet")])
+@pytest.mark.parametrize("stages", [4, 5])
+def test_well_known_networks_are_cut(tmp_path: Path, name: str, stages: int) -> None:
+    model = architecture(name, tmp_path / f"{name}.onnx")
+    options = SplitOptions(str(model), stages=stages)
+    with opened(options, lambda line, done: None) as network:
+        cuts = chosen_cuts(network, options)
+        paths = [tmp_path / f"stage{index}.onnx" for index in range(stages)]
+        for path, stage in zip(paths, make_stages(network, cuts), strict=True):
+            onnx.save(stage, path)
+        assert float(network.expected(network.examples(2, seed=1)).std()) > 1e-3, "answers that do not vary would hide anything"
+        assert check_stages(network, paths) <= PARITY
+    costs = np.diff([0, *(cut.macs_before for cut in cuts), sum(network.macs)])
+    # The best that these places allow, as near to equal as the largest piece between two of them.
+    pieces = np.diff([0, *(cut.macs_before for cut in listed_cuts(network, options)[1]), sum(network.macs)])
+    assert costs.max() <= costs.sum() / stages + pieces.max()
 
 
 # ---- what comes out ----------------------------------------------------------------------------

@@ -108,6 +108,8 @@ def _load(network: nn.Module, path: Path) -> None:
 
 
 def _state(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"--weights: found no file {path}, expected a state dict; correct the path")
     try:
         if path.suffix == ".safetensors":
             return importlib.import_module("safetensors.torch").load_file(path)
@@ -118,8 +120,8 @@ def _state(path: Path) -> Any:
         ) from exc
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as exc:
         raise ConfigError(
-            f"--weights: found that {path} holds no plain state dict ({_one_line(exc)}), expected one; a whole pickled module is "
-            "never read, as it could run any code: save its state_dict() instead"
+            f"--weights: found that {path} holds no plain state dict ({_one_line(exc, 60)}), expected one; a whole pickled module "
+            "is never read, as it could run any code: save its state_dict() instead"
         ) from exc
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -143,9 +145,10 @@ def _try(model: str, network: nn.Module, example: torch.Tensor) -> None:
 
 def _export(model: str, network: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     with warnings.catch_warnings():
-        # The exporter warns about its own internals; nothing in them is ours to mend.
+        # The exporter warns about its own internals, and logs whole graphs where it fails; the exception says it in a line.
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
             program = torch.onnx.export(
                 network,
@@ -161,6 +164,8 @@ def _export(model: str, network: nn.Module, example: torch.Tensor) -> onnx.Model
                 f"{model}: found that torch.export cannot take it ({cause}), expected a module without branches on values and with "
                 "a free batch; mend that, or export it to ONNX yourself and give the file"
             ) from exc
+        finally:
+            logging.disable(before)
     return program.model_proto
 
 

@@ -31,30 +31,30 @@ class Answer:
         tensor: `[batch, classes]`.
         classes: how many.
         dtype: `float32` or `float16`.
-        probabilities: whether the original gives softmax of them.
+        original: the tensor of the original that holds them, in some shape, or `logarithm` of them.
+        logarithm: whether they are the logarithm of that.
         note: what was changed, for people; "" where nothing was.
     """
 
     tensor: str
     classes: int
     dtype: str
-    probabilities: bool
+    original: str
+    logarithm: bool
     note: str
 
     def describe(self, tensors: dict[str, TensorSpec]) -> None:
         """Adds what it is; nodes put behind the network were not observed."""
         tensors[self.tensor] = TensorSpec(self.dtype, (self.classes,))
 
-    def same_form(self, logits: Array) -> Array:
-        """Logits `[rows, classes]` as the original gives its answer."""
-        if not self.probabilities:
-            return logits
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(powers / powers.sum(1, keepdims=True))
+    def logits(self, found: Array) -> Array:
+        """Logits `[rows, classes] float32` from values of `original`."""
+        rows = found.reshape(len(found), -1)
+        return (np.log(np.maximum(rows, LEAST_PROBABILITY)) if self.logarithm else rows).astype(np.float32)
 
 
 def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answer:
-    """Finds the logits: before a Softmax at the end, or as logarithm of probabilities; puts nodes behind the graph where needed.
+    """Finds the logits: before a Softmax at the end, or as the logarithm of probabilities; puts nodes behind the graph if need be.
 
     Args:
         original: for messages.
@@ -73,18 +73,19 @@ def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answe
     scores = per_sample and max(values.shape[1:]) == classes and values.dtype.kind == "f"
     if not scores or classes < 2:
         raise ConfigError(
-            f"{original.path}: output {original.output}: found {seen.dtype} {['batch', *seen.first[1:]]}, expected scores [batch, "
+            f"{original.name}: output {original.output}: found {seen.dtype} {['batch', *seen.first[1:]]}, expected scores [batch, "
             "classes] of two classes or more; choose another with --output, or end the network with such"
         )
-    tensor, note = original.output, ""
+    tensor, note, logarithm = original.output, "", False
     maker = next(node for node in graph.node if tensor in node.output)
     axis = int(np.argmax(values.shape[1:])) + 1
     flat = values.reshape(len(values), -1)
     probabilities = bool((flat >= 0).all() and np.allclose(flat.sum(1), 1, atol=SUM_SLACK))
     if maker.op_type == "Softmax" and attribute(maker, "axis", -1) % values.ndim == axis:
-        tensor, probabilities, note = maker.input[0], True, "the Softmax at its end is left to the exit gate"
-    elif probabilities:
-        note = "its probabilities became logits, their logarithm"
+        tensor, note = maker.input[0], "the Softmax at its end is left to the exit gate"
+    source = tensor
+    if tensor == original.output and probabilities:
+        note, logarithm = "its probabilities became logits, their logarithm", True
         least = add_constant(graph, "zpipe.least", np.array(LEAST_PROBABILITY, values.dtype))
         tensor = _append(graph, "Max", [tensor, least], "zpipe.kept")
         tensor = _append(graph, "Log", [tensor], "zpipe.log")
@@ -93,7 +94,7 @@ def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answe
     dtype = seen.dtype
     if dtype not in ("float32", "float16"):
         tensor, dtype = _append(graph, "Cast", [tensor], "zpipe.float", to=onnx.TensorProto.FLOAT), "float32"
-    return Answer(tensor, classes, dtype, probabilities, note)
+    return Answer(tensor, classes, dtype, source, logarithm, note)
 
 
 def _append(graph: onnx.GraphProto, operator: str, inputs: list[str], output: str, **attributes: int) -> str:

@@ -67,7 +67,7 @@ def _first_axes(original: Original, names: list[str]) -> dict[str, int]:
     takes = original.takes
     rows = random_inputs(takes.dtype, takes.shape, batch=original.batch, high=1, seed=0)
     try:
-        values = Session(probe, str(original.path), optimised=False).run({original.input: rows}, wanted) if wanted else []
+        values = Session(probe, original.name, optimised=False).run({original.input: rows}, wanted) if wanted else []
     except RunFailed:
         return {}
     sizes = {name: value.shape[0] for name, value in zip(wanted, values, strict=True) if value.ndim}

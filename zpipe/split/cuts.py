@@ -100,7 +100,7 @@ def cut_equally(network: Network, cuts: Sequence[Cut], stages: int) -> list[Cut]
     """
     if stages - 1 > len(cuts):
         raise ConfigError(
-            f"--stages: found {stages}, expected at most {len(cuts) + 1}: {network.original.path} can be cut in {len(cuts)} "
+            f"--stages: found {stages}, expected at most {len(cuts) + 1}: {network.original.name} can be cut in {len(cuts)} "
             "places; ask for fewer, or let more tensors cross with --crossing 2 (`zpipe split MODEL --list` shows them)"
         )
     pieces = pieces_of(network, cuts)

@@ -77,9 +77,8 @@ class Network:
         return random_inputs(self.takes.dtype, self.takes.shape, batch=batch, high=self.high, seed=seed)
 
     def expected(self, rows: Array) -> Array:
-        """The original's answer to inputs of this network, `[rows, classes] float32`."""
-        found = self.original.answers(rows if self.pixels is None else self.pixels.normalise(rows))
-        return found.reshape(len(found), -1).astype(np.float32)
+        """The original's logits for inputs of this network, `[rows, classes] float32`."""
+        return self.answer.logits(self.original.answers(rows if self.pixels is None else self.pixels.normalise(rows)))
 
 
 def make_network(original: Original, *, pixels: Pixels | None = None) -> Network:
@@ -104,6 +103,7 @@ def make_network(original: Original, *, pixels: Pixels | None = None) -> Network
     high = 256 if takes.dtype == "uint8" else _vocabulary(graph, source)
     observed = _observe(original, model, source, takes, high)
     answer = find_answer(original, graph, observed[original.output])
+    original = original.asked_for(answer.original)
     _free_shapes(graph, source, observed)
     nodes, _ = needed(graph.node, [answer.tensor], {source})
     kept = [node for node in nodes if BATCH not in node.output]
@@ -111,7 +111,7 @@ def make_network(original: Original, *, pixels: Pixels | None = None) -> Network
     graph.node.extend(kept)
     live = live_tensors(kept, source)
     if answer.tensor not in live:
-        raise ConfigError(f"{original.path}: output {original.output}: found that it ignores the input, expected a network")
+        raise ConfigError(f"{original.name}: output {original.output}: found that it ignores the input, expected a network")
     tensors = {name: spec for name in live if name in observed and (spec := observed[name].sample()) is not None}
     answer.describe(tensors)
     shapes = {name: seen.first for name, seen in observed.items()}
@@ -150,7 +150,7 @@ def _observe(original: Original, model: onnx.ModelProto, source: str, takes: Ten
     probe.CopyFrom(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = Session(probe, str(original.path), optimised=False)
+    session = Session(probe, original.name, optimised=False)
     runs = []
     for batch in (FIRST, SECOND):
         rows = random_inputs(takes.dtype, takes.shape, batch=batch, high=high, seed=batch)
@@ -174,7 +174,7 @@ def _refused(original: Original, exc: RunFailed, batch: int) -> ConfigError:
     else:
         wrong = f"a batch of {original.batch} is built into it and could not be made free ({exc})"
         remedy = "export it again with a dynamic batch axis (torch.onnx.export(..., dynamic_shapes=({0: Dim('batch')},)))"
-    return ConfigError(f"{original.path}: found that {wrong}, expected a network for any batch; {remedy}")
+    return ConfigError(f"{original.name}: found that {wrong}, expected a network for any batch; {remedy}")
 
 
 def _brief(value: object, *, whole: bool = False) -> tuple[str, tuple[int, ...], Array | None] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,26 @@ MOST_BYTES = 2_000_000_000
 #: Below it Reshape, Slice, Split and their like are called otherwise than we write them; 18 is what files are converted to.
 LEAST_OPSET, TARGET_OPSET = 13, 18
 
+#: The oldest form of file whose weights need not be listed as inputs.
+LEAST_IR = 4
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Original:
     """The user's network as it is, but for its opset; every split is compared with it.
 
     Attributes:
+        name: for messages: what the user called it.
         path: of the file.
         model: without external data, functions, and initializers among the inputs.
         input: name of its one input.
         takes: one sample as it takes it; batch axis left out.
         batch: rows that it takes at a time, None where any number goes.
         output: name of its answer.
+        session: of `model`.
     """
 
+    name: str
     path: Path
     model: onnx.ModelProto
     input: str
@@ -55,18 +61,31 @@ class Original:
             parts.append(self.session.run({self.input: full}, [self.output])[0][: len(part)])
         return np.concatenate(parts)
 
+    def asked_for(self, tensor: str) -> Original:
+        """The same with another of its tensors as output."""
+        if tensor == self.output:
+            return self
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+        return replace(self, output=tensor, session=Session(model, self.name))
 
-def read_original(path: Path, *, output: str | None = None, shape: Sequence[int] | None = None) -> Original:
+
+def read_original(
+    path: Path, *, name: str | None = None, output: str | None = None, shape: Sequence[int] | None = None
+) -> Original:
     """Reads a network from an ONNX file.
 
     Args:
         path: the file; external data lies beside it.
+        name: for messages, if not the path.
         output: which output is the answer; None = the only one.
         shape: of one sample, for axes that the file leaves open.
 
     Raises:
         ConfigError: it cannot be read, or is no network that can be cut; one line.
     """
+    name = name or str(path)
     model = _load(path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -75,11 +94,12 @@ def read_original(path: Path, *, output: str | None = None, shape: Sequence[int]
     entering = [item for item in graph.input if item.name not in weights]
     del graph.input[:]
     graph.input.extend(entering)
-    model = _modern(path, model)
+    model.ir_version = max(model.ir_version, LEAST_IR)
+    model = _modern(name, model)
     graph = model.graph
-    source, takes, batch = _input(path, graph, shape)
-    answer = _output(path, graph, output)
-    return Original(path, model, source, takes, batch, answer, Session(model, str(path)))
+    source, takes, batch = _input(name, graph, shape)
+    answer = _output(name, graph, output)
+    return Original(name, path, model, source, takes, batch, answer, Session(model, name))
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -111,7 +131,7 @@ def _load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+def _modern(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     """At least LEAST_OPSET, by the converter that comes with onnx."""
     version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), TARGET_OPSET)
     if version >= LEAST_OPSET:
@@ -121,27 +141,27 @@ def _modern(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     # Its errors are RuntimeErrors of C++ and assertions of Python.
     except Exception as exc:
         raise ConfigError(
-            f"{path}: found opset {version}, which cannot be converted ({one_line(exc, 120)}), expected {LEAST_OPSET} or more; "
+            f"{name}: found opset {version}, which cannot be converted ({one_line(exc, 120)}), expected {LEAST_OPSET} or more; "
             f"export it again with opset {TARGET_OPSET}"
         ) from exc
 
 
-def _input(path: Path, graph: onnx.GraphProto, shape: Sequence[int] | None) -> tuple[str, TensorSpec, int | None]:
+def _input(name: str, graph: onnx.GraphProto, shape: Sequence[int] | None) -> tuple[str, TensorSpec, int | None]:
     """The one input: its name, one sample of it, and the batch if that is fixed."""
     if len(graph.input) != 1:
         names = ", ".join(item.name for item in graph.input) or "none"
         raise ConfigError(
-            f"{path}: inputs: found {len(graph.input)} ({names}), expected one, as a sample is one tensor; export it with the "
+            f"{name}: inputs: found {len(graph.input)} ({names}), expected one, as a sample is one tensor; export it with the "
             "others as constants"
         )
     item = graph.input[0]
     tensor = item.type.tensor_type
     if not item.type.HasField("tensor_type") or not tensor.HasField("shape") or not len(tensor.shape.dim):
-        raise ConfigError(f"{path}: input {item.name}: found no tensor with axes, expected [batch, ...]; export it again")
+        raise ConfigError(f"{name}: input {item.name}: found no tensor with axes, expected [batch, ...]; export it again")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     if dtype not in DTYPE_BYTES:
         raise ConfigError(
-            f"{path}: input {item.name}: found {dtype}, expected one of {', '.join(DTYPE_BYTES)}; export it with such"
+            f"{name}: input {item.name}: found {dtype}, expected one of {', '.join(DTYPE_BYTES)}; export it with such"
         )
     first, *rest = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
     said = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim[1:]]
@@ -149,18 +169,18 @@ def _input(path: Path, graph: onnx.GraphProto, shape: Sequence[int] | None) -> t
         shape = [size or 0 for size in rest]
         if not all(shape):
             raise ConfigError(
-                f"{path}: input {item.name}: found open axes, [batch, {', '.join(map(str, said))}], expected to know one sample's "
+                f"{name}: input {item.name}: found open axes, [batch, {', '.join(map(str, said))}], expected to know one sample's "
                 "shape; say it: --example-shape 3,224,224"
             )
     if len(shape) != len(rest) or any(size not in (None, given) for size, given in zip(rest, shape, strict=True)):
         raise ConfigError(
-            f"{path}: input {item.name}: found [batch, {', '.join(map(str, said))}], expected what --example-shape says, "
+            f"{name}: input {item.name}: found [batch, {', '.join(map(str, said))}], expected what --example-shape says, "
             f"{','.join(map(str, shape))}, without the batch; correct it or leave it out"
         )
     return item.name, TensorSpec(dtype, tuple(shape)), first
 
 
-def _output(path: Path, graph: onnx.GraphProto, wanted: str | None) -> str:
+def _output(name: str, graph: onnx.GraphProto, wanted: str | None) -> str:
     """The output that holds the answer."""
     names: list[str] = [item.name for item in graph.output]
     if wanted is not None:
@@ -169,7 +189,7 @@ def _output(path: Path, graph: onnx.GraphProto, wanted: str | None) -> str:
         return wanted
     if len(names) != 1:
         raise ConfigError(
-            f"{path}: outputs: found {len(names)} ({', '.join(names) or 'none'}), expected one with a score for each class; choose "
+            f"{name}: outputs: found {len(names)} ({', '.join(names) or 'none'}), expected one with a score for each class; choose "
             "it with --output"
         )
     return names[0]

@@ -29,6 +29,9 @@ def opened(options: SplitOptions, tell: Tell) -> Iterator[Network]:
         ConfigError, BackendUnavailable: as `split_model`.
     """
     if ":" not in options.model or Path(options.model).is_file():
+        for option, value in (("--weights", options.weights), ("--example-dtype", options.example_dtype)):
+            if value is not None:
+                raise ConfigError(f"{option}: found {value} with an ONNX file, expected none, as the file says it; leave it out")
         yield _network(Path(options.model), options, tell)
         return
     if options.example_shape is None:
@@ -47,7 +50,7 @@ def opened(options: SplitOptions, tell: Tell) -> Iterator[Network]:
 
 def _network(path: Path, options: SplitOptions, tell: Tell) -> Network:
     tell("reading", 0.0)
-    original = read_original(path, output=options.output, shape=options.example_shape)
+    original = read_original(path, name=options.model, output=options.output, shape=options.example_shape)
     return make_network(original, pixels=find_pixels(original, options.mean, options.std))
 
 
@@ -97,6 +100,8 @@ def run_split(options: SplitOptions, tell: Tell) -> Bundle:
 
 def _check_free(out: Path, options: SplitOptions) -> None:
     """Nothing that is there is lost: a bundle is replaced only where that was asked for, anything else never."""
+    if options.topology is not None and options.topology.suffix != ".yaml":
+        raise ConfigError(f"--topology: found {options.topology}, expected a file that ends in .yaml")
     there = [path for path in (out, options.topology) if path is not None and path.exists()]
     if there and not options.replace:
         raise ConfigError(

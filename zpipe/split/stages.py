@@ -29,9 +29,6 @@ _TYPES = {
     "int64": onnx.TensorProto.INT64,
 }
 
-#: The oldest whose initializers need not be listed as inputs.
-LEAST_IR = 4
-
 
 def crossing_spec(network: Network, cut: Cut) -> TensorSpec:
     """One sample of what a stage hands on at this cut."""
@@ -76,7 +73,7 @@ def _make_stage(network: Network, before: Cut | None, after: Cut | None) -> onnx
 
 def _model(network: Network, graph: onnx.GraphProto) -> onnx.ModelProto:
     """With what a network needs beside its graph; without what its exporter wrote about the machine it ran on."""
-    model = onnx.ModelProto(ir_version=max(LEAST_IR, network.model.ir_version), producer_name="zpipe", graph=graph)
+    model = onnx.ModelProto(ir_version=network.model.ir_version, producer_name="zpipe", graph=graph)
     model.opset_import.extend(network.model.opset_import)
     for item in (model.graph, *model.graph.node, *model.graph.initializer):
         item.doc_string = ""

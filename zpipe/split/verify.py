@@ -12,7 +12,7 @@ from zpipe.errors import BundleError, ConfigError, ExecutorError
 from zpipe.split.network import Network
 from zpipe.split.running import RunFailed
 
-#: Most that the two may differ by, where answers are within +-1; beyond that, by so much of the largest.
+#: Most that logits may differ by where they lie within +-1; beyond that, by so much of the largest.
 PARITY = 1e-4
 
 #: The same of a network that computes in half precision, whose own rounding is 5e-4: other fusions, other roundings.
@@ -23,7 +23,7 @@ BATCHES = (1, 5)
 
 
 def check_stages(network: Network, paths: Sequence[Path]) -> float:
-    """Compare the chain of stages with the original on random inputs, at batch 1 and a larger one.
+    """Compare the chain of stages, at batch 1 and a larger one, with the original, one sample at a time; on random inputs.
 
     Returns:
         The largest difference, relative to the largest answer where that is beyond 1.
@@ -37,8 +37,9 @@ def check_stages(network: Network, paths: Sequence[Path]) -> float:
         chain = StageChain(paths)
         for batch in BATCHES:
             rows = network.examples(batch, seed=100 + batch)
-            expected = network.expected(rows)
-            found = network.answer.same_form(chain.logits(rows, batch=batch)[:, -1])
+            # The original one sample at a time: a network that mixes the samples of a batch cannot be served in batches.
+            expected = np.concatenate([network.expected(row) for row in rows[:, np.newaxis]])
+            found = chain.logits(rows, batch=batch)[:, -1]
             if found.shape != expected.shape or not np.isfinite(expected).all():
                 raise _wrong(network, f"answers of {list(expected.shape)} that are not all finite numbers", limit)
             worst = max(worst, float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max()))))
@@ -55,6 +56,6 @@ def _halves(network: Network) -> bool:
 
 def _wrong(network: Network, found: str, limit: float) -> ConfigError:
     return ConfigError(
-        f"{network.original.path}: the stages found {found}, expected the original's answers within {limit:g}; nothing was "
+        f"{network.original.name}: the stages found {found}, expected the original's answers within {limit:g}; nothing was "
         "written; cut elsewhere (`zpipe split MODEL --list`), and check that the network treats each sample by itself"
     )

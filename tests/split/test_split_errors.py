@@ -1,0 +1,245 @@
+"""What cannot be split: one line that says what was found, what was expected and the way out; and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
+
+import onnx
+from onnx import TensorProto, helper
+
+from tests.split.nets import Maker, residual, tokens
+from zpipe.cli import cli
+from zpipe.errors import ConfigError
+from zpipe.split import SplitOptions, list_cuts, split_model
+
+
+def complaint(model: Path | str, **options: Any) -> str:
+    """The message; and nothing was written."""
+    out = Path(options.get("out", "bundle"))
+    there = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(ConfigError) as caught:
+        split_model(SplitOptions(str(model), **{"topology": Path("line.yaml"), **options, "out": out}))
+    assert sorted(Path.cwd().rglob("*")) == there
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "found" in message
+    assert "expected" in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def test_file_that_is_not_there() -> None:
+    assert "no such file" in complaint("gone.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a network", b"\x00" * 100])
+def test_file_that_is_no_onnx(content: bytes) -> None:
+    Path("m.onnx").write_bytes(content)
+    assert "package.module:factory" in complaint("m.onnx")
+
+
+def test_external_data_that_is_missing() -> None:
+    model = onnx.load(residual(Path("m.onnx")))
+    onnx.save(model, "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert split_model(SplitOptions("m.onnx", out=Path("whole"))).full_macs > 0
+    Path("weights.bin").unlink()
+    assert "weights.bin" in complaint("m.onnx")
+
+
+def test_operator_that_onnx_runtime_does_not_have() -> None:
+    maker = Maker()
+    maker.nodes.append(helper.make_node("Sparkle", ["image"], ["scores"], domain="their.own"))
+    maker.save(Path("m.onnx"), shape=["N", 4], output="scores")
+    assert "Sparkle" in complaint("m.onnx")
+
+
+def test_opset_that_cannot_be_converted() -> None:
+    maker = Maker()
+    maker.nodes.append(helper.make_node("Sparkle", ["image"], ["scores"]))
+    maker.save(Path("m.onnx"), shape=["N", 4], output="scores", opset=9)
+    assert "opset 9" in complaint("m.onnx")
+
+
+# ---- inputs and outputs ------------------------------------------------------------------------
+
+
+def test_two_inputs() -> None:
+    model = onnx.load(residual(Path("m.onnx")))
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["N", 3]))
+    onnx.save(model, "m.onnx")
+    assert "image, mask" in complaint("m.onnx")
+
+
+def test_open_axes_need_an_example_shape() -> None:
+    tokens(Path("m.onnx"), length="L")
+    assert "--example-shape" in complaint("m.onnx")
+    assert "--example-shape" in complaint("m.onnx", example_shape=(3, 2))
+    assert split_model(SplitOptions("m.onnx", out=Path("b"), example_shape=(7,), stages=2)).stages[0].input.shape == (7,)
+
+
+def test_several_outputs_are_to_be_chosen_from() -> None:
+    model = onnx.load(residual(Path("m.onnx")))
+    model.graph.output.append(helper.make_tensor_value_info("r0", TensorProto.FLOAT, None))
+    onnx.save(model, "m.onnx")
+    assert "scores, r0" in complaint("m.onnx")
+    assert "scores, r0" in complaint("m.onnx", output="score")
+    assert "[batch, classes]" in complaint("m.onnx", output="r0")
+    assert split_model(SplitOptions("m.onnx", out=Path("b"), output="scores")).stages
+
+
+def test_batch_that_is_built_in_and_cannot_be_freed() -> None:
+    maker = Maker()
+    inner = maker.node("Relu", ["image"], "inner")
+    # Batch and rows become one axis of 4: nothing says which of it was the batch.
+    mixed = maker.node("Reshape", [inner, maker.constant("four", 4, 2)], "mixed")
+    maker.node("MatMul", [mixed, maker.weight("w", 2, 3)], "scores")
+    maker.save(Path("m.onnx"), shape=[1, 8], output="scores")
+    assert "dynamic batch axis" in complaint("m.onnx")
+
+
+def test_samples_that_are_not_treated_by_themselves_are_refused() -> None:
+    maker = Maker()
+    inner = maker.node("Relu", ["image"], "inner")
+    mean = maker.node("ReduceMean", [inner], "mean", axes=[0], keepdims=1)
+    apart = maker.node("Sub", [maker.node("Relu", [inner], "again"), mean], "apart")
+    hidden = maker.node("MatMul", [apart, maker.weight("w", 8, 8)], "hidden")
+    maker.node("MatMul", [hidden, maker.weight("v", 8, 3)], "scores")
+    maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
+    assert "each sample by itself" in complaint("m.onnx", cuts=("hidden",))
+
+
+# ---- cuts --------------------------------------------------------------------------------------
+
+
+def test_cut_that_does_not_exist() -> None:
+    assert "did you mean r1" in complaint(residual(Path("m.onnx")), cuts=("r11",))
+
+
+def test_cut_where_more_crosses_says_what() -> None:
+    message = complaint(residual(Path("m.onnx")), cuts=("a1",))
+    assert "r1 crosses there as well" in message
+    assert "cut at r1,a1" in message
+
+
+@pytest.mark.parametrize("cuts", [("r1", "r1"), ("r0,i0", "r0,a0"), ("r0,a0", "r0,i0", "r0,a0")])
+def test_cuts_that_cross_each_other(cuts: tuple[str, ...]) -> None:
+    model = residual(Path("m.onnx"))
+    if len(set(cuts)) == len(cuts):
+        # One after the other they are fine, whatever their order.
+        assert len(split_model(SplitOptions(str(model), out=Path("b"), cuts=cuts)).stages) == 3
+    else:
+        assert "behind the first" in complaint(model, cuts=cuts)
+
+
+def test_cut_of_mixed_types() -> None:
+    maker = Maker()
+    x = maker.conv("image", "x", 3, 4)
+    whole = maker.node("Cast", [x], "whole", to=TensorProto.INT64)
+    y = maker.node("Add", [maker.node("Relu", [x], "y"), maker.node("Cast", [whole], "back", to=TensorProto.FLOAT)], "sum")
+    maker.node("ReduceMean", [y], "scores", axes=[2, 3], keepdims=0)
+    maker.save(Path("m.onnx"), shape=["N", 3, 4, 4], output="scores")
+    assert "one float type" in complaint("m.onnx", cuts=("y,whole",))
+
+
+def test_more_stages_than_places() -> None:
+    assert "--stages: found 9, expected at most 5" in complaint(residual(Path("m.onnx")), stages=9)
+
+
+# ---- data and folders --------------------------------------------------------------------------
+
+
+def test_data_that_does_not_fit() -> None:
+    model = residual(Path("m.onnx"))
+    floats = np.zeros((8, 3, 8, 8), np.float32)
+    np.savez("labels.npz", images=floats, labels=np.arange(8))
+    assert "0..5" in complaint(model, data=Path("labels.npz"))
+    np.savez("size.npz", images=floats[:, :, :4], labels=np.zeros(8, int))
+    assert "float32 [n, 3, 8, 8]" in complaint(model, data=Path("size.npz"))
+    Path("classes.txt").write_text("one\ntwo\n")
+    assert "found 2 names" in complaint(model, classes=Path("classes.txt"))
+    Path("cats").mkdir()
+    assert "--mean" in complaint(model, data=Path("cats"))
+    assert "expected one for each class" in complaint(model, data=Path("cats"), mean=(0.5,), std=(0.5,))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5), None), (None, (0.0,)), ((1.0,) * 4, (1.0,))])
+def test_mean_and_std_of_another_network(mean: Any, std: Any) -> None:
+    assert "--" in complaint(residual(Path("m.onnx")), mean=mean, std=std)
+    assert "leave them out" in complaint(tokens(Path("t.onnx")), mean=(0.5,))
+
+
+def test_folder_that_is_there_is_kept() -> None:
+    model = residual(Path("m.onnx"))
+    first = split_model(SplitOptions(str(model), out=Path("bundle")))
+    existing = Path("line.yaml")
+    existing.write_text("mine")
+    assert "--replace" in complaint(model)
+    assert "--replace" in complaint(model, out="other", topology=existing)
+    assert ".yaml" in complaint(model, out="other", topology=model, replace=True)
+    assert split_model(SplitOptions(str(model), out=Path("bundle"), stages=2, replace=True)).digest != first.digest
+    Path("mine").mkdir()
+    assert "no bundle" in complaint(model, out="mine", replace=True)
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["split", *arguments], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--stages", "2", "--cut", "r1"),
+        ("--mean", "grey"),
+        ("--example-shape", "3,x"),
+        ("--weights", "w.pt"),
+        ("--devices", "nowhere.yaml"),
+    ],
+)
+def test_options_that_make_no_sense(arguments: tuple[str, ...]) -> None:
+    found = run(str(residual(Path("m.onnx"))), *arguments)
+    assert isinstance(found.exception, ConfigError)
+    assert not Path("engines").exists()
+
+
+def test_list_prints_places_and_a_command() -> None:
+    found = run(str(residual(Path("m.onnx"))), "--list")
+    assert found.exception is None
+    lines = found.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["r0", "r1", "r2", "flat"]
+    assert "--cut r2" in lines[-1]
+    assert not Path("engines").exists()
+
+
+def test_list_of_a_network_without_a_place() -> None:
+    maker = Maker()
+    maker.node("MatMul", ["image", maker.weight("w", 8, 3)], "scores")
+    maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
+    found = run("m.onnx", "--list")
+    assert isinstance(found.exception, ConfigError)
+    assert "no place" in str(found.exception)
+    assert list_cuts(SplitOptions("m.onnx")).cuts == []
+
+
+def test_command_writes_bundle_and_topology() -> None:
+    found = run(str(residual(Path("m.onnx"))), "--stages", "3")
+    assert found.exception is None
+    assert "zpipe bench --topology m.yaml" in found.stdout
+    assert Path("engines/m/manifest.json").is_file()
+    assert "bundle: 'engines/m'" in Path("m.yaml").read_text()

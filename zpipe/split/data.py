@@ -13,8 +13,9 @@ from zpipe.datasets import Labelled, is_cifar10, read_labelled, read_splits
 from zpipe.errors import ConfigError
 from zpipe.split.network import Network
 
-#: Made-up samples: enough for a benchmark to go round.
-GENERATED = 64
+#: Made-up samples: enough for a benchmark to go round, fewer where they are large, as noise cannot be compressed.
+MOST_GENERATED, LEAST_GENERATED = 64, 16
+GENERATED_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,9 +80,10 @@ def image_size(network: Network) -> int | None:
 
 
 def _made_up(network: Network, classes: tuple[str, ...], seed: int) -> Labelled:
-    rows = network.examples(GENERATED, seed=seed)
+    count = min(MOST_GENERATED, max(LEAST_GENERATED, GENERATED_BYTES // network.takes.bytes))
+    rows = network.examples(count, seed=seed)
     labels = network.expected(rows).argmax(1)
-    data = Evaluation(rows, labels.astype(np.int64), np.zeros(GENERATED, np.int64), np.arange(GENERATED))
+    data = Evaluation(rows, labels.astype(np.int64), np.zeros(count, np.int64), np.arange(count))
     return Labelled("made-up inputs", classes, data)
 
 

@@ -1,4 +1,4 @@
-"""A network of one's own, as a new user goes about it: from the file to `zpipe bench` on line4, each command as the README has it."""
+"""A network of one's own, as a new user goes about it: from the file to `zpipe bench` on line4, by the commands of the README."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+# ruff: noqa: E402 (the skip stands above the imports that need it, so that the module skips instead of failing)
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zpipe[train]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zpipe[train]'")
 
@@ -61,7 +62,8 @@ def tokens():
 
 def images():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 5),
     )
 
 

@@ -50,7 +50,7 @@ def codec_tables(bundle: Bundle, plain: Answers, tell: Callable[[int, int, str],
         tell(done, len(lossy), name)
         tables[name] = answer_through(bundle, chain, [codecs[name, stage.index] for stage in bundle.stages[1:]], test)
         packed = tables[lossy_part(name)].answers
-        # Activations beyond half precision come out of fp16 as infinities, answers to them as NaN: then the table says what is lost.
+        # Activations beyond half precision are infinities in fp16, and answers to them NaN: the table then says what is lost.
         if not np.array_equal(tables[name].answers.confidences, packed.confidences, equal_nan=True):
             raise ExecutorError(f"codec {name}: found other answers than those of {lossy_part(name)}, expected the same")
     return tables

@@ -94,6 +94,21 @@ def tokens(path: Path, *, vocabulary: int = 300, length: Any = 5) -> Path:
     return maker.save(path, shape=["N", length], output=output, dtype=TensorProto.INT64)
 
 
+def branching(path: Path) -> Path:
+    """A branch in the middle (If) whose bodies read a tensor from before the cut and a weight."""
+    maker = Maker()
+    early = maker.node("MatMul", ["image", maker.weight("w0", 8, 8)], "early")
+    maker.node("MatMul", [maker.node("Tanh", [early], "bent"), maker.weight("w1", 8, 8)], "late")
+    bodies = {}
+    for name, other in (("then_branch", "early"), ("else_branch", maker.weight("w2", 8))):
+        out = helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, None)
+        bodies[name] = helper.make_graph([helper.make_node("Add", ["late", other], [f"{name}.out"])], name, [], [out])
+    maker.weights.append(numpy_helper.from_array(np.array(True), "yes"))
+    chosen = maker.node("If", ["yes"], "chosen", **bodies)
+    output = maker.node("MatMul", [maker.node("Tanh", [chosen], "again"), maker.weight("w3", 8, CLASSES)], "scores")
+    return maker.save(path, shape=["N", 8], output=output)
+
+
 #: Architectures that come with the onnx package for its own tests, as Caffe2 and PyTorch exported them in 2018 (opset 9, batch 1,
 #: weights listed as inputs), and their multiply-adds at 224 pixels.
 ARCHITECTURES = ("resnet50", "squeezenet", "shufflenet", "densenet121", "inception_v1", "inception_v2", "bvlc_alexnet", "zfnet512")

@@ -13,10 +13,11 @@ pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
 import onnx
 import onnxruntime
 
-from tests.split.nets import CLASSES, architecture, residual, tokens
+from tests.split.nets import CLASSES, architecture, branching, residual, tokens
 from zpipe.bundle import Bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.model import TensorSpec
+from zpipe.models.heads.data import read_head_data
 from zpipe.sim import simulate
 from zpipe.split import SplitOptions, list_cuts, split_model
 from zpipe.split.run import chosen_cuts, listed_cuts, opened
@@ -154,6 +155,16 @@ def test_several_tensors_cross_in_one_frame(tmp_path: Path) -> None:
     np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=5)[:, -1], original(model, rows), atol=1e-4)
 
 
+def test_what_a_branch_captures_crosses_too(tmp_path: Path) -> None:
+    model = branching(tmp_path / "m.onnx")
+    names = [cut.name for cut in list_cuts(SplitOptions(str(model), crossing=2)).cuts]
+    # Not `late` alone, which the branch reads together with `early`; both at once are twice the bytes of what follows.
+    assert names == ["early", "again"]
+    bundle = split(model, cuts=("late,early", "chosen"))
+    rows = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=4)[:, -1], original(model, rows), atol=1e-4)
+
+
 def test_mean_and_std_move_into_stage_0(tmp_path: Path) -> None:
     model = residual(tmp_path / "m.onnx")
     bundle = split(model, mean=(0.5,), std=(0.2, 0.3, 0.4))
@@ -204,3 +215,14 @@ def test_simulator_runs_the_bundle_and_its_topology(tmp_path: Path) -> None:
     report = simulate(topology, count=50, warm_up=0)
     assert (report["bundle"], report["counts"]["result"], report["accuracy"]) == (bundle.name, 50, 1.0)
     assert report["generated_inputs"]
+
+
+def test_heads_never_learn_from_what_the_bundle_tests_on(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", images=images(60), labels=np.arange(60) % CLASSES)
+    bundle = split(model, data=tmp_path / "data.npz")
+    found = read_head_data(bundle, tmp_path / "data.npz", test=None, seed=0)
+    tested = {row.tobytes() for row in bundle.evaluation().images}
+    assert len(tested) == len(found.test) == 30
+    assert len(found.images) + len(found.calibration) == 30
+    assert not tested & {row.tobytes() for row in (*found.images, *found.calibration.images)}

@@ -9,6 +9,7 @@ import numpy as np
 
 from zpipe.calibrate.chain import StageChain
 from zpipe.errors import BundleError, ConfigError, ExecutorError
+from zpipe.split.graph import Array
 from zpipe.split.network import Network
 from zpipe.split.running import RunFailed
 
@@ -22,8 +23,13 @@ HALF_PARITY = 5e-3
 BATCHES = (1, 5)
 
 
-def check_stages(network: Network, paths: Sequence[Path]) -> float:
-    """Compare the chain of stages, at batch 1 and a larger one, with the original, one sample at a time; on random inputs.
+def check_stages(network: Network, paths: Sequence[Path], samples: Array | None = None) -> float:
+    """Compare the chain of stages, at batch 1 and a larger one, with the original, one sample at a time.
+
+    Args:
+        network: what was cut.
+        paths: of the stages.
+        samples: real inputs to compare on, besides random ones.
 
     Returns:
         The largest difference, relative to the largest answer where that is beyond 1.
@@ -35,11 +41,12 @@ def check_stages(network: Network, paths: Sequence[Path]) -> float:
     worst = 0.0
     try:
         chain = StageChain(paths)
-        for batch in BATCHES:
-            rows = network.examples(batch, seed=100 + batch)
+        inputs = [network.examples(batch, seed=100 + batch) for batch in BATCHES]
+        inputs += [] if samples is None else [samples[:batch] for batch in BATCHES]
+        for rows in inputs:
             # The original one sample at a time: a network that mixes the samples of a batch cannot be served in batches.
             expected = np.concatenate([network.expected(row) for row in rows[:, np.newaxis]])
-            found = chain.logits(rows, batch=batch)[:, -1]
+            found = chain.logits(rows, batch=len(rows))[:, -1]
             if found.shape != expected.shape or not np.isfinite(expected).all():
                 raise _wrong(network, f"answers of {list(expected.shape)} that are not all finite numbers", limit)
             worst = max(worst, float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max()))))

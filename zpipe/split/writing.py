@@ -65,7 +65,7 @@ def write_bundle(folder: Path, network: Network, cuts: Sequence[Cut], samples: S
     paths = [folder / f"stage{index}.onnx" for index in range(len(models))]
     for model, path in zip(models, paths, strict=True):
         onnx.save_model(model, path)
-    error = check_stages(network, paths)
+    error = check_stages(network, paths, samples.tested.images)
     chain, last = StageChain(paths), len(models) - 1
     temperature = 1.0
     fitted: tuple[Labelled, Any] | None = None

@@ -65,6 +65,8 @@ def read_head_data(bundle: Bundle, data: Path | None, *, test: Path | None, seed
     if bundle.preprocessing is not None and is_cifar10(data):
         return _cifar10(bundle, data, own or tested, own_test=own is not None)
     everything, labelled = _read(bundle, data)
+    if own is not None:
+        everything = _apart(everything, own)
     return _cut(everything, own or tested, name=str(data), labelled=labelled, own_test=own is not None)
 
 
@@ -119,6 +121,12 @@ def _cut(data: Evaluation, test: Evaluation | None, *, name: str, labelled: bool
     note = f"a fifth of the originals calibrates{'' if test is not None else ', another fifth tests'}"
     tested = _rows(data, tests) if test is None else test
     return HeadData(note, data.images[trains], labels, _rows(data, calibrates), tested, own_test)
+
+
+def _apart(data: Evaluation, test: Evaluation) -> Evaluation:
+    """Without what is tested on: `zpipe split --data` made a half of the very same data the bundle's evaluation set."""
+    tested = {row.tobytes() for row in test.images}
+    return _rows(data, np.array([row.tobytes() not in tested for row in data.images], np.bool_))
 
 
 def _rows(data: Evaluation, rows: npt.NDArray[np.bool_]) -> Evaluation:

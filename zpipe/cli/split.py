@@ -160,5 +160,8 @@ def _tell(options: SplitOptions, bundle: Bundle) -> None:
         metrics = bundle.default_point.test
         click.echo(f"{100 * metrics.accuracy:.1f} % on {bundle.evaluation_samples:,} test samples")
     click.echo(f"try it: zpipe bench --topology {shlex.quote(str(options.topology))}")
+    data = "DATA" if options.data is None else shlex.quote(str(options.data))
+    exits = shlex.quote(f"{out}-exits")
+    click.echo(f"let easy samples leave early: zpipe heads --bundle {shlex.quote(str(out))} --data {data} --out {exits}")
     if options.devices is not None:
         click.echo(f"place it: zpipe plan --devices {shlex.quote(options.devices)} --bundle {shlex.quote(str(out))}")

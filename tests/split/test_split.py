@@ -156,6 +156,21 @@ def test_several_tensors_cross_in_one_frame(tmp_path: Path) -> None:
     np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=5)[:, -1], original(model, rows), atol=1e-4)
 
 
+def test_functions_of_the_file_are_looked_into(tmp_path: Path) -> None:
+    model = onnx.load(residual(tmp_path / "m.onnx"))
+    body = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    model.functions.append(onnx.helper.make_function("their.own", "Activation", ["x"], ["y"], body, model.opset_import))
+    model.opset_import.append(onnx.helper.make_opsetid("their.own", 1))
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type, node.domain = "Activation", "their.own"
+    onnx.save(model, tmp_path / "m.onnx")
+    bundle = split(tmp_path / "m.onnx")
+    rows = images(3)
+    expected = original(tmp_path / "m.onnx", rows)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=3)[:, -1], expected, atol=1e-4)
+
+
 def test_what_a_branch_captures_crosses_too(tmp_path: Path) -> None:
     model = branching(tmp_path / "m.onnx")
     names = [cut.name for cut in list_cuts(SplitOptions(str(model), crossing=2)).cuts]

@@ -101,6 +101,30 @@ def test_several_outputs_are_to_be_chosen_from() -> None:
     assert split_model(SplitOptions("m.onnx", out=Path("b"), output="scores")).stages
 
 
+def test_output_that_is_no_tensor() -> None:
+    maker = Maker()
+    maker.node("MatMul", ["image", maker.weight("w", 8, 3)], "values")
+    maker.node("SequenceConstruct", ["values"], "scores")
+    path = maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
+    model = onnx.load(path)
+    del model.graph.output[:]
+    floats = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    model.graph.output.append(helper.make_value_info("scores", helper.make_sequence_type_proto(floats)))
+    onnx.save(model, path)
+    assert "ZipMap" in complaint(path)
+
+
+def test_output_of_labels_has_no_scores() -> None:
+    maker = Maker()
+    values = maker.node("MatMul", ["image", maker.weight("w", 8, 3)], "values")
+    maker.node("ArgMax", [values], "label", axis=1, keepdims=0)
+    maker.save(Path("m.onnx"), shape=["N", 8], output="label")
+    model = onnx.load("m.onnx")
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, "m.onnx")
+    assert "found int64 [batch]" in complaint("m.onnx")
+
+
 def test_batch_that_is_built_in_and_cannot_be_freed() -> None:
     maker = Maker()
     inner = maker.node("Relu", ["image"], "inner")

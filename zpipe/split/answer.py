@@ -53,18 +53,22 @@ class Answer:
         return (np.log(np.maximum(rows, LEAST_PROBABILITY)) if self.logarithm else rows).astype(np.float32)
 
 
-def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answer:
+def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen | None) -> Answer:
     """Finds the logits: before a Softmax at the end, or as the logarithm of probabilities; puts nodes behind the graph if need be.
 
     Args:
         original: for messages.
         graph: changed here.
-        seen: its output, with values.
+        seen: its output, with values; None where that is no tensor that a node makes.
 
     Raises:
         ConfigError: it is no score for each class.
     """
-    assert seen.values is not None
+    if seen is None or seen.values is None:
+        raise ConfigError(
+            f"{original.name}: output {original.output}: found no tensor that is computed, expected scores [batch, classes]; "
+            "choose another with --output, or export it without what packs them (ZipMap: options={'zipmap': False})"
+        )
     values = seen.values[0]
     if not values.ndim:
         values = values.reshape(1)
@@ -72,9 +76,10 @@ def find_answer(original: Original, graph: onnx.GraphProto, seen: Seen) -> Answe
     per_sample = values.ndim > 1 and len(seen.values[1]) > len(values) and seen.first[1:] == seen.second[1:]
     scores = per_sample and max(values.shape[1:]) == classes and values.dtype.kind == "f"
     if not scores or classes < 2:
+        shape = ", ".join(["batch", *map(str, seen.first[1:])])
         raise ConfigError(
-            f"{original.name}: output {original.output}: found {seen.dtype} {['batch', *seen.first[1:]]}, expected scores [batch, "
-            "classes] of two classes or more; choose another with --output, or end the network with such"
+            f"{original.name}: output {original.output}: found {seen.dtype} [{shape}], expected scores [batch, classes] "
+            "of two classes or more; choose another with --output, or end the network with such"
         )
     tensor, note, logarithm = original.output, "", False
     maker = next(node for node in graph.node if tensor in node.output)

@@ -102,11 +102,10 @@ def make_network(original: Original, *, pixels: Pixels | None = None) -> Network
         source = PIXELS
     high = 256 if takes.dtype == "uint8" else _vocabulary(graph, source)
     observed = _observe(original, model, source, takes, high)
-    answer = find_answer(original, graph, observed[original.output])
+    answer = find_answer(original, graph, observed.get(original.output))
     original = original.asked_for(answer.original)
     _free_shapes(graph, source, observed)
-    nodes, _ = needed(graph.node, [answer.tensor], {source})
-    kept = [node for node in nodes if BATCH not in node.output]
+    kept, _ = needed(graph.node, [answer.tensor], {source})
     del graph.node[:]
     graph.node.extend(kept)
     live = live_tensors(kept, source)

@@ -109,16 +109,13 @@ def branching(path: Path) -> Path:
     return maker.save(path, shape=["N", 8], output=output)
 
 
-#: Architectures that come with the onnx package for its own tests, as Caffe2 and PyTorch exported them in 2018 (opset 9, batch 1,
-#: weights listed as inputs), and their multiply-adds at 224 pixels.
-ARCHITECTURES = ("resnet50", "squeezenet", "shufflenet", "densenet121", "inception_v1", "inception_v2", "bvlc_alexnet", "zfnet512")
-
-
 def architecture(name: str, path: Path, *, seed: int = 0) -> Path:
-    """A well-known network with random weights.
+    """A well-known network with random weights, in a file that comes with the onnx package for its own tests.
 
-    Its file has every weight as a constant made by a node; here each becomes random values of fitting size, for the same answer to
-    every input would hide what a split breaks.
+    Caffe2 and PyTorch exported these in 2018: opset 9, batch 1 built in, weights listed among the inputs. There are resnet50,
+    squeezenet, shufflenet, densenet121, inception_v1, inception_v2, bvlc_alexnet, zfnet512 and vgg19, all for 224 pixels. Each file
+    has every weight as a constant made by a node; here each becomes random values of fitting size, for the same answer to every
+    input would hide what a split breaks.
     """
     source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{name}.onnx"
     model = onnx.load(source)

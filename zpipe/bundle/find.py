@@ -52,7 +52,7 @@ def _find(wanted: Path, beside: Path | None) -> Path:
     tried = ", ".join(str(place) for place in places)
     raise BundleError(
         f"bundle {str(wanted)!r}: found no {MANIFEST}, expected one in one of: {tried}; "
-        f"give a path to a bundle's folder, or make one with `zpipe train`"
+        f"give a path to a bundle's folder, or make one with `zpipe train` or `zpipe split`"
     )
 
 

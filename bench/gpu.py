@@ -17,7 +17,9 @@ fp32 and fp16, torch. TF32 is off in all. Figures are medians and ranges of roun
 
 The issue's figures are claimed of `together`; `apart` is held against the same bounds, since one may mean that by a line.
 Exits off, and thresholds at the median of the confidences, so that half of what reaches an exit leaves there.
-Writes bench/results/gpu.json. Without a GPU: one line, exit code 2.
+Writes bench/results/gpu.json, anew after every backend: what breaks off leaves what was measured (`complete` says whether all was).
+A backend that fails, however it does, is said, and the next one's turn comes. Exit code 0: every claim holds; 1: one does not, or
+a backend or a network broke; 2: nothing could be measured, as without a GPU: one line.
 """
 
 from __future__ import annotations
@@ -28,20 +30,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.gpus.backends import MAX_BATCH, Backend, backends
+from bench.gpus.backends import MAX_BATCH, Backend, backends, fault
 from bench.gpus.network import CLAIMED_BATCH, Network, Plan, measure
 from bench.gpus.runtime import serve
 from bench.gpus.verdict import Verdict, verdicts
 from bench.models.pictures import pictures
 from zpipe.bundle import MANIFEST, Bundle, load_bundle
 from zpipe.environment import installed
-from zpipe.errors import ZpipeError
+from zpipe.errors import BackendUnavailable
 from zpipe.executors.cuda.presence import Missing, gpus
 from zpipe.report import machine
 
@@ -72,8 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not installed("onnx"):
         print("bench.gpu: found no onnx, expected it to join stages; run: pip install 'zpipe[train]'", file=sys.stderr)
         return 2
-    working, failed = backends(options.device, load_bundle(DIGITS))
-    for name, why in failed.items():
+    unwritable = cannot_write(options.json)
+    if unwritable is not None:
+        print(f"bench.gpu: --json: {unwritable}", file=sys.stderr)
+        return 2
+    working, missing, broken = backends(options.device, load_bundle(DIGITS))
+    for name, why in (missing | broken).items():
         print(f"{name}: not measured: {why}", flush=True)
     if not working:
         print("bench.gpu: found no executor that runs on this GPU, expected one; see `zpipe doctor`", file=sys.stderr)
@@ -84,37 +91,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "driver": {"cuda": there.version, "version": driver_version()},
         "machine": machine(),
         "versions": {backend.name: dict(backend.versions) for backend in working},
-        "not_measured": failed,
+        "not_measured": missing,
+        "broken": broken,
         "quick": options.quick,
+        "complete": False,
     }
-    with networks(options.resnet) as measured:
-        document |= run(measured, working, QUICK if options.quick else Plan())
-    options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{options.json} written")
-    return 0
+
+    def save(found: dict[str, Any]) -> None:
+        document.update(found)
+        try:
+            options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        except OSError as exc:  # the figures are on the screen, and the next time there may be room
+            broken["json"] = fault(exc)
+            print(f"{options.json}: not written: {fault(exc)}", flush=True)
+
+    with networks(options.resnet, broken) as measured:
+        found = run(measured, working, QUICK if options.quick else Plan(), save)
+    save({"complete": True})
+    print(f"\nfigures: {options.json}")
+    return 1 if broken or fell_short(found) else 0
 
 
-def run(measured: Sequence[Network], working: Sequence[Backend], plan: Plan, *, served: int = SERVED) -> dict[str, Any]:
-    """Everything, printed as it comes; a backend that fails on a network is left out there, and said."""
-    figures: dict[str, Any] = {}
+def run(
+    measured: Sequence[Network],
+    working: Sequence[Backend],
+    plan: Plan,
+    save: Callable[[dict[str, Any]], None] = lambda found: None,
+    *,
+    served: int = SERVED,
+) -> dict[str, Any]:
+    """Everything, printed as it comes; a backend that fails on a network is left out there, and said.
+
+    Args:
+        measured: networks.
+        working: backends.
+        plan: how thoroughly.
+        save: called after every backend with what there is so far.
+        served: samples of the line through zpipe's own loop.
+    """
+    figures: dict[str, Any] = {network.name: {} for network in measured}
     said: list[dict[str, Any]] = []
+    found = {"networks": figures, "verdicts": said}
     for network in measured:
-        figures[network.name] = {}
         for backend in working:
             print(f"\n{network.name} on {backend.name}", flush=True)
             try:
-                found = measure(network, backend, plan, lambda line: print(f"  ... {line}", flush=True))
-                found["runtime"] = runtime(network, backend, served=served)
-            except ZpipeError as exc:
-                print(f"  not measured: {exc}", flush=True)
-                figures[network.name][backend.name] = {"failed": str(exc)}
-                continue
-            figures[network.name][backend.name] = found
-            show(found)
-            for verdict in verdicts(found, line_claimed=network.name != DIGITS):
-                show_verdict(verdict)
-                said.append({"network": network.name, "backend": backend.name, **asdict(verdict)})
-    return {"networks": figures, "verdicts": said}
+                figures[network.name][backend.name] = one = _measured(network, backend, plan, served)
+                for verdict in verdicts(one, line_claimed=network.name != DIGITS):
+                    show_verdict(verdict)
+                    said.append({"network": network.name, "backend": backend.name, **asdict(verdict)})
+            except Exception as exc:
+                print(f"  not measured: {fault(exc)}", flush=True)
+                figures[network.name][backend.name] = {"failed": fault(exc)}
+            save(found)
+    return found
+
+
+def _measured(network: Network, backend: Backend, plan: Plan, served: int) -> dict[str, Any]:
+    found = measure(network, backend, plan, lambda line: print(f"  ... {line}", flush=True))
+    found["runtime"] = runtime(network, backend, served=served)
+    show(found)
+    return found
+
+
+def fell_short(found: dict[str, Any]) -> bool:
+    """Whether a claim does not hold, or a backend failed."""
+    failed = any("failed" in one for by_backend in found["networks"].values() for one in by_backend.values())
+    return failed or not all(verdict["holds"] for verdict in found["verdicts"])
+
+
+def cannot_write(file: Path) -> str | None:
+    """Why no figures can be written there, found before they are measured; None where they can. Leaves it as it is."""
+    there = file.exists()
+    try:
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()
+    except OSError as exc:
+        return f"found {file} that cannot be written ({exc.strerror}), expected a file that can; name another"
+    return None
 
 
 def runtime(network: Network, backend: Backend, *, served: int) -> dict[str, Any]:
@@ -127,34 +183,46 @@ def runtime(network: Network, backend: Backend, *, served: int) -> dict[str, Any
 
 
 @contextmanager
-def networks(resnet: Path | None) -> Iterator[list[Network]]:
-    """ResNet-50 where it can be had, and the digits."""
-    from bench.models.unsplit import unsplit
-
+def networks(resnet: Path | None, broken: dict[str, str]) -> Iterator[list[Network]]:
+    """ResNet-50 where it can be had, and the digits; into `broken` goes what cannot."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        makers = {"resnet50": partial(_resnet50, resnet or folder / "resnet50"), DIGITS: _digits}
         found = []
-        bundle = _resnet50(resnet or folder / "resnet50")
-        if bundle is not None:
-            images = pictures(INPUTS, bundle.image_size, seed=1)
-            found.append(Network("resnet50", bundle, unsplit(bundle, _made(folder / "resnet50-unsplit")), images))
-        digits = load_bundle(DIGITS)
-        images = digits.evaluation().images[:INPUTS]
-        yield [*found, Network(DIGITS, digits, unsplit(digits, _made(folder / "digits-unsplit")), images)]
+        for network, make in makers.items():
+            try:
+                found.append(make(_made(folder / f"{network}-unsplit")))
+            except Exception as exc:  # noqa: PERF203 - two networks
+                broken[network] = fault(exc)
+                print(f"{network}: not measured: {fault(exc)}", flush=True)
+        yield found
 
 
-def _resnet50(folder: Path) -> Bundle | None:
-    """From the folder, or written into it; None without torch, and said."""
-    if (folder / MANIFEST).is_file():
-        return load_bundle(folder)
+def _resnet50(folder: Path, whole: Path) -> Network:
+    """From the folder, or written into it."""
+    from bench.models.unsplit import unsplit
+
+    bundle = load_bundle(folder) if (folder / MANIFEST).is_file() else _written_resnet50(folder)
+    return Network("resnet50", bundle, unsplit(bundle, whole), pictures(INPUTS, bundle.image_size, seed=1))
+
+
+def _written_resnet50(folder: Path) -> Bundle:
     try:
         from bench.models.resnet50 import write_resnet50
     except ImportError as exc:
-        print(f"resnet50: not measured: found no {exc.name}, expected it to write the network; run: pip install 'zpipe[train]'")
-        return None
+        raise BackendUnavailable(
+            f"found no {exc.name}, expected it to write the network; run: pip install 'zpipe[train]', or give --resnet a folder"
+        ) from exc
     folder.mkdir(parents=True, exist_ok=True)
     print("writing ResNet-50 ...", flush=True)
     return write_resnet50(folder)
+
+
+def _digits(whole: Path) -> Network:
+    from bench.models.unsplit import unsplit
+
+    bundle = load_bundle(DIGITS)
+    return Network(DIGITS, bundle, unsplit(bundle, whole), bundle.evaluation().images[:INPUTS])
 
 
 def _made(folder: Path) -> Path:

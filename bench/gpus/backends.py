@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zpipe.bundle import Bundle
-from zpipe.errors import ZpipeError
+from zpipe.errors import ZpipeError, one_line
 from zpipe.executors.cuda.driver import Driver, PinnedMemory, StageEngine, Stream
 from zpipe.executors.cuda.presence import Gpus, gpus, require
 from zpipe.executors.cuda.runner import CudaStages
@@ -67,30 +67,46 @@ class Tally:
         return driver  # type: ignore[no-any-return]
 
 
-def backends(device: int, bundle: Bundle) -> tuple[list[Backend], dict[str, str]]:
-    """Those that load and run this bundle's first stage here, and {name: why} for the others."""
-    working, failed = [], {}
+class Found(NamedTuple):
+    """What there is to measure.
+
+    Attributes:
+        working: backends that run here.
+        missing: {name: what is not here that it needs}.
+        broken: {name: how it failed}, which nothing that is missing explains.
+    """
+
+    working: list[Backend]
+    missing: dict[str, str]
+    broken: dict[str, str]
+
+
+def backends(device: int, bundle: Bundle) -> Found:
+    """All of them, each tried on this bundle's first stage."""
+    found = Found([], {}, {})
     for name, make in _MAKERS.items():
-        made = _on_trial(make, device, bundle)
-        if isinstance(made, Backend):
-            working.append(made)
-        else:
-            failed[name] = made
-    return working, failed
-
-
-def _on_trial(make: Callable[[int], Backend], device: int, bundle: Bundle) -> Backend | str:
-    """It, or why it does not run here."""
-    try:
-        made = make(device)
-        made.prepare(bundle)
-        executor = made.executor(bundle, [0])
         try:
-            executor.warm_up(1)
-        finally:
-            executor.close()
-    except (ZpipeError, ImportError) as exc:
-        return " ".join(str(exc).split())
+            found.working.append(_on_trial(make(device), bundle))
+        except (ZpipeError, ImportError) as exc:  # noqa: PERF203 - four backends
+            found.missing[name] = one_line(" ".join(str(exc).split()))
+        except Exception as exc:
+            found.broken[name] = fault(exc)
+    return found
+
+
+def fault(exc: Exception) -> str:
+    """An error in a line: whatever a library raised, the others are measured."""
+    said = " ".join(str(exc).split())
+    return said if isinstance(exc, ZpipeError) else one_line(f"{type(exc).__name__}: {said}")
+
+
+def _on_trial(made: Backend, bundle: Bundle) -> Backend:
+    made.prepare(bundle)
+    executor = made.executor(bundle, [0])
+    try:
+        executor.warm_up(1)
+    finally:
+        executor.close()
     return made
 
 
@@ -117,9 +133,9 @@ def _tensorrt(precision: str, device: int) -> Backend:
     def prepare(bundle: Bundle) -> None:
         if bundle.path in prepared:
             return
-        prepared.add(bundle.path)
         # Forced: what a precision costs is another question, and a network that was never trained has no accuracy to lose.
         build_engines(bundle, precision=precision, target=target, max_batch=MAX_BATCH, force=precision != "fp32")
+        prepared.add(bundle.path)
 
     versions = {"tensorrt": str(flavours()[0]), "pycuda": str(version("pycuda"))}
     return Backend(f"trt {precision}", partial(PycudaDriver, device), load, prepare, versions)

@@ -124,8 +124,9 @@ def _row(
 ) -> dict[str, Any]:
     counts = {name: _enough(way, inputs, plan.line_seconds, batch) for name, way in ways.items()}
     seen: dict[str, list[Flow]] = {name: [] for name in ways}
-    for _ in range(plan.line_rounds * (2 if batch == CLAIMED_BATCH else 1)):
-        for name, (executor, bundle, thresholds) in ways.items():
+    for number in range(plan.line_rounds * (2 if batch == CLAIMED_BATCH else 1)):
+        for name in in_turn(list(ways), number):
+            executor, bundle, thresholds = ways[name]
             seen[name].append(flow(executor, bundle, inputs, thresholds, batch=batch, batches=counts[name]))
     rates = {name: spread(flow.rate_hz for flow in flows) for name, flows in seen.items()}
     # Of each round by itself: what slows a machine for a moment slows neighbours in time alike.
@@ -136,6 +137,12 @@ def _row(
     }
     exits = {name: list(flows[-1].exits) for name, flows in seen.items()}
     return {"batch": batch, "rate_hz": rates, "of_unsplit": ratios, "exits": exits}
+
+
+def in_turn(ways: Sequence[str], number: int) -> list[str]:
+    """The order of a round: each begins with another, as what comes after an idle moment finds the device slow, or cool."""
+    first = number % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def _enough(way: tuple[StageExecutor, Bundle, Sequence[float]], inputs: npt.NDArray[np.uint8], seconds: float, batch: int) -> int:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pytest
 
 from bench import gpu
-from bench.gpus.backends import Backend, Tally, backends
+from bench.gpus import network
+from bench.gpus.backends import Backend, Found, Tally, backends
 from bench.gpus.crossing import crossing
-from bench.gpus.line import Apart, flow
+from bench.gpus.line import Apart, Flow, flow
 from bench.gpus.network import CLAIMED_BATCH, Network, Plan
 from bench.gpus.thresholds import gate_of, median_thresholds
 from bench.gpus.verdict import Verdict, verdicts
@@ -23,12 +24,14 @@ from tests.executors.cuda import pretend
 from tests.executors.cuda.engines import Bench
 from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.errors import ExecutorError
 from zpipe.executors import make_executor
 from zpipe.executors.cuda import presence
 from zpipe.model import NEVER_EXIT
 
 ROOT = Path(__file__).parents[2]
 HALF = ROOT / "engines" / "digits-mobilenetv2-half"
+SHORT = Plan(batches=(CLAIMED_BATCH,), device_rounds=1, line_rounds=1, line_seconds=0.001)
 
 
 @pytest.fixture
@@ -88,16 +91,28 @@ def test_run_measures_everything_and_its_document_is_json(
 def test_backend_that_fails_is_said_and_the_others_go_on(
     backend: Backend, device: Bench, bundle: Bundle, inputs: npt.NDArray[np.uint8], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from zpipe.errors import ExecutorError
+    def refuse(error: Exception) -> Backend:
+        def prepare(bundle: Bundle) -> None:
+            raise error
 
-    def refuse(bundle: Bundle) -> None:
-        raise ExecutorError("stage 0: found no engine")
+        return replace(backend, name=type(error).__name__, prepare=prepare)
 
-    plan = Plan(batches=(CLAIMED_BATCH,), device_rounds=1, line_rounds=1, line_seconds=0.001)
-    document = gpu.run([Network("tiny", bundle, whole(bundle), inputs)], [replace(backend, prepare=refuse)], plan)
-    assert document == {"networks": {"tiny": {"stand-in": {"failed": "stage 0: found no engine"}}}, "verdicts": []}
+    refusing = [refuse(ExecutorError("stage 0: found no engine")), refuse(MemoryError("a library's own"))]
+    saved: list[str] = []
+    document = gpu.run(
+        [Network("tiny", bundle, whole(bundle), inputs)],
+        [*refusing, backend],
+        SHORT,
+        lambda found: saved.append(json.dumps(found)),
+        served=16,
+    )
+    found = document["networks"]["tiny"]
+    assert found["ExecutorError"] == {"failed": "stage 0: found no engine"}
+    assert found["MemoryError"] == {"failed": "MemoryError: a library's own"}
+    assert set(found["stand-in"]) == {"stages", "crossings", "line", "runtime"}
     assert "not measured: stage 0: found no engine" in capsys.readouterr().out
-    assert device.drivers == []
+    assert [len(json.loads(each)["networks"]["tiny"]) for each in saved] == [1, 2, 3], "written after each of them"
+    assert gpu.fell_short(document)
 
 
 def test_without_a_gpu_it_is_one_line_and_exit_code_2(
@@ -128,10 +143,96 @@ def test_device_that_is_not_there_is_one_line_and_exit_code_2(
 
 def test_backends_that_do_not_load_say_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "LIBCUDA", "libno-such-driver.so.1")
-    working, failed = backends(0, bundle)
-    assert working == []
-    assert set(failed) == {"trt fp32", "trt fp16", "torch-cuda fp32", "torch-cuda fp16"}
-    assert all(": found " in why for why in failed.values())
+    working, missing, broken = backends(0, bundle)
+    assert (working, broken) == ([], {})
+    assert set(missing) == {"trt fp32", "trt fp16", "torch-cuda fp32", "torch-cuda fp16"}
+    assert all(": found " in why for why in missing.values())
+
+
+def test_backend_that_breaks_on_trial_is_told_from_one_that_is_not_here(
+    backend: Backend, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(device: int) -> Backend:
+        raise RuntimeError("a library's own\nerror")
+
+    makers = {"good": lambda device: backend, "bad": broken, "good too": lambda device: backend}
+    monkeypatch.setattr("bench.gpus.backends._MAKERS", makers)
+    assert backends(0, bundle) == ([backend, backend], {}, {"bad": "RuntimeError: a library's own error"})
+
+
+@pytest.fixture
+def on_pretended_gpu(backend: Backend, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`main` finds a GPU, and the stand-in on it; where it shall write."""
+    monkeypatch.setattr(presence, "LIBCUDA", str(pretend.driver(tmp_path)))
+    monkeypatch.setattr(gpu, "installed", lambda name: True)
+    monkeypatch.setattr(gpu, "backends", lambda device, bundle: Found([backend], {}, {}))
+    monkeypatch.setattr(
+        gpu, "_resnet50", lambda folder, made: Network("resnet50", bundle, whole(bundle), bundle.evaluation().images[:64])
+    )
+    monkeypatch.setattr(gpu, "_digits", lambda made: Network("tiny", bundle, whole(bundle), bundle.evaluation().images[:64]))
+    monkeypatch.setattr(gpu, "QUICK", SHORT)
+    monkeypatch.setattr(gpu, "SERVED", 16)
+    return tmp_path / "gpu.json"
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_exit_code_says_whether_every_claim_holds(
+    on_pretended_gpu: Path, holds: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = Verdict("gate", "<= 30 us", "some", holds=holds)
+    monkeypatch.setattr(gpu, "verdicts", lambda found, line_claimed: iter([claim]))
+    assert gpu.main(["--quick", "--json", str(on_pretended_gpu)]) == (0 if holds else 1)
+    document = json.loads(on_pretended_gpu.read_text())
+    assert document["complete"]
+    assert set(document["networks"]) == {"resnet50", "tiny"}
+    assert [each["holds"] for each in document["verdicts"]] == [holds, holds]
+
+
+def test_network_that_cannot_be_made_is_said_and_the_other_is_measured(
+    on_pretended_gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(folder: Path, made: Path) -> Network:
+        raise ValueError("an exporter's own")
+
+    monkeypatch.setattr(gpu, "_resnet50", broken)
+    assert gpu.main(["--quick", "--json", str(on_pretended_gpu)]) == 1
+    document = json.loads(on_pretended_gpu.read_text())
+    assert (document["broken"], set(document["networks"])) == ({"resnet50": "ValueError: an exporter's own"}, {"tiny"})
+    assert "resnet50: not measured: ValueError: an exporter's own" in capsys.readouterr().out
+
+
+def test_what_breaks_off_leaves_what_was_measured(on_pretended_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def interrupted(network: Network, *arguments: object) -> dict[str, Any]:
+        measured.append(network.name)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(gpu, "_measured", interrupted)
+    monkeypatch.setattr(gpu, "verdicts", lambda found, line_claimed: iter(()))
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--quick", "--json", str(on_pretended_gpu)])
+    document = json.loads(on_pretended_gpu.read_text())
+    assert (document["complete"], document["networks"]) == (False, {"resnet50": {"stand-in": {}}, "tiny": {}})
+
+
+def test_file_that_cannot_be_written_is_said_before_anything_is_measured(
+    on_pretended_gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "backends", lambda device, bundle: pytest.fail("it began"))
+    file = on_pretended_gpu.parent / "no folder" / "gpu.json"
+    assert gpu.main(["--json", str(file)]) == 2
+    assert capsys.readouterr().err == (
+        f"bench.gpu: --json: found {file} that cannot be written (No such file or directory), "
+        f"expected a file that can; name another\n"
+    )
+    assert gpu.cannot_write(on_pretended_gpu) is None
+    assert not on_pretended_gpu.exists()
+    on_pretended_gpu.write_text("older figures")
+    assert gpu.cannot_write(on_pretended_gpu) is None
+    assert on_pretended_gpu.read_text() == "older figures"
 
 
 # ---- its parts ---------------------------------------------------------------------------------
@@ -199,6 +300,21 @@ def test_flow_raises_what_the_executor_raised(backend: Backend, bundle: Bundle, 
     with pytest.raises(Exception, match="stage 2: found"):
         flow(executor, bundle, inputs, (NEVER_EXIT,) * 5, batch=4, batches=2)
     executor.close()
+
+
+def test_every_way_to_run_the_line_has_every_place_in_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    def recorded(executor: Any, *arguments: Any, **options: Any) -> Flow:
+        ran.append(executor)
+        return Flow(1.0, (1,), (1,))
+
+    monkeypatch.setattr(network, "flow", recorded)
+    names = ("unsplit", "together", "apart")
+    ways: Any = {name: (name, None, ()) for name in names}
+    network._row(ways, np.empty(0, np.uint8), Plan(line_rounds=3), batch=1)
+    rounds = [ran[first : first + 3] for first in range(3, 12, 3)]  # the first three are the guess of how many batches
+    assert rounds == [["unsplit", "together", "apart"], ["together", "apart", "unsplit"], ["apart", "unsplit", "together"]]
 
 
 def test_median_thresholds_let_half_leave_at_each_exit(backend: Backend, bundle: Bundle, inputs: npt.NDArray[np.uint8]) -> None:

@@ -178,7 +178,7 @@ def test_a_stream_given_up_cancels_what_it_started() -> None:
             stream = p.stream([IMAGE] * 50, ahead=10)
             async for _ in stream:
                 break
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             assert p.source.open_count == 0
             with pytest.raises(zpipe.ConfigError, match="ahead: found 0"):
                 await p.stream([IMAGE], ahead=0).__anext__()

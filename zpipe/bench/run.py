@@ -18,10 +18,11 @@ from zpipe.bench.lab.edge import EdgeLab
 from zpipe.bundle import Evaluation
 from zpipe.calibrate.drift import drift_rows
 from zpipe.configure import compared, fixed_thresholds, promises
-from zpipe.errors import ConfigError, ZpipeError
+from zpipe.errors import ConfigError
 from zpipe.load import POISSON, Order, Span, arrival_times, run_span, samples_of
 from zpipe.model import Outcome
 from zpipe.report import RunLog, build_report, grown, link_rows, node_rows
+from zpipe.runtime.attending import all_attached, unless_crashed
 from zpipe.runtime.pipeline import Pipeline
 from zpipe.series import MOST_ROWS, AdmissionSeries
 from zpipe.topology import Topology, load_topology, override
@@ -35,8 +36,6 @@ PATIENCE_SECONDS = 1.0
 MEMORY_SECONDS = 1.0
 #: Nodes get so long to say what they did; one that is silent by then is left out of the report.
 STATS_SECONDS = 6.0
-#: An attached source says which ranks it waits for this often.
-ATTACH_NOTE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +159,9 @@ async def _run(
 ) -> tuple[dict[str, Any], RunLog]:
     async with pipeline:
         if options.attach:
-            await _attached(pipeline, progress)
+            await all_attached(pipeline, progress)
         evaluation = pipeline.bundle.evaluation()
-        measured = asyncio.ensure_future(_measure(pipeline, evaluation, options, chaos, progress))
-        crashed = [pipeline.launcher.crashed] if pipeline.launcher is not None else []
-        try:
-            waited: list[asyncio.Future[Any]] = [measured, *crashed]
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if not measured.done():
-                error = crashed[0].exception()
-                raise error if error is not None else ZpipeError("a node ended by itself")
-            return measured.result()
-        finally:
-            measured.cancel()
-            await asyncio.wait((measured,))  # nothing may be offered any more to a pipeline that closes
+        return await unless_crashed(pipeline, _measure(pipeline, evaluation, options, chaos, progress))
 
 
 def _topology(options: BenchOptions) -> Topology:
@@ -224,18 +212,6 @@ def _pipeline(
         trace=options.trace,
         note=note,
     )
-
-
-async def _attached(pipeline: Pipeline, progress: Progress) -> None:
-    """Waits for the nodes that somebody else starts, and says which ones are missing."""
-    ready = asyncio.ensure_future(pipeline.ready())
-    try:
-        while not ready.done():
-            progress(f"waiting for rank {pipeline.driver.peers.missing_text()}", 0.0)
-            await asyncio.wait((ready,), timeout=ATTACH_NOTE_SECONDS)
-        ready.result()
-    finally:
-        ready.cancel()
 
 
 async def _measure(

@@ -40,8 +40,12 @@ def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
 class progress_shown:  # noqa: N801 - reads as a context manager
     """A bar on a terminal, a line at each tenth otherwise. Calling it: (line, done 0..1).
 
-    "starting" is for the bar alone: it is over in a second, and an error there shall stand alone in a log.
+    "starting" is for the bar alone: it is over in a second, and an error there shall stand alone in a log. Not `shown`: where what
+    is printed comes to the terminal itself.
     """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown = shown
 
     def __enter__(self) -> Callable[[str, float], None]:
         from rich.console import Console
@@ -49,7 +53,7 @@ class progress_shown:  # noqa: N801 - reads as a context manager
 
         console = Console(stderr=True)
         self._bar = None
-        if console.is_terminal:
+        if console.is_terminal and self._shown:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=console, transient=True)
             self._bar.start()
@@ -61,7 +65,7 @@ class progress_shown:  # noqa: N801 - reads as a context manager
         if self._bar is not None:
             self._bar.update(self._task, description=line, completed=fraction)
             return
-        if line == "starting":
+        if line == "starting" or not self._shown:
             return
         tenth = (line, math.floor(10 * fraction) if math.isfinite(fraction) else 0)
         if tenth != self._said:

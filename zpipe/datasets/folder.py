@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle import Evaluation
+from zpipe.datasets.images import SUFFIXES, is_picture, read_image
 from zpipe.datasets.labelled import Labelled
-from zpipe.errors import BackendUnavailable, ConfigError
-
-#: What is looked at in a class's folder; other files are passed over.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+from zpipe.errors import ConfigError
 
 
 def read_folder(path: Path, *, size: int, classes: Sequence[str] | None) -> Labelled:
@@ -34,8 +31,7 @@ def read_folder(path: Path, *, size: int, classes: Sequence[str] | None) -> Labe
     files = [(file, names.index(folder.name)) for folder in folders for file in sorted(folder.iterdir()) if _is_image(file)]
     if not files:
         raise ConfigError(f"{path}: found no images in {len(folders)} folders, expected {', '.join(SUFFIXES)}; put some there")
-    pillow = _import_pillow()
-    images = np.stack([_read(pillow, file, size) for file, _ in files])
+    images = np.stack([read_image(file, size) for file, _ in files])
     labels = np.array([label for _, label in files], np.int64)
     return Labelled(str(path), names, Evaluation(images, labels, np.zeros(len(labels), np.int64), np.arange(len(labels))))
 
@@ -51,34 +47,13 @@ def read_flat_folder(path: Path, *, size: int) -> npt.NDArray[np.uint8] | None:
     files = [entry for entry in entries if _is_image(entry)]
     if not files or any(entry.is_dir() for entry in entries):
         return None
-    pillow = _import_pillow()
-    return np.stack([_read(pillow, file, size) for file in files])
+    return np.stack([read_image(file, size) for file in files])
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    return is_picture(file.name) and file.is_file()
 
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:12])
     return shown if len(names) <= 12 else f"{shown}, ... ({len(names)})"
-
-
-def _import_pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as exc:
-        raise BackendUnavailable("found no Pillow, expected it to read images; run: pip install 'zpipe[images]'") from exc
-    return Image
-
-
-def _read(pillow: Any, file: Path, size: int) -> npt.NDArray[np.uint8]:
-    """`[3, size, size]`."""
-    try:
-        with pillow.open(file) as image:
-            scaled = image.convert("RGB").resize((size, size), pillow.Resampling.BILINEAR)
-    # Pillow raises nearly anything at a damaged file.
-    except Exception as exc:
-        reason = " ".join(str(exc).split())[:80] or type(exc).__name__
-        raise ConfigError(f"{file}: found no image that can be read ({reason}), expected one; remove or replace it") from exc
-    return np.asarray(scaled, np.uint8).transpose(2, 0, 1).copy()

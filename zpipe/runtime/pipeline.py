@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -308,7 +308,7 @@ class Pipeline:
         *,
         deadline: float | None = None,
         ahead: int = 256,
-    ) -> AsyncIterator[Outcome]:
+    ) -> AsyncGenerator[Outcome, None]:
         """Runs many inputs and yields their outcomes as they come, which need not be the order of the inputs.
 
         The first input gets this pipeline's next sample number, the second the one after it, and so on. Nothing is raised per

@@ -51,8 +51,32 @@ def node_keys(topology: Topology, rank: int) -> CurveKeys | None:
             f"{file}: found the secret of public key {public}, expected that of {security.keys[rank]}, which the topology has for "
             f"rank {rank}; copy {PUBLIC_FILE} and {file.name} from where both were made"
         )
-    # Every rank may ask every other for its counters (role observer); a link's Hello is looked at by rank besides.
-    return CurveKeys(public, secret, frozenset(security.keys) - {public})
+    # Whoever has the key of a rank may ask every node for its counters (role observer), on a board that board's own, too: its
+    # secret is all there is. A link's Hello is looked at by rank besides, and no node is a neighbour of itself.
+    return CurveKeys(public, secret, frozenset(security.keys))
+
+
+def observer_keys(topology: Topology) -> CurveKeys | None:
+    """What an observer shows the nodes of a topology: the key of the first rank whose secret is here. It lets nobody in.
+
+    Raises:
+        ConfigError: the nodes have keys and the secret of none of them is here, or the one that is cannot be used; or libzmq has no
+            CURVE.
+    """
+    security = topology.security
+    if not security.keys or security.folder is None:
+        return None
+    check_curve()
+    for public, file in ((key, secret_file(security.folder, rank)) for rank, key in enumerate(security.keys)):
+        if not file.exists():
+            continue
+        secret = read_secret(file)
+        if public_key(secret) == public:
+            return CurveKeys(public, secret, frozenset())
+    raise ConfigError(
+        f"{security.folder}: found the secret of no rank whose key the topology has, expected one to show its nodes; copy "
+        f"{secret_file(security.folder, topology.source.rank).name}, or another node's, from where `zpipe keygen` was run"
+    )
 
 
 def read_secret(file: Path) -> str:

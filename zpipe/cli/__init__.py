@@ -11,7 +11,7 @@ import sys
 import click
 
 # Each puts its command into the group.
-from zpipe.cli import bench, build, calibrate, doctor, heads, infer, keygen, node, plan, profile, replay, sim, split, train
+from zpipe.cli import bench, build, calibrate, doctor, heads, infer, keygen, node, plan, profile, replay, sim, split, top, train
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
@@ -32,6 +32,7 @@ __all__ = [
     "replay",
     "sim",
     "split",
+    "top",
     "train",
 ]
 

@@ -54,7 +54,7 @@ def sizes(driver: Driver) -> dict[str, int]:
         "observers": len(peers.observers),
         "observed nodes": len(peers._watched),
         "stats asked for": len(driver.inbox.stats_waiters),
-        "links counted": len(driver._carried),
+        "links counted": len(driver.carried),
         "notes": len(driver.notes),
         **{name: now for name, (now, _) in driver.transport.tables().items()},
     }

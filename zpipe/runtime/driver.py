@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,13 +48,13 @@ from zpipe.policy.messages import (
     StageFailed,
     TimerFired,
 )
-from zpipe.runtime import bounds
 from zpipe.runtime.inbox import Inbox
 from zpipe.runtime.notes import Notes
 from zpipe.runtime.packing import Packing, codecs_of, coded_by_executor, wire_limits
 from zpipe.runtime.payloads import Payloads, join
 from zpipe.runtime.peers import Peers
 from zpipe.runtime.stages import Stages
+from zpipe.runtime.stats import Tally, node_stats
 from zpipe.security import node_keys
 from zpipe.topology import Topology
 from zpipe.trace import Recorder
@@ -187,7 +186,8 @@ class Driver:
         self._executor = None if executor is None else executor_name(executor)
         specs = [replace(spec, output=coded.get(spec.index, spec.output)) for spec in bundle.stages]
         self._stages = Stages(executor, specs, self._payloads, rank=rank, done=self._ran) if executor is not None else None
-        self._carried: dict[int, Carried] = {}  #: by peer
+        self.carried: dict[int, Carried] = {}  #: by peer
+        self.tally = Tally()
         self._stats_token = 0
         self._process = psutil.Process()
         self._closed = self._stopped = False  #: _stopped: no further event is taken in, by closing or by an internal error
@@ -342,6 +342,7 @@ class Driver:
                 self._run(command)
             case Resolve():
                 self.inputs.pop(command.sample, None)
+                self.tally.ended(command)
                 self._resolved(command)
             case GrantCredit():
                 self._tell(command.peer, CreditUpdate(self.rank, command.credit))
@@ -370,12 +371,14 @@ class Driver:
         inputs = join([self._payload(task.token, task.key.sample) for task in command.tasks])
         predicted = self.policy.service_seconds.get(command.stage, 1.0) * len(command.tasks)
         assert self._stages is not None, "a node without stages is never told to run one"
+        self.tally.started(command.run, command.stage, len(command.tasks))
         self._stages.run(command, inputs, predicted_seconds=predicted)
 
     def _ran(self, event: StageCompleted | StageFailed, cpu_seconds: float) -> None:
         """A batch is done."""
         if self._stopped:
             return
+        self.tally.completed(event.run, event.exited if isinstance(event, StageCompleted) else ())
         if isinstance(event, StageCompleted):
             self.counts.stage_cpu_seconds += cpu_seconds
             self.counts.busy_seconds += event.seconds
@@ -403,28 +406,20 @@ class Driver:
             return
         codec, payload = self._packing.pack(peer, command.stage, activations, now=time.monotonic())
         batch = TaskBatch(self.rank, epoch, codec, command.stage, tasks, payload)
-        frames = encode(batch, now=time.monotonic(), transit_seconds=self._round_trip(peer) / 2.0)
+        frames = encode(batch, now=time.monotonic(), transit_seconds=self.round_trip(peer) / 2.0)
         size = sum(len(frame) for frame in frames)
         if self._send_data(peer, epoch, frames) and peer in self._packing.size_varies:
             self._events.append(SendCompleted(peer, epoch, tasks[0].number, len(tasks), size))
-        carried = self._carried.setdefault(peer, Carried())
+        carried = self.carried.setdefault(peer, Carried())
         carried.tasks += len(tasks)
         carried.frames += 1
         carried.bytes += size
         carried.raw_bytes += size - payload.nbytes + len(tasks) * self.bundle.stages[command.stage].input.bytes
 
-    def _round_trip(self, peer: int) -> float:
+    def round_trip(self, peer: int) -> float:
+        """Smoothed, to where a neighbour tells of arrived tasks; 0 before the first."""
         link = self.policy.neighbour(peer).outgoing
         return link.round_trip_seconds if link is not None else 0.0
-
-    def _estimate(self, peer: int) -> dict[str, float | None]:
-        """What the policy takes a link for; None while nothing showed a limit."""
-        link = self.policy.neighbour(peer).outgoing
-        bandwidth = link.estimate.bandwidth_bps if link is not None else math.inf
-        return {
-            "bandwidth_bps": bandwidth if bandwidth < math.inf else None,
-            "latency_seconds": link.estimate.latency_seconds if link is not None else None,
-        }
 
     def _tell_behind_tasks(self, command: SendBlocked) -> None:
         self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
@@ -476,38 +471,7 @@ class Driver:
 
     def stats(self) -> dict[str, Any]:
         """This node's counters since its start; plain JSON values."""
-        policy = self.policy
-        cpu = self._process.cpu_times()
-        stats: dict[str, Any] = {
-            "rank": self.rank,
-            "session": self.session,
-            "stages": list(policy.config.stages),
-            "executor": self._executor,
-            "cpu_seconds": cpu.user + cpu.system,
-            "rss_bytes": self._process.memory_info().rss,
-            "clock_seconds": time.monotonic(),
-            "payloads": len(self._payloads),
-            "held": policy.held_count,
-            **asdict(self.counts),
-            **asdict(self.inbox.counts),
-            "hellos_refused": self.peers.hellos_refused,
-            "notes_held_back": self.notes.held_back,
-            "notes_failed": self.notes.failed,
-            "accepting": policy.accepting,
-            "serving": policy.serving,
-            "transport": asdict(self.transport.counts),
-            **asdict(policy.counts),
-        }
-        stats["links"] = [
-            {"to": peer, **asdict(carried), "round_trip_seconds": self._round_trip(peer), **self._estimate(peer)}
-            for peer, carried in sorted(self._carried.items())
-        ]
-        stats["queue_histogram"] = sorted(policy.counts.queue_histogram.items())
-        stats["tables"] = bounds.tables(self)
-        stats["service_seconds"] = sorted(policy.service_seconds.items())
-        if policy.source is not None:
-            stats["delivery"] = asdict(policy.source.counts)
-        return stats
+        return node_stats(self)
 
     async def stats_of(self, rank: int) -> dict[str, Any]:
         """Another node's counters, asked for as an observer. Waits until that node answers: bound it with a timeout."""

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,11 @@ from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFaile
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
+from zpipe.runtime import whereabouts
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.launch import Launcher, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
-from zpipe.security import node_keys
+from zpipe.security import is_loopback, node_keys
 from zpipe.topology import Topology, load_topology
 from zpipe.trace import trace_file
 
@@ -120,6 +122,7 @@ class Pipeline:
         self._failure = ""
         self._refused = asyncio.Event()
         self._entered = self._closed = False
+        self._note_left = ExitStack()  #: of where this pipeline is
 
     @classmethod
     def local(cls, topology: Topology | str | Path, **options: Any) -> Pipeline:
@@ -213,6 +216,8 @@ class Pipeline:
         if self._launcher is not None:
             await self._launcher.ready()
             await self.ready()
+            if all(map(is_loopback, addresses.values())):  # boards made of this machine are in networks of their own
+                self._note_left.enter_context(whereabouts.noted(self.topology, addresses))
 
     async def ready(self) -> None:
         """Returns once every neighbour of the source has said Hello. `local` has waited for that already.
@@ -235,6 +240,7 @@ class Pipeline:
         if self._closed:
             return
         self._closed = True
+        self._note_left.close()
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)

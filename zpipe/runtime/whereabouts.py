@@ -1,0 +1,105 @@
+"""Where the pipelines of this machine can be looked at: those started with free ports, which no topology file tells.
+
+A local pipeline leaves a note of its addresses in a folder of this user, and takes it away at its end; one left by a process that
+died counts for nothing, and goes when the next note is read. The folder is `zpipe` in $XDG_RUNTIME_DIR, or `zpipe-UID` among the
+temporary files; a folder that others can write is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from zpipe.topology import Topology
+
+log = logging.getLogger("zpipe.pipeline")
+
+
+def folder() -> Path:
+    """Where the notes are; it need not be there."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isabs(runtime):
+        return Path(runtime) / "zpipe"
+    return Path(tempfile.gettempdir()) / (f"zpipe-{os.getuid()}" if hasattr(os, "getuid") else "zpipe")
+
+
+@contextmanager
+def noted(topology: Topology, addresses: Mapping[int, str]) -> Iterator[None]:
+    """A note of a running pipeline, for as long as this lasts. Where none can be left, there is none: nothing depends on it."""
+    process = psutil.Process()
+    note = {
+        "topology": _called(topology),
+        "pid": process.pid,
+        "started": process.create_time(),
+        "addresses": {str(rank): address for rank, address in sorted(addresses.items())},
+    }
+    file = None
+    try:
+        kept = folder()
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_ours(kept):
+            descriptor, name = tempfile.mkstemp(prefix=f"{process.pid}-", suffix=".new", dir=kept)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+                json.dump(note, opened)
+            file = Path(name).with_suffix(".json")
+            os.replace(name, file)
+    except OSError as exc:
+        log.info("no note of where this pipeline is, so `zpipe top` will not find it: %s", exc)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+
+def find(topology: Topology) -> dict[int, str] | None:
+    """{rank: address} of the pipeline of this topology that was started last on this machine; None where none runs."""
+    kept = folder()
+    if not kept.is_dir() or not _is_ours(kept):
+        return None
+    for file in sorted(kept.glob("*.json"), key=_changed, reverse=True):
+        note = _read(file)
+        if note is None:
+            file.unlink(missing_ok=True)
+        elif note["topology"] == _called(topology):
+            return {int(rank): str(address) for rank, address in note["addresses"].items()}
+    return None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A note whose process lives."""
+    try:
+        note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        alive = abs(psutil.Process(note["pid"]).create_time() - note["started"]) < 1.0
+        return note if alive and isinstance(note["addresses"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0  # it went meanwhile
+
+
+def _called(topology: Topology) -> str:
+    """What pipelines of the same file have in common, whatever options they were started with."""
+    return str(topology.path.resolve()) if topology.path is not None else topology.name
+
+
+def _is_ours(kept: Path) -> bool:
+    """Whether nobody else can have put notes there; a link of somebody's is no folder."""
+    found = kept.lstat()
+    if os.name != "posix":
+        return stat.S_ISDIR(found.st_mode)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -128,12 +128,12 @@ def _estimate(driver: Driver, peer: int) -> dict[str, float | None]:
 
 
 def _neighbour(driver: Driver, peer: int) -> dict[str, Any]:
-    """How a link stands now; `window` is 0 where this node sends no tasks there."""
+    """How a link stands now; `window` is 0, and `up` False, where this node sends it no tasks."""
     neighbour = driver.policy.neighbour(peer)
     link = neighbour.outgoing
     return {
         "rank": peer,
-        "up": neighbour.up,
+        "up": neighbour.sends,
         "takes": neighbour.takes,
         "suspected": neighbour.suspected,
         "window": link.window if link is not None else 0,

@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def noted(topology: Topology, addresses: Mapping[int, str]) -> Iterator[None]:
         "topology": _called(topology),
         "pid": process.pid,
         "started": process.create_time(),
+        "digest": topology.digest(),
         "addresses": {str(rank): address for rank, address in sorted(addresses.items())},
     }
     file = None
@@ -61,8 +63,16 @@ def noted(topology: Topology, addresses: Mapping[int, str]) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def find(topology: Topology) -> dict[int, str] | None:
-    """{rank: address} of the pipeline of this topology that was started last on this machine; None where none runs."""
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a topology's nodes are, {rank: address}, and the digest of what they run: options may have changed the file's."""
+
+    addresses: Mapping[int, str]
+    digest: str
+
+
+def find(topology: Topology) -> Whereabouts | None:
+    """The pipeline of this topology that was started last on this machine; None where none runs."""
     kept = folder()
     if not kept.is_dir() or not _is_ours(kept):
         return None
@@ -71,7 +81,7 @@ def find(topology: Topology) -> dict[int, str] | None:
         if note is None:
             file.unlink(missing_ok=True)
         elif note["topology"] == _called(topology):
-            return {int(rank): str(address) for rank, address in note["addresses"].items()}
+            return Whereabouts({int(rank): str(address) for rank, address in note["addresses"].items()}, str(note["digest"]))
     return None
 
 
@@ -80,7 +90,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         alive = abs(psutil.Process(note["pid"]).create_time() - note["started"]) < 1.0
-        return note if alive and isinstance(note["addresses"], dict) else None
+        return note if alive and isinstance(note["addresses"], dict) and "digest" in note else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 

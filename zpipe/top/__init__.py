@@ -26,15 +26,20 @@ SCHEMA = "zpipe.top/1"
 CONNECT_SECONDS = 4.0
 
 
-def find_nodes(topology: str | Topology) -> Topology:
+def find_nodes(topology: str | Topology) -> tuple[Topology, str]:
     """A topology with the addresses to look at: of the pipeline of this machine that runs it, else those its nodes have by hand.
+
+    Returns:
+        It, and the digest of the topology its nodes should run.
 
     Raises:
         TopologyError: there is no such file, or it is wrong.
     """
     loaded = load_topology(topology) if isinstance(topology, str) else topology
-    addresses = whereabouts.find(loaded)
-    return by_hand(loaded) if addresses is None else loaded.with_addresses(addresses)
+    found = whereabouts.find(loaded)
+    if found is None:
+        return by_hand(loaded), loaded.digest()
+    return loaded.with_addresses(found.addresses), found.digest
 
 
 async def watch(topology: str | Topology, *, every: float) -> AsyncGenerator[Snapshot, None]:
@@ -51,21 +56,23 @@ async def watch(topology: str | Topology, *, every: float) -> AsyncGenerator[Sna
         ConfigError: its nodes have keys, and none of theirs is here.
         ZpipeError: no node of it can be reached.
     """
-    loaded = find_nodes(topology)
+    place = find_nodes(topology)
     history: History | None = None
     while True:
+        loaded, digest = place
         async with Observer(loaded) as observer:
             await observer.arrived(CONNECT_SECONDS)
             if history is None:
                 history = await _first_look(observer, every)
+            history.digest = digest
             due = time.monotonic() + every
             while True:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 seen = await observer.look(every)
                 yield history.take(seen, now=time.monotonic())
-                found = loaded if any(node.up for node in seen) else find_nodes(topology)
-                if found != loaded:
-                    loaded = found
+                found = place if any(node.up for node in seen) else find_nodes(topology)
+                if found != place:
+                    place = found
                     break
                 due = max(due + every, time.monotonic())
 

@@ -190,9 +190,13 @@ class History:
     Args:
         topology: that is looked at.
         every: seconds from look to look.
+
+    Attributes:
+        digest: of the topology its nodes should run; the topology's own at first.
     """
 
     def __init__(self, topology: Topology, *, every: float) -> None:
+        self.digest = topology.digest()
         self._topology = topology
         self._every = every
         self._tracks: dict[int, _Track] = {}
@@ -216,7 +220,7 @@ class History:
             links=tuple(row for track, node in zip(tracks, nodes, strict=True) for row in self._links(track, node)),
             sources=sources,
             absent=tuple(source.rank for source in self._topology.sources if source.rank not in found),
-            notes=_notes(there),
+            notes=self._notes(there),
         )
 
     def _node(self, track: _Track, now: float) -> NodeRow:
@@ -265,6 +269,12 @@ class History:
         if track.back_at is not None and now - track.back_at < BACK_SECONDS:
             return "back", now - track.back_at
         return "up", None
+
+    def _notes(self, there: Sequence[_Track]) -> tuple[str, ...]:
+        others = [str(track.seen.rank) for track in there if track.seen.topology_digest != self.digest]
+        if not others:
+            return ()
+        return (f"rank {', '.join(others)} runs another topology than this one, in which links and sources may be others",)
 
     def _links(self, track: _Track, node: NodeRow) -> list[LinkRow]:
         rank, stats = node.rank, track.stats
@@ -328,16 +338,3 @@ def _source(track: _Track) -> SourceRow:
         latency_seconds=(track.latency() or None) if track.before else None,
         latencies=tuple(track.latencies),
     )
-
-
-def _notes(tracks: Sequence[_Track]) -> tuple[str, ...]:
-    """Who runs with other files than most: such nodes do not talk to each other, though each of them is up."""
-    ranks: dict[str, list[int]] = {}
-    for track in tracks:
-        ranks.setdefault(track.seen.topology_digest, []).append(track.seen.rank)
-    most = max(ranks, key=lambda digest: len(ranks[digest]), default="")
-    others = sorted(rank for digest, held in ranks.items() if digest != most for rank in held)
-    if not others:
-        return ()
-    named = ", ".join(map(str, others))
-    return (f"rank {named} runs with another topology file than the others: start every node with the same one",)

@@ -23,6 +23,8 @@ WIDE = 110
 FRAME_LINES = 9
 #: Rows that each table keeps however small the screen is.
 LEAST_ROWS = 3
+#: Lines about nodes that cannot be reached, where they need lines of their own.
+MOST_TROUBLES = 3
 
 _Row = TypeVar("_Row", NodeRow, LinkRow)
 _BARS = "▁▂▃▄▅▆▇█"
@@ -55,11 +57,13 @@ def render(snapshot: Snapshot, *, width: int, height: int | None = None, foot: s
     shares = _exit_shares([pair for node in snapshot.nodes for pair in node.exits_hz or ()])
     parts.append(Text(f"exits by stage   {shares}"))
     parts.extend(Text(note, style="bold yellow") for note in snapshot.notes)
-    used = FRAME_LINES + 5 * len(snapshot.sources) + len(snapshot.absent) + 2 * len(snapshot.notes)
+    wide = width >= WIDE
+    troubles = [] if wide else _troubles(snapshot.nodes)
+    used = FRAME_LINES + 5 * len(snapshot.sources) + len(snapshot.absent) + 2 * len(snapshot.notes) + len(troubles)
     nodes, links = _shares(len(snapshot.nodes), len(snapshot.links), None if height is None else height - used)
-    parts += [Text(), *_nodes(snapshot.nodes, nodes, wide=width >= WIDE)]
+    parts += [Text(), *_nodes(snapshot.nodes, nodes, wide=wide), *troubles]
     if snapshot.links:
-        parts += [Text(), *_links(snapshot.links, links, wide=width >= WIDE)]
+        parts += [Text(), *_links(snapshot.links, links, wide=wide)]
     if foot:
         parts += [Text(foot, style="dim")]
     return Group(*parts)
@@ -98,10 +102,10 @@ def _source(row: SourceRow, width: int, *, several: bool) -> RenderableType:
     """Four lines: rates, admission, latency, outcomes."""
     from rich.text import Text
 
-    text = Text()
+    text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"\nsource {row.rank}  " if several else "\n", style="bold")
-    text.append(f"{number(row.goodput_hz)} results/s", style="bold green")
-    text.append(f"   offered {number(row.offered_hz)}/s   admitted {number(row.admitted_hz)}/s   point {row.point or 'of its own'}")
+    text.append(f"{_hz(row.goodput_hz)} results/s", style="bold green")
+    text.append(f"   offered {_hz(row.offered_hz)}/s   admitted {_hz(row.admitted_hz)}/s   point {row.point or 'unnamed'}")
     limits = [f"aims at {row.target_hz:,.1f}/s"] if row.target_hz is not None else []
     limits += [f"window {row.window:.1f}"] if row.window is not None else []
     text.append(f"\n{' '.join([row.admission, *limits])}, when full: {row.when_full}")
@@ -118,7 +122,7 @@ def _source(row: SourceRow, width: int, *, several: bool) -> RenderableType:
     text.append("\n")
     for kind in ("result", "rejected", "expired", "failed"):
         times = row.outcomes.get(kind, 0)
-        text.append(f"{kind} {times:,}   ", style="" if kind == "result" or not times else "yellow" if kind != "failed" else "red")
+        text.append(f"{kind} {times:,}  ", style="" if kind == "result" or not times else "yellow" if kind != "failed" else "red")
     text.append(f"resubmitted {row.resubmitted:,}", style="yellow" if row.resubmitted else "")
     return text
 
@@ -130,16 +134,16 @@ def _nodes(rows: Sequence[NodeRow], most: int, *, wide: bool) -> list[Renderable
     from rich.text import Text
 
     kept, left = _kept(rows, most, lambda row: (row.well, -(row.busy or 0.0)), lambda row: (row.rank,))
-    table = _table()
+    table = _table(2 if wide else 1)
     for name in ("node", "state"):
         table.add_column(name, no_wrap=True)
     table.add_column("stages", no_wrap=True)
-    table.add_column("executor", no_wrap=True, max_width=20 if wide else 9)
+    table.add_column("executor", max_width=20 if wide else 9)  # not `no_wrap`: where there is no room, it shrinks
     figures = ["in+out", "busy", "batch", "credit", *(["run/s"] if wide else []), "exit/s", "RTT ms", "MB"]
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
-        table.add_column("exits by stage, %", max_width=60)  # not `no_wrap`, nor the next: where there is no room, these shrink
+        table.add_column("exits by stage, %", max_width=60)  # these, too
         table.add_column("address")
     stages = 1 + max((stage for row in rows for stage in row.stages), default=-1)
     for row in kept:
@@ -153,13 +157,13 @@ def _nodes(rows: Sequence[NodeRow], most: int, *, wide: bool) -> list[Renderable
             str(row.rank),
             _state(row),
             _ranks(row.stages),
-            row.executor or "–",
+            _line(row.executor or "–"),
             f"{row.input_length}+{row.output_length}",
             Text(percent(row.busy, 0), style="bold" if (row.busy or 0.0) > 0.9 else ""),
             number(row.batch_mean),
             Text(f"{row.outstanding}/{row.window}", style=_full(row.outstanding, row.window)) if row.window else "–",
-            *([number(row.run_hz)] if wide else []),
-            number(exits),
+            *([_hz(row.run_hz)] if wide else []),
+            _hz(exits),
             _milliseconds(row.round_trip_seconds),
             number(None if row.rss_bytes is None else row.rss_bytes / 1e6, ".0f"),
             *([_line(_exit_columns(row.exits_hz or (), stages)), _line(row.address)] if wide else []),
@@ -170,13 +174,13 @@ def _nodes(rows: Sequence[NodeRow], most: int, *, wide: bool) -> list[Renderable
         doing = f", busy {percent(min(busy), 0)} to {percent(max(busy), 0)}" if busy else ""
         well = sum(row.well for row in left)
         parts.append(Text(f"and {len(left)} more nodes: {well} up{doing}", style="dim"))
-    if not wide:
-        parts.extend(
-            Text(f"node {row.rank} ({row.address}): {row.trouble}", style="dim", no_wrap=True, overflow="ellipsis")
-            for row in kept
-            if row.trouble
-        )
     return parts
+
+
+def _troubles(rows: Sequence[NodeRow]) -> list[Text]:
+    """Why the first few that cannot be reached cannot be, where the table has no room for that."""
+    troubled = [row for row in rows if row.trouble]
+    return [_line(f"node {row.rank} ({row.address}): {row.trouble}", style="dim") for row in troubled[:MOST_TROUBLES]]
 
 
 def _links(rows: Sequence[LinkRow], most: int, *, wide: bool) -> list[RenderableType]:
@@ -185,7 +189,7 @@ def _links(rows: Sequence[LinkRow], most: int, *, wide: bool) -> list[Renderable
     kept, left = _kept(
         rows, most, lambda row: (row.state in ("up", "unknown"), -(row.bytes_hz or 0.0)), lambda row: (row.sender, row.receiver)
     )
-    table = _table()
+    table = _table(2)
     table.add_column("link", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("sent", "tasks/s", "credit", "RTT ms", *(["looks like"] if wide else [])):
@@ -197,7 +201,7 @@ def _links(rows: Sequence[LinkRow], most: int, *, wide: bool) -> list[Renderable
             f"{row.sender} → {row.receiver}",
             Text(row.state, style=_COLOURS.get(row.state, "red")),
             _bytes(row.bytes_hz),
-            number(row.tasks_hz),
+            _hz(row.tasks_hz),
             Text(credit, style=_full(row.outstanding, row.window)),
             _milliseconds(row.round_trip_seconds),
             *([_bytes(speed)] if wide else []),
@@ -222,10 +226,10 @@ def _kept(
     return sorted(ranked[:most], key=order), ranked[most:]
 
 
-def _table() -> Table:
+def _table(gap: int) -> Table:
     from rich.table import Table
 
-    return Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    return Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
 
 
 def _state(row: NodeRow) -> Text:
@@ -250,11 +254,16 @@ def _exit_columns(exits: Sequence[tuple[int, float]], stages: int) -> str:
     return " ".join(f"{100 * hz[stage] / total:3.0f}" if total and stage in hz else "  ·" for stage in range(stages))
 
 
-def _line(text: str) -> Text:
+def _line(text: str, *, style: str = "") -> Text:
     """Cut where there is no room, and never wrapped."""
     from rich.text import Text
 
-    return Text(text, no_wrap=True, overflow="ellipsis")
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _hz(rate: float | None) -> str:
+    """A rate in few characters."""
+    return number(rate, ",.0f" if rate is not None and rate >= 999.5 else ".1f")
 
 
 def _full(taken: int | None, window: int | None) -> str:

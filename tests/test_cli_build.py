@@ -19,6 +19,7 @@ from zpipe.cli import main
 from zpipe.executors.cuda import presence
 from zpipe.executors.tensorrt import build, check
 from zpipe.executors.tensorrt.convert import Converted
+from zpipe.executors.tensorrt.flavour import load_flavour
 
 #: (exit code, lines on standard output, lines on standard error).
 Said = tuple[int, list[str], list[str]]
@@ -103,6 +104,15 @@ def test_forced_precision_shows_what_it_loses(bundle: Bundle, zpipe: Callable[..
     assert row(out, 0)[3] == "-100.00 points"
     assert row(out, 1)[3] == "-"
     assert "accuracy on 56 evaluation samples in ONNX Runtime, no GPU took part" in out
+
+
+def test_interrupted_build_ends_with_130_and_leaves_no_engine(
+    bundle: Bundle, zpipe: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_flavour("rtx").module.interrupted = True
+    code, out, _ = zpipe("--target", "8.6")
+    assert (code, out) == (130, ["stopped"])
+    assert not list((bundle.path / "trt").glob("*.plan"))
 
 
 @pytest.mark.parametrize(

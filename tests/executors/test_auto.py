@@ -18,7 +18,7 @@ from tests.executors.tensorrt.fake import RTX
 from tests.executors.tiny import DATA, STAGES, tiny_bundle
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import BackendUnavailable, EngineMismatchError, ExecutorError, ExecutorLost
-from zpipe.executors import GateSpec, StageExecutor, StageOutput, make_executor
+from zpipe.executors import GateSpec, StageExecutor, StageOutput, auto, make_executor
 from zpipe.executors.auto import PREFERENCE, Candidate, Choice, _options, _smoke, choose
 from zpipe.executors.base import EXECUTORS, executor_name
 from zpipe.executors.cuda import presence
@@ -164,10 +164,10 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return tiny_bundle(path=tmp_path)
 
 
-def chosen(bundle: Bundle, kind: type[FakeTrtExecutor]) -> Choice:
+def chosen(bundle: Bundle, kind: type[FakeTrtExecutor], *, rebuild: bool = True) -> Choice:
     """Between it and ONNX Runtime, by the smoke inference that a node makes."""
     stages = range(len(bundle.stages))
-    trt = Candidate("trt", lambda: "", lambda: kind(bundle, stages))
+    trt = Candidate("trt", lambda: "", lambda: kind(bundle, stages, rebuild=rebuild))
     onnx = Candidate("onnx", lambda: "", lambda: make_executor("onnx", bundle, stages))
     return choose([trt, onnx], max_batch=8, smoke=partial(_smoke, bundle=bundle, max_batch=8))
 
@@ -186,13 +186,33 @@ def test_tensorrt_with_other_answers_is_not(bundle: Bundle) -> None:
     choice.executor.close()
 
 
-def test_engines_for_another_gpu_are_named_with_the_command_that_builds_others(bundle: Bundle) -> None:
+def engine_for_another_gpu(bundle: Bundle) -> None:
     key = EngineKey(0, "fp32", 8, f"rtx{RTX}", "12.1", stage_digest(bundle, 0))
     (bundle.path / "trt").mkdir()
     plan = bundle.path / "trt" / f"{key.name}.plan"
     plan.write_bytes(b"another GPU's")
     Engine(key, plan, "sha256:0", 13, 0.1, Accuracy()).write()
+
+
+def test_engines_for_another_gpu_do_not_keep_it_from_building_its_own(bundle: Bundle) -> None:
+    engine_for_another_gpu(bundle)
     choice = chosen(bundle, FakeTrtExecutor)
+    assert str(choice) == "executor auto takes trt, which gives the bundle's answers here"
+    assert len(list(bundle.path.glob("trt/*.plan"))) == 1 + 3
+    choice.executor.close()
+
+
+def test_it_asks_tensorrt_to_build_beside_what_is_there(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(auto, "make_executor", lambda name, bundle, stages, **options: asked.append({name: options}))
+    for name in PREFERENCE:
+        auto._make(name, bundle, [0], "fp16")
+    assert asked == [{"trt": {"device": "fp16", "rebuild": True}}, {"torch-cuda": {"device": "fp16"}}, {"onnx": {}}]
+
+
+def test_engines_for_another_gpu_are_named_with_the_command_that_builds_others_where_it_was_asked_for(bundle: Bundle) -> None:
+    engine_for_another_gpu(bundle)
+    choice = chosen(bundle, FakeTrtExecutor, rebuild=False)
     assert choice.name == "onnx"
     ((_, reason),) = choice.passed_over
     assert reason.startswith(f"stage 0: found an engine for fp32 up to batch 8 by rtx{RTX} for capability 12.1, expected fp32 by ")

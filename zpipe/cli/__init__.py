@@ -1,11 +1,13 @@
 """The commands: parse, call one library function, print. Nothing else in zpipe prints.
 
-Exit codes: 0 done, 1 the run fell short, 2 bad usage or configuration. One module per command.
+Exit codes: 0 done, 1 the run fell short, 2 bad usage or configuration, 130 cut short by Ctrl-C, 143 by SIGTERM; a node and what
+only shows something have no other end and say 0. One module per command.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import click
@@ -38,6 +40,9 @@ __all__ = [
 
 log = logging.getLogger("zpipe.cli")
 
+#: What a shell adds to the number of the signal that ended a command.
+_SIGNALLED = 128
+
 
 def main() -> None:
     """The `zpipe` command: every failure is one line on standard error."""
@@ -46,14 +51,14 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("stopped")
-        sys.exit(0)
+        sys.exit(_SIGNALLED + signal.SIGINT)
     except click.UsageError as exc:
         _fail(f"{exc.format_message().rstrip('.')}; see `{exc.ctx.command_path if exc.ctx else 'zpipe'} --help`", 2)
     except click.ClickException as exc:
         _fail(exc.format_message(), 2)
-    except Interrupted:
+    except Interrupted as exc:
         click.echo("stopped")
-        sys.exit(0)
+        sys.exit(_SIGNALLED + exc.number)
     except (ConfigError, BackendUnavailable, EngineMismatchError) as exc:
         _fail(str(exc), 2)
     except ZpipeError as exc:

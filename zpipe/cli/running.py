@@ -14,7 +14,15 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: everything is closed already."""
+    """Ctrl-C or SIGTERM cut a command short: everything is closed already.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
@@ -27,12 +35,18 @@ def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
     async def interruptible() -> T:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
+        came: list[int] = []
+
+        def end(number: int) -> None:
+            came.append(number)
+            task.cancel()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, end, number)
         try:
             return await task
         except asyncio.CancelledError:
-            raise Interrupted from None
+            raise Interrupted(*came[:1]) from None
 
     return run(interruptible())
 

@@ -1,9 +1,10 @@
 """`executor: auto`, a topology's default: the first of TensorRT, torch on CUDA and ONNX Runtime that runs here.
 
 A GPU executor is taken when what it needs is here (`presence.py`: looked for, not imported), it loads and runs its stages at the
-node's largest batch (engines are built where there are none), and its answers are those that the bundle stores. ONNX Runtime is
-what the stored answers come from and is not asked again: without a GPU the choice takes 1 to 2 ms. A node keeps what was chosen
-at its start; one whose device dies later is out of service (`zpipe.ExecutorLost`), as with an executor that was named.
+node's largest batch (engines are built where none fits; those for another GPU or version stay), and its answers are those that
+the bundle stores. ONNX Runtime is what the stored answers come from and is not asked again: without a GPU the choice takes 1 to
+2 ms. A node keeps what was chosen at its start; one whose device dies later is out of service (`zpipe.ExecutorLost`), as with an
+executor that was named.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PREFERENCE = ("trt", "torch-cuda", "onnx")
 
 #: What `device` says to executors on a GPU: which, and after a slash in which precision.
 _GPU = re.compile(r"(?:cuda(?::\d+)?|\d+)?(?:(?:^|/)(?:fp32|fp16|bf16|int8))?")
+
+#: Nobody meant engines for another GPU or version to be used here: it has its own built beside them.
+_REBUILD = {"trt": {"rebuild": True}}
 
 #: Runs an executor, warm already, on samples of the bundle; says what differs from the stored answers, None where nothing does.
 Smoke = Callable[[StageExecutor], str | None]
@@ -131,7 +135,7 @@ def _lacks(name: str) -> str:
 
 
 def _make(name: str, bundle: Bundle, stages: Sequence[int], device: str) -> StageExecutor:
-    return make_executor(name, bundle, stages, **_options(name, device))
+    return make_executor(name, bundle, stages, **_options(name, device), **_REBUILD.get(name, {}))
 
 
 def _options(name: str, device: str) -> dict[str, str]:

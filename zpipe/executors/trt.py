@@ -42,15 +42,18 @@ class TrtExecutor(CudaStages):
         stages: hosted stages, each within the bundle.
         device: which GPU, and after a slash what its engines compute in: `1`, `cuda:1`, `fp16`, `cuda:0/fp16`. GPU 0 and fp32 if
             not said.
+        rebuild: build engines where those that are there do not fit this GPU, library or ONNX, instead of refusing; `auto` does,
+            for which nobody asked for TensorRT.
 
     Raises:
         BackendUnavailable: no GPU or driver, no pycuda, or no TensorRT, in this order.
         ConfigError: there is no such device or precision.
     """
 
-    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "") -> None:
+    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "", rebuild: bool = False) -> None:
         presence.require("trt")
         ordinal, self._precision = parse_device(device, executor="trt", precisions=PRECISIONS)
+        self._rebuild = rebuild
         super().__init__(bundle, stages, driver=partial(_open, ordinal), engine=self._load_engine)
 
     def _load_engine(self, driver: Driver, stage: int, max_batch: int) -> TrtEngine:
@@ -61,6 +64,7 @@ class TrtExecutor(CudaStages):
             precision=self._precision,
             max_batch=max_batch,
             hosted=self.stages,
+            rebuild=self._rebuild,
         ).load(driver)
 
 
@@ -70,7 +74,8 @@ def answers(
     """What engines answer on a GPU: `[samples, stages]` labels, -1 where a stage has no exit; no sample leaves early.
 
     Raises:
-        EngineMismatchError: the library does not take them there.
+        EngineMismatchError: the library does not take them.
+        BackendUnavailable: it takes none there, for the GPU or its driver.
         ExecutorError: a run failed.
     """
 

@@ -31,14 +31,19 @@ int cuGetErrorName(int code, const char **name) { *name = code == 100 ? "CUDA_ER
 
 
 def driver(folder: Path) -> Path:
+    """A driver in this folder that answers."""
+    return library(folder, _DRIVER)
+
+
+def library(folder: Path, source: str) -> Path:
     """A `libcuda.so.1` in this folder, compiled here."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    library = folder / "libcuda.so.1"
-    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
-    subprocess.run(command, input=_DRIVER, text=True, check=True, capture_output=True)
-    return library
+    file = folder / "libcuda.so.1"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(file)]
+    subprocess.run(command, input=source, text=True, check=True, capture_output=True)
+    return file
 
 
 def environment(folder: Path, packages: Mapping[str, str], *, with_driver: bool) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def test_driver_without_a_usable_gpu_says_why(monkeypatch: pytest.MonkeyPatch, v
 
 
 @pytest.mark.usefixtures("no_driver")
+def test_library_that_is_no_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub to link with, say. Whoever asks goes on without."""
+    library = pretend.library(tmp_path, "int nothing(void) { return 0; }")
+    monkeypatch.setattr(presence, "LIBCUDA", str(library))
+    missing = presence.gpus()
+    assert isinstance(missing, presence.Missing)
+    assert re.fullmatch(r"a .*libcuda.so.1 that is no driver \(.*undefined symbol: cuInit\)", missing.found)
+    assert missing.remedy.startswith("install NVIDIA's")
+    assert presence.missing_for("torch-cuda") == missing
+
+
 def test_machine_without_a_gpu_is_told_apart_from_one_without_a_driver(tmp_path: Path) -> None:
     seen = gpus()
     assert isinstance(seen, Missing)

@@ -51,10 +51,10 @@ def running(trt: FakeTrt, bench: Bench) -> None:
 class FakeTrtExecutor(TrtExecutor):
     """As a topology names it: `tests.executors.tensorrt.device:FakeTrtExecutor`."""
 
-    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "") -> None:
+    def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "", rebuild: bool = False) -> None:
         self.bench, self.trt = Bench(seed=len(stages)), FakeTrt(RTX, networks(bundle))
         running(self.trt, self.bench)
-        self._precision = "fp32"
+        self._precision, self._rebuild = "fp32", rebuild
         CudaStages.__init__(self, bundle, stages, driver=self.bench.open, engine=self._load_engine, max_batch=16)
 
     def _load_engine(self, driver: Driver, stage: int, max_batch: int) -> TrtEngine:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,9 @@ class FakeTrt:
         calls: what was called, in order.
         refuses: "Builder", "Runtime": that constructor fails as without a GPU; "build", "plan", "context", "enqueue": that step
             does; "capturable": the build, with the flag for it.
+        interrupted: Ctrl-C comes at the first line of a callback while it builds, and the library drops the exception.
+        invalidity: bits that `tensorrt_rtx` gives for a plan it refuses.
+        complaint: what the log says of a plan that is refused.
         capturable: what contexts of `tensorrt_rtx` say.
         runs: does what is executed: (ONNX bytes, rows, {tensor: address}, stream).
     """
@@ -56,6 +60,9 @@ class FakeTrt:
         self.networks = dict(networks or {})
         self.calls: list[Any] = []
         self.refuses: set[str] = set()
+        self.interrupted = False
+        self.invalidity = 2
+        self.complaint = "Version tag\ndoes not match"
         self.capturable = True
         self.runs: Runs | None = None
         rtx = version == RTX
@@ -74,7 +81,7 @@ class FakeTrt:
         if rtx:
             self.ComputeCapability = _members(("NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"))
             self.DynamicShapesKernelSpecializationStrategy = _members(("LAZY", "EAGER", "NONE"))
-            self.EngineInvalidityDiagnostics = _members({"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2})
+            self.EngineInvalidityDiagnostics = _members({"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
 
     def names(self) -> list[str]:
         """Of the calls."""
@@ -112,13 +119,13 @@ class FakeTrt:
         def deserialize(plan: bytes) -> Any:
             document = json.loads(plan)
             if document["version"] != self.__version__ or "plan" in self.refuses:
-                logger.log(self.ILogger.ERROR, "Version tag\ndoes not match")
+                logger.log(self.ILogger.ERROR, self.complaint)
                 return None
             return FakeEngine(self, document)
 
         runtime = SimpleNamespace(deserialize_cuda_engine=deserialize)
         if self.__version__ == RTX:
-            runtime.get_engine_validity = lambda plan: (2, 2)
+            runtime.get_engine_validity = lambda plan: (2, self.invalidity)
         return runtime
 
     # ---- inside --------------------------------------------------------------------------------
@@ -138,6 +145,9 @@ class FakeTrt:
     def _build(self, logger: Any, network: FakeNetwork, config: FakeConfig) -> bytes | None:
         self._done("build", sorted(config.flags))
         monitor = config.progress_monitor
+        if self.interrupted:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
         if monitor is not None:
             monitor.phase_start("Building", None, 2)
             monitor.phase_start("Inner", "Building", 5)

@@ -277,7 +277,11 @@ def test_target_decides_which_library_builds(bundle: Bundle, monkeypatch: pytest
     with installed(trt=FakeTrt("10.3.0"), rtx=FakeTrt(RTX)):
         with_gpus(monkeypatch, (8, 7), (8, 6))
         assert chosen("current") == ("trt", (8, 7))
-        assert chosen("8.6") == ("trt", (8, 6))
+        assert chosen("8.7") == ("trt", (8, 7))
+        assert chosen("8.6") == ("rtx", (8, 6))  # the full library builds for the GPU whose context is current, whatever it is told
+        assert choose("8.6", None, "fp32", at_hand=(8, 6))[0].key == "trt"
+        with pytest.raises(ConfigError, match=r"found 8.6, expected one of: 8.7 by TensorRT 10.3.0; choose"):
+            chosen("8.6", "trt")
         assert chosen("8.9") == ("rtx", (8, 9))
         assert chosen("any") == ("rtx", None)
         assert chosen("current", "rtx") == ("rtx", None)  # 8.7 is in no list of it, so only a run can say

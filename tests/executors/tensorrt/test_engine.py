@@ -115,7 +115,7 @@ def test_without_any_all_hosted_stages_are_built_at_once(bundle: Bundle, rtx: Fa
     assert (engine.key.stage, engine.key.target, engine.key.max_batch) == (1, "8.6", 8)
     assert [each.key.stage for each in engines_of(bundle)] == [1, 2]
     assert [record.message.partition(" in ")[0] for record in caplog.records] == [
-        "stage 1: found no fp32 engine: building it, which may take minutes",
+        "stage 1: found no fp32 engine: building one for 8.6, which may take minutes",
         "engines of stages 1, 2 built",
     ]
 
@@ -155,11 +155,52 @@ def test_engine_for_another_gpu_version_or_onnx_names_both_and_the_command(
     load_flavour("rtx").tag = f"rtx{RTX}"
     if change == "onnx":
         bundle.stage_path(0).write_bytes(bundle.stage_path(1).read_bytes())
-    command = "run here: zpipe build --bundle .* --precision fp32 --target current --max-batch 8"
+    command = f"run here: zpipe build --bundle .* --precision fp32 --target {capability[0]}.{capability[1]} --max-batch 8$"
     pattern = rf"stage 0: found an engine for .*{found}.*, expected fp32 .*{expected}; {command}"
     with pytest.raises(EngineMismatchError, match=pattern) as info:
         find(bundle, capability=capability)
     assert "\n" not in str(info.value)
+
+
+def test_where_nobody_asked_for_it_one_is_built_beside_those_that_do_not_fit(
+    bundle: Bundle, rtx: FakeTrt, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = built(bundle)
+    with caplog.at_level(logging.INFO, "zpipe.tensorrt"):
+        engine = find(bundle, capability=(8, 9), rebuild=True)
+    assert (engine.key.target, engine.key.max_batch) == ("8.9", 8)
+    assert {each.key for each in engines_of(bundle)} > {each.key for each in others}
+    assert caplog.records[0].message == (
+        f"stage 0: found an engine for {others[0].key}: building one for 8.9, which may take minutes"
+    )
+
+
+def test_where_nobody_asked_for_it_a_damaged_one_is_built_anew(bundle: Bundle, rtx: FakeTrt) -> None:
+    damaged = built(bundle, max_batch=8)[0]
+    damaged.plan.write_bytes(b"other")
+    assert find(bundle, rebuild=True).whole()
+
+
+def test_command_builds_for_the_gpu_that_is_meant(bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, of another capability: what `current` and the full library build for is the first."""
+    there = presence.Gpus(13000, (presence.Gpu("A10", (8, 6)), presence.Gpu("L4", (8, 9))))
+    monkeypatch.setattr(presence, "gpus", lambda **_: there)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    built(bundle)
+
+    def told(capability: tuple[int, int]) -> str:
+        with pytest.raises(EngineMismatchError) as info:
+            find(bundle, capability=capability)
+        return str(info.value).partition("; run here: ")[2].replace(f"--bundle {bundle.path}", "...")
+
+    assert told((8, 9)) == "zpipe build ... --precision fp32 --target 8.9 --max-batch 8"
+    with installed(trt=FakeTrt("10.3.0", networks(bundle))):
+        assert told((8, 6)) == "zpipe build ... --precision fp32 --target 8.6 --max-batch 8"
+        assert told((8, 9)) == "CUDA_VISIBLE_DEVICES=1 zpipe build ... --precision fp32 --target 8.9 --max-batch 8"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        assert told((8, 9)).startswith("CUDA_VISIBLE_DEVICES=5 zpipe build")
+        # Without any, the full library builds for the GPU that the caller's context is on.
+        assert find(bundle, capability=(8, 9), rebuild=True, hosted=(0,)).key.flavour == "trt10.3.0"
 
 
 def test_engine_of_the_other_library_is_taken_where_that_is_installed(bundle: Bundle, rtx: FakeTrt, gpu: None) -> None:
@@ -181,10 +222,43 @@ def test_changed_plan_is_refused(bundle: Bundle, rtx: FakeTrt) -> None:
         find_engine(bundle, 0, capability=(8, 6), precision="fp32", max_batch=8, hosted=(0,)).load(Device())  # type: ignore[arg-type]
 
 
-def test_plan_the_library_does_not_take_says_why(bundle: Bundle, rtx: FakeTrt) -> None:
-    rtx.refuses = {"plan"}
-    with pytest.raises(EngineMismatchError, match=r"stage 0 \(fp32 .*\): found an engine that .* this GPU \(unsupported cc\)"):
+def test_plan_the_library_does_not_take_says_why_and_is_built_anew(bundle: Bundle, rtx: FakeTrt, gpu: None) -> None:
+    rtx.refuses, rtx.invalidity = {"plan"}, 1
+    with pytest.raises(
+        EngineMismatchError,
+        match=r"stage 0 \(fp32 .*\): found an engine that .* this GPU \(version mismatch\), .*; run here: zpipe build",
+    ):
         load(bundle, rtx)
+
+
+#: What the library says of a plan that fits, where no plan does: bits of `tensorrt_rtx`, or words in the log.
+@pytest.mark.parametrize(
+    ("invalidity", "complaint", "found", "remedy"),
+    [
+        (2, "", r"TensorRT-RTX 1\.7\.1\.116 does not run on this GPU \(unsupported cc\)", "take executor torch-cuda, or another"),
+        (
+            4,
+            "",
+            r"driver for CUDA 13\.0 that is too old for .* \(old cuda driver\)",
+            "update the driver, or take executor torch-cuda",
+        ),
+        (
+            0,
+            "CUDA initialization failure with error: 35. CUDA driver version is insufficient for CUDA runtime version",
+            r"driver for CUDA 13\.0 that is too old for .* \(CUDA initialization failure with error: 35\.",
+            "update the driver, or take executor torch-cuda",
+        ),
+        (0, "Target GPU SM 61 is not supported by this TensorRT release.", "does not run on this GPU", "take executor torch-cuda"),
+    ],
+)
+def test_library_that_takes_no_plan_here_is_not_told_to_build_another(
+    invalidity: int, complaint: str, found: str, remedy: str, bundle: Bundle, rtx: FakeTrt, gpu: None
+) -> None:
+    rtx.refuses, rtx.invalidity, rtx.complaint = {"plan"}, invalidity, complaint
+    with pytest.raises(BackendUnavailable, match=rf"^stage 0 \(fp32 .*\): found .*{found}.*, expected .*; {remedy}") as info:
+        load(bundle, rtx)
+    assert "zpipe build" not in str(info.value)
+    assert "\n" not in str(info.value)
 
 
 def test_full_library_says_why_by_its_log(bundle: Bundle, gpu: None) -> None:

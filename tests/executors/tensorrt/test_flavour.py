@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tests.executors.tensorrt.fake import RTX, FakeTrt, installed
 from tests.executors.tiny import STAGES
 from zpipe.errors import BackendUnavailable, ConfigError, ExecutorError
+from zpipe.executors.cuda import presence
 from zpipe.executors.tensorrt.flavour import Built, Flavour, Tensor, flavours, load_flavour
 
 ONNX = b"stage 0"
@@ -128,6 +131,27 @@ def test_interrupt_ends_the_build_and_is_raised_after_it() -> None:
     assert build(flavour).plan
 
 
+@pytest.mark.parametrize("version", ["8.6.2", "10.3.0", RTX])
+def test_interrupt_that_the_library_would_drop_ends_the_build(version: str) -> None:
+    module, flavour = make(version)
+    module.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        build(flavour)
+    assert module.names().count("build") == 1
+    module.interrupted = False
+    assert build(flavour).plan
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_build_outside_the_main_thread_leaves_the_handler_alone() -> None:
+    seen: list[Any] = []
+    _, flavour = make("10.3.0")
+    thread = threading.Thread(target=lambda: build(flavour, progress=lambda done: seen.append(signal.getsignal(signal.SIGINT))))
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler] * 2
+
+
 def test_network_it_does_not_take_is_one_line_with_the_reason() -> None:
     for version, reason in (("8.6.2", "Plugin not found: no Foo"), ("10.3.0", "Foo: Plugin not found: no Foo")):
         with pytest.raises(ExecutorError) as info:
@@ -147,6 +171,16 @@ def test_builder_without_a_gpu_says_so() -> None:
     module, flavour = make("10.3.0")
     module.refuses = {"Builder"}
     with pytest.raises(BackendUnavailable, match=r"found no Builder to be had \(CUDA .*: 35\), expected a GPU"):
+        build(flavour)
+
+
+def test_builder_on_a_driver_that_is_too_old_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "gpus", lambda **_: presence.Gpus(12040, (presence.Gpu("A10", (8, 6)),)))
+    module, flavour = make(RTX)
+    module.refuses = {"Builder"}
+    with pytest.raises(
+        BackendUnavailable, match=r"found an NVIDIA driver for CUDA 12.4 that is too old .*; update the driver, or "
+    ):
         build(flavour)
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.environment import JETSON, installed, pip
-from zpipe.errors import BackendUnavailable
+from zpipe.errors import BackendUnavailable, one_line
 
 LIBCUDA = "libcuda.so.1"
 #: What `Missing.found` says on a machine that has none: nothing is wrong there.
 NO_GPU = "no NVIDIA GPU"
 #: The two TensorRT flavours by module, in the order they are taken.
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
+
+_INSTALL_DRIVER = "install NVIDIA's; in a container: docker run --gpus all"
 
 #: Device files of NVIDIA's kernel drivers (PC, Jetson), and the devices on PCI: a GPU may be there without the driver's library.
 _DEVICE_FILES = (Path("/dev/nvidia0"), Path("/dev/nvhost-gpu"), Path("/dev/nvgpu"))
@@ -59,8 +61,13 @@ class Gpus:
     version: int
     devices: tuple[Gpu, ...]
 
+    @property
+    def cuda(self) -> str:
+        """The CUDA version as people write it."""
+        return f"{self.version // 1000}.{self.version % 1000 // 10}"
+
     def __str__(self) -> str:
-        return f"CUDA {self.version // 1000}.{self.version % 1000 // 10}: {', '.join(map(str, self.devices))}"
+        return f"CUDA {self.cuda}: {', '.join(map(str, self.devices))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,14 @@ def gpus(*, beside: str = "") -> Gpus | Missing:
         cuda = ctypes.CDLL(LIBCUDA)
     except OSError:
         return _no_driver(f"{beside} but " if beside else "")
+    try:
+        return _shown(cuda)
+    except AttributeError as exc:  # a stub to link with, or what an image put in the driver's place
+        found = f"{f'{beside} but ' if beside else ''}a {LIBCUDA} that is no driver ({one_line(str(exc))})"
+        return Missing(found, "NVIDIA's", _INSTALL_DRIVER)
+
+
+def _shown(cuda: Any) -> Gpus | Missing:
     version, count = ctypes.c_int(), ctypes.c_int()
     code = cuda.cuInit(0) or cuda.cuDriverGetVersion(ctypes.byref(version)) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if code or not count.value:
@@ -146,7 +161,7 @@ def _no_driver(but: str) -> Missing:
     """Nothing, or a GPU whose driver is not installed: which of the two is the first question of whoever reads it."""
     if but or any(file.exists() for file in _DEVICE_FILES) or _gpu_on_pci(_PCI):
         found = f"{but or 'an NVIDIA GPU but '}no NVIDIA driver ({LIBCUDA})"
-        return Missing(found, "the driver of a GPU", "install NVIDIA's; in a container: docker run --gpus all")
+        return Missing(found, "the driver of a GPU", _INSTALL_DRIVER)
     return Missing(NO_GPU, f"one with its driver ({LIBCUDA})", "executor onnx does without, and auto takes it then")
 
 

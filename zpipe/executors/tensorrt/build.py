@@ -73,6 +73,7 @@ def build_engines(
     stages: Sequence[int] | None = None,
     flavour: str | None = None,
     force: bool = False,
+    at_hand: Capability | None = None,
     progress: Tell | None = None,
 ) -> list[BuiltEngine]:
     """Build the engines of a bundle's stages that are not there yet.
@@ -86,6 +87,7 @@ def build_engines(
         stages: which; all if not given.
         flavour: `trt` or `rtx`; if not given, the first that is installed and can build for the target.
         force: build what is there, too, and keep a precision that loses too much, or that nothing is there to check with.
+        at_hand: of the GPU whose context is current, which is what `tensorrt` builds for; if not given, the first one's.
         progress: called from this thread.
 
     Returns:
@@ -100,7 +102,7 @@ def build_engines(
     tell = progress or _silent
     wanted = tuple(range(len(bundle.stages))) if stages is None else tuple(sorted(set(stages)))
     _check_arguments(bundle, precision, max_batch, wanted)
-    library, capability = choose(target, flavour, precision)
+    library, capability = choose(target, flavour, precision, at_hand)
     keys = {stage: _key(bundle, stage, precision, max_batch, library, capability) for stage in wanted}
     there = {} if force else _there(bundle, keys)
     if len(there) < len(keys):
@@ -115,8 +117,10 @@ def build_engines(
     return [BuiltEngine(there[stage], kept=True) for stage in wanted]
 
 
-def choose(target: str, flavour: str | None, precision: str) -> tuple[Flavour, Capability | None]:
-    """The library, and the capability it is told to build for; None = `any`.
+def choose(
+    target: str, flavour: str | None, precision: str, at_hand: Capability | None = None
+) -> tuple[Flavour, Capability | None]:
+    """The library, and the capability it is told to build for; None = `any`. `at_hand` as `build_engines` has it.
 
     Raises:
         ConfigError: the target is none, or no library builds for it; or the library has no such precision.
@@ -133,12 +137,14 @@ def choose(target: str, flavour: str | None, precision: str) -> tuple[Flavour, C
             f"as in --target 8.6, for TensorRT-RTX builds without one"
         )
     else:
-        capability = gpu.devices[0].capability
+        capability = at_hand or gpu.devices[0].capability
+    if at_hand is None and isinstance(gpu, presence.Gpus):
+        at_hand = gpu.devices[0].capability
     here = () if isinstance(gpu, presence.Missing) else tuple(device.capability for device in gpu.devices)
     candidates = flavours() if flavour is None else (load_flavour(flavour),)
-    able = [each for each in candidates if _builds(each, capability, here)]
+    able = [each for each in candidates if _builds(each, capability, at_hand, here)]
     if not able:
-        raise ConfigError(_no_builder(target, candidates, here))
+        raise ConfigError(_no_builder(target, candidates, at_hand))
     library = able[0]
     if precision not in library.precisions:
         raise ConfigError(
@@ -151,16 +157,16 @@ def choose(target: str, flavour: str | None, precision: str) -> tuple[Flavour, C
     return library, capability
 
 
-def _builds(library: Flavour, capability: Capability | None, here: Sequence[Capability]) -> bool:
+def _builds(library: Flavour, capability: Capability | None, at_hand: Capability | None, here: Sequence[Capability]) -> bool:
     if not library.targets:
-        return capability is not None and capability in here
+        return capability is not None and capability == at_hand
     return capability is None or capability in library.targets or (capability in here and capability >= (8, 0))
 
 
-def _no_builder(target: str, candidates: Sequence[Flavour], here: Sequence[Capability]) -> str:
+def _no_builder(target: str, candidates: Sequence[Flavour], at_hand: Capability | None) -> str:
     lists = []
     for each in candidates:
-        known = ", ".join(map(target_text, each.targets or here)) or "no GPU here"
+        known = ", ".join(map(target_text, each.targets or filter(None, [at_hand]))) or "no GPU here"
         lists.append(f"{known} by {each}")
     return (
         f"--target: found {target}, expected one of: {'; '.join(lists)}; choose one of these"

@@ -5,18 +5,21 @@ Which engine, in this order:
 1. One that fits - this GPU, an installed library's version, this ONNX, this precision - and takes the batches asked for; the
    largest that fits if none does (a larger batch is then run in pieces).
 2. There are engines of this stage and precision, but none fits: EngineMismatchError. Somebody meant one of them to be used.
+   Where nobody asked for TensorRT by name (`rebuild`), one is built as in 3.
 3. There is none: it is built, for all stages hosted here at once, and a line in the log says so.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zpipe.bundle import Bundle
 from zpipe.errors import EngineMismatchError
+from zpipe.executors.cuda import presence
 from zpipe.executors.cuda.driver import Driver, Stream
 from zpipe.executors.cuda.runner import common_batches
 from zpipe.executors.tensorrt.bindings import check_tensors
@@ -25,7 +28,6 @@ from zpipe.executors.tensorrt.flavour import Capability, Flavour, flavours
 from zpipe.executors.tensorrt.loaded import LoadedEngine
 from zpipe.executors.tensorrt.manifest import (
     ANY,
-    CURRENT,
     Engine,
     EngineKey,
     engines_of,
@@ -49,7 +51,8 @@ class TrtEngine:
         remedy: the command that builds one.
 
     Raises:
-        EngineMismatchError: the plan is damaged, or the library does not take it on this GPU.
+        EngineMismatchError: the plan is damaged, or the library does not take it.
+        BackendUnavailable: the library takes no plan here, for the GPU or its driver.
         BundleError: its tensors are not the stage's.
     """
 
@@ -106,20 +109,28 @@ class Found:
 
 
 def find_engine(
-    bundle: Bundle, stage: int, *, capability: Capability, precision: str, max_batch: int, hosted: Sequence[int]
+    bundle: Bundle,
+    stage: int,
+    *,
+    capability: Capability,
+    precision: str,
+    max_batch: int,
+    hosted: Sequence[int],
+    rebuild: bool = False,
 ) -> Found:
     """The engine for a stage on a GPU, as the module says.
 
     Args:
         bundle: the network.
         stage: which.
-        capability: of the GPU.
+        capability: of the GPU, whose context is current.
         precision: of the engine.
         max_batch: rows it should take.
         hosted: all stages wanted here; built together.
+        rebuild: build beside engines that do not fit, or are damaged, instead of refusing them.
 
     Raises:
-        EngineMismatchError: there are engines, but not for this GPU, library or ONNX.
+        EngineMismatchError: there are engines, but not for this GPU, library or ONNX, and `rebuild` is off.
         BackendUnavailable: no library loads.
         ExecutorError: building failed, or the precision loses too much.
     """
@@ -128,16 +139,19 @@ def find_engine(
         EngineKey(stage, precision, max_batch, each.tag, target_text(capability), stage_digest(bundle, stage)) for each in installed
     ]
     there = [engine for engine in engines_of(bundle) if (engine.key.stage, engine.key.precision) == (stage, precision)]
+    usable = [engine for engine in there if engine.whole()] if rebuild else there
     for flavour, key in zip(installed, wanted, strict=True):
-        engine = fitting(there, key)
+        engine = fitting(usable, key)
         if engine is not None:
             if engine.key.max_batch < max_batch:
                 log.info("stage %d: batches over %d run in pieces; %s", stage, engine.key.max_batch, command(bundle, key))
             return Found(bundle.stages[stage], engine, flavour, command(bundle, key))
-    if there:
+    if there and not rebuild:
         raise _mismatch(bundle, there, wanted)
-    log.info("stage %d: found no %s engine: building it, which may take minutes", stage, precision)
-    built = build_engines(bundle, precision=precision, target=target_text(capability), max_batch=max_batch, stages=hosted)
+    found = f"an engine for {_nearest(there, wanted)[0]}" if there else f"no {precision} engine"
+    log.info("stage %d: found %s: building one for %s, which may take minutes", stage, found, target_text(capability))
+    target = target_text(capability)
+    built = build_engines(bundle, precision=precision, target=target, at_hand=capability, max_batch=max_batch, stages=hosted)
     seconds = sum(each.engine.build_seconds for each in built if not each.kept)
     log.info("engines of stages %s built in %.1f s", ", ".join(map(str, hosted)), seconds)
     engine = next(each.engine for each in built if each.engine.key.stage == stage)
@@ -146,9 +160,21 @@ def find_engine(
 
 
 def command(bundle: Bundle, wanted: EngineKey) -> str:
-    """What to run on the machine of the GPU."""
-    options = f"--precision {wanted.precision} --target {CURRENT} --max-batch {wanted.max_batch}"
-    return f"run here: zpipe build --bundle {_named(bundle)} {options}"
+    """What to run on the machine of the GPU, which need not be the first there."""
+    options = f"--precision {wanted.precision} --target {wanted.target} --max-batch {wanted.max_batch}"
+    return f"run here: {_first(wanted)}zpipe build --bundle {_named(bundle)} {options}"
+
+
+def _first(wanted: EngineKey) -> str:
+    """The full library builds for the first GPU it sees."""
+    gpu = presence.gpus() if wanted.flavour.startswith("trt") else None
+    if not isinstance(gpu, presence.Gpus):
+        return ""
+    ordinal = next((at for at, device in enumerate(gpu.devices) if target_text(device.capability) == wanted.target), 0)
+    if target_text(gpu.devices[0].capability) == wanted.target or not ordinal:
+        return ""
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return f"CUDA_VISIBLE_DEVICES={seen[ordinal] if ordinal < len(seen) else ordinal} "
 
 
 def _named(bundle: Bundle) -> str:
@@ -160,14 +186,18 @@ def _named(bundle: Bundle) -> str:
 
 def _mismatch(bundle: Bundle, there: Sequence[Engine], wanted: Sequence[EngineKey]) -> EngineMismatchError:
     """Names the engine that is nearest, and what differs."""
-    pairs = [(_differences(engine.key, key), engine.key) for engine in there for key in wanted]
-    differences, nearest = min(pairs, key=lambda pair: len(pair[0]))
+    nearest, differences = _nearest(there, wanted)
     libraries = " or ".join(key.flavour for key in wanted)
     return EngineMismatchError(
         f"stage {nearest.stage}: found an engine for {nearest}{differences.get('onnx', '')}, expected {nearest.precision} by "
         f"{libraries} for capability {wanted[0].target}{' from the ONNX that is here' if 'onnx' in differences else ''}; "
         f"{command(bundle, wanted[0])}"
     )
+
+
+def _nearest(there: Sequence[Engine], wanted: Sequence[EngineKey]) -> tuple[EngineKey, dict[str, str]]:
+    pairs = [(engine.key, _differences(engine.key, key)) for engine in there for key in wanted]
+    return min(pairs, key=lambda pair: len(pair[1]))
 
 
 def _differences(key: EngineKey, wanted: EngineKey) -> dict[str, str]:

@@ -24,11 +24,13 @@ import importlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zpipe.errors import BackendUnavailable, ConfigError, ExecutorError, one_line
+from zpipe.executors.tensorrt.refusal import unavailable
+from zpipe.executors.tensorrt.watching import Progress, interrupt_held, make_logger, make_monitor, said, unwatched
 
 log = logging.getLogger("zpipe.tensorrt")
 
@@ -52,8 +54,6 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "b
 
 #: (major, minor) of a GPU.
 Capability = tuple[int, int]
-#: Called with the fraction 0..1 of one build.
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Flavour:
         self.module = module
         self.version: str = module.__version__
         self.tag = f"{key}{self.version}"
-        self.logger = _make_logger(module)
+        self.logger = make_logger(module)
 
     def __str__(self) -> str:
         return f"{'TensorRT-RTX' if self.key == 'rtx' else 'TensorRT'} {self.version}"
@@ -156,26 +156,27 @@ class Flavour:
         """
         start = time.monotonic()
         trt, monitor = self.module, None
-        builder = self.make("Builder")
-        network = builder.create_network(self._network_flags())
-        parser = trt.OnnxParser(network, self.logger)
-        if not parser.parse(onnx):
-            reasons = "; ".join(dict.fromkeys(_reason(parser.get_error(i)) for i in range(parser.num_errors)))
-            raise ExecutorError(
-                f"{what}: found a network that {self} does not take ({one_line(reasons) or self.logger.first}), "
-                f"expected operators it knows; run this stage with executor onnx"
-            )
-        _drop_other_outputs(network, outputs)
-        config = builder.create_builder_config()
-        profile = _add_profile(builder, network, config, max_batch)
-        self._configure(config, precision, target)
-        cache = self._attach_timing_cache(config, timing_cache)
-        if progress is not None and hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = monitor = _make_monitor(trt, progress)
-        serialized = builder.build_serialized_network(network, config)
-        if serialized is None and self.logger.interrupt is None and hasattr(trt.BuilderFlag, _CAPTURABLE):
-            config.clear_flag(getattr(trt.BuilderFlag, _CAPTURABLE))
+        with interrupt_held() as interrupted:
+            builder = self.make("Builder")
+            network = builder.create_network(self._network_flags())
+            parser = trt.OnnxParser(network, self.logger)
+            if not parser.parse(onnx):
+                reasons = "; ".join(dict.fromkeys(_reason(parser.get_error(i)) for i in range(parser.num_errors)))
+                raise ExecutorError(
+                    f"{what}: found a network that {self} does not take ({one_line(reasons) or self.logger.first}), "
+                    f"expected operators it knows; run this stage with executor onnx"
+                )
+            _drop_other_outputs(network, outputs)
+            config = builder.create_builder_config()
+            profile = _add_profile(builder, network, config, max_batch)
+            self._configure(config, precision, target)
+            cache = self._attach_timing_cache(config, timing_cache)
+            if hasattr(trt, "IProgressMonitor"):
+                config.progress_monitor = monitor = make_monitor(trt, progress or unwatched, interrupted)
             serialized = builder.build_serialized_network(network, config)
+            if serialized is None and not interrupted() and self.logger.interrupt is None and hasattr(trt.BuilderFlag, _CAPTURABLE):
+                config.clear_flag(getattr(trt.BuilderFlag, _CAPTURABLE))
+                serialized = builder.build_serialized_network(network, config)
         for watcher in (self.logger, monitor):
             if watcher is not None and watcher.interrupt is not None:
                 raise watcher.interrupt
@@ -226,7 +227,7 @@ class Flavour:
         try:
             return getattr(self.module, thing)(self.logger)
         except (TypeError, RuntimeError) as exc:
-            raise BackendUnavailable(
+            raise unavailable(str(self), *self.logger.said) or BackendUnavailable(
                 f"{self}: found no {thing} to be had ({self.logger.first}), expected a GPU it works with; "
                 f"`zpipe doctor` says what is missing"
             ) from exc
@@ -275,64 +276,6 @@ def _try_flavour(key: str) -> Flavour | BackendUnavailable:
 _loaded: dict[str, Flavour] = {}
 
 
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):
-        """Hands on what the library says, and remembers its last errors. An exception must not go through the library."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.said: list[str] = []
-            self.interrupt: BaseException | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            try:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    self.said.append(message)
-                    log.debug("%s", message)
-                elif severity == trt.ILogger.WARNING:
-                    log.debug("%s", message)
-            except BaseException as exc:  # Ctrl-C arrives wherever Python runs
-                self.interrupt = exc
-
-        def forget(self) -> None:
-            """Before work whose errors are asked for."""
-            self.said, self.interrupt = [], None
-
-        @property
-        def first(self) -> str:
-            """The first error since: those that follow mostly follow from it."""
-            return one_line(said(self.said[0])) if self.said else "no reason given"
-
-    return Logger()
-
-
-def _make_monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        """The outermost phase is the build. An exception must not go through the library: the build is ended, then it is raised."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.interrupt: BaseException | None = None
-            self._root, self._steps = "", 1
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                self._root, self._steps = name, max(1, steps)
-
-        def phase_finish(self, name: str) -> None:
-            pass
-
-        def step_complete(self, name: str, step: int) -> bool:
-            try:
-                if name == self._root:
-                    progress(min(1.0, (step + 1) / self._steps))
-            except BaseException as exc:
-                self.interrupt = exc
-            return self.interrupt is None
-
-    return Monitor()
-
-
 def _drop_other_outputs(network: Any, outputs: Sequence[str]) -> None:
     """An output that nobody reads would still want an address at every run."""
     others = [tensor for tensor in map(network.get_output, range(network.num_outputs)) if tensor.name not in outputs]
@@ -367,8 +310,3 @@ def _reason(error: Any) -> str:
     """Of a parser; since 10.0 it knows the operator."""
     operator = error.node_operator() if hasattr(error, "node_operator") else ""
     return f"{operator}: {said(error.desc())}" if operator else said(error.desc())
-
-
-def said(text: str) -> str:
-    """What a library said, in one line."""
-    return " ".join(text.split())

@@ -22,6 +22,7 @@ from typing import Any
 from zpipe.errors import EngineMismatchError, ExecutorError
 from zpipe.executors.cuda.driver import Memory
 from zpipe.executors.tensorrt.flavour import Flavour, Tensor, dtype_name
+from zpipe.executors.tensorrt.refusal import unavailable
 
 log = logging.getLogger("zpipe.tensorrt")
 
@@ -45,8 +46,8 @@ class LoadedEngine:
         tensors: inputs and outputs.
 
     Raises:
-        EngineMismatchError: the library does not take the plan on this GPU.
-        BackendUnavailable: the library has no runtime here.
+        EngineMismatchError: the library does not take the plan.
+        BackendUnavailable: the library has no runtime here, or takes no plan on this GPU or with this driver.
     """
 
     def __init__(
@@ -56,8 +57,11 @@ class LoadedEngine:
         self._runtime = flavour.make("Runtime")
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            reason = self._invalidity(plan) or flavour.logger.first
-            raise EngineMismatchError(f"{what}: found an engine that {flavour} does not load on this GPU ({reason}), {remedy}")
+            bits, first = self._invalidity(plan), flavour.logger.first
+            hopeless = unavailable(str(flavour), bits, *flavour.logger.said, what=what)
+            raise hopeless or EngineMismatchError(
+                f"{what}: found an engine that {flavour} does not load on this GPU ({bits or first}), {remedy}"
+            )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.tensors = tuple(self._tensor(name) for name in names)
         (self._input,) = (tensor for tensor in self.tensors if not tensor.output)

@@ -7,7 +7,7 @@ import onnx
 
 from zpipe.split.graph import add_constant, attribute, constants, live_tensors
 from zpipe.split.reading import Original
-from zpipe.split.running import RunFailed, Session, random_inputs
+from zpipe.split.running import RunFailed, random_inputs, session_for
 
 
 def free_batch(original: Original, graph: onnx.GraphProto) -> None:
@@ -60,14 +60,13 @@ def _first_axes(original: Original, names: list[str]) -> dict[str, int]:
     """How long the first axis of these tensors is at the batch that is built in."""
     assert original.batch is not None
     wanted = [name for name in dict.fromkeys(names) if name != original.input]
-    probe = onnx.ModelProto()
-    probe.CopyFrom(original.model)
-    have = {item.name for item in probe.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in have)
+    if not wanted:
+        return {original.input: original.batch}
     takes = original.takes
     rows = random_inputs(takes.dtype, takes.shape, batch=original.batch, high=1, seed=0)
     try:
-        values = Session(probe, original.name, optimised=False).run({original.input: rows}, wanted) if wanted else []
+        session = session_for(original.model, wanted, original.name, optimised=False)
+        values = session.run({original.input: rows}, wanted)
     except RunFailed:
         return {}
     sizes = {name: value.shape[0] for name, value in zip(wanted, values, strict=True) if value.ndim}

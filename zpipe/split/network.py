@@ -22,7 +22,7 @@ from zpipe.split.costs import node_macs
 from zpipe.split.graph import Array, add_constant, attribute, live_tensors, needed, reads
 from zpipe.split.pixels import PIXELS, Pixels
 from zpipe.split.reading import Original
-from zpipe.split.running import RunFailed, Session, random_inputs
+from zpipe.split.running import RunFailed, random_inputs, session_for
 
 #: The batches at which tensors are looked at: neither is 1, which many other axes are as well.
 FIRST, SECOND = 2, 3
@@ -145,11 +145,7 @@ class Seen:
 def _observe(original: Original, model: onnx.ModelProto, source: str, takes: TensorSpec, high: int) -> dict[str, Seen]:
     """Every tensor that nodes make, and the input."""
     names = [name for node in model.graph.node for name in node.output if name]
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = Session(probe, original.name, optimised=False)
+    session = session_for(model, names, original.name, optimised=False)
     runs = []
     for batch in (FIRST, SECOND):
         rows = random_inputs(takes.dtype, takes.shape, batch=batch, high=high, seed=batch)

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from zpipe.errors import ConfigError
 from zpipe.model import DTYPE_BYTES, TensorSpec
 from zpipe.split.graph import Array
-from zpipe.split.running import Session, one_line
+from zpipe.split.running import Session, one_line, session_for
 
 #: What protobuf can write as one file, less some room for what is added.
 MOST_BYTES = 2_000_000_000
@@ -67,10 +67,7 @@ class Original:
         """The same with another of its tensors as output."""
         if tensor == self.output:
             return self
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        model.graph.output.append(onnx.ValueInfoProto(name=tensor))
-        return replace(self, output=tensor, session=Session(model, self.name))
+        return replace(self, output=tensor, session=session_for(self.model, [tensor], self.name, optimised=True))
 
 
 def read_original(

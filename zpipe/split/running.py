@@ -60,6 +60,23 @@ class Session:
         return found
 
 
+def session_for(model: onnx.ModelProto, outputs: Sequence[str], name: str, *, optimised: bool) -> Session:
+    """A session with other tensors as its outputs; the model, of which no copy is made, is as before afterwards.
+
+    Raises:
+        ConfigError: as `Session`.
+    """
+    own = onnx.GraphProto()
+    own.output.extend(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
+    try:
+        return Session(model, name, optimised=optimised)
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(own.output)
+
+
 class RunFailed(Exception):
     """What ONNX Runtime said; whoever asked knows what it means."""
 

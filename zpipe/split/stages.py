@@ -7,7 +7,7 @@ the stage before lays them end to end in one, `[batch, values]`, and the stage b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -36,10 +36,10 @@ def crossing_spec(network: Network, cut: Cut) -> TensorSpec:
     return specs[0] if len(specs) == 1 else TensorSpec(specs[0].dtype, (sum(math.prod(spec.shape) for spec in specs),))
 
 
-def make_stages(network: Network, cuts: Sequence[Cut]) -> list[onnx.ModelProto]:
-    """One model per stage."""
+def make_stages(network: Network, cuts: Sequence[Cut]) -> Iterator[onnx.ModelProto]:
+    """One model per stage, made as it is asked for."""
     ends = [None, *cuts, None]
-    return [_make_stage(network, before, after) for before, after in pairwise(ends)]
+    return (_make_stage(network, before, after) for before, after in pairwise(ends))
 
 
 def _make_stage(network: Network, before: Cut | None, after: Cut | None) -> onnx.ModelProto:

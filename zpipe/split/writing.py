@@ -61,12 +61,13 @@ def write_bundle(folder: Path, network: Network, cuts: Sequence[Cut], samples: S
         ConfigError: the stages differ from the original.
     """
     tell("stages", 0.0)
-    models = make_stages(network, cuts)
-    paths = [folder / f"stage{index}.onnx" for index in range(len(models))]
-    for model, path in zip(models, paths, strict=True):
-        onnx.save_model(model, path)
+    paths, parameters = [], []
+    for index, model in enumerate(make_stages(network, cuts)):  # one at a time: together they are as large as the network
+        paths.append(folder / f"stage{index}.onnx")
+        parameters.append(sum(int(np.prod(item.dims)) for item in model.graph.initializer))
+        onnx.save_model(model, paths[-1])
     error = check_stages(network, paths, samples.tested.images)
-    chain, last = StageChain(paths), len(models) - 1
+    chain, last = StageChain(paths), len(paths) - 1
     temperature = 1.0
     fitted: tuple[Labelled, Any] | None = None
     if samples.fitted is not None:
@@ -74,7 +75,7 @@ def write_bundle(folder: Path, network: Network, cuts: Sequence[Cut], samples: S
         temperature = fit_variant("per-exit", logits, samples.fitted.labels)[0]
         fitted = samples.fitted, logits
     macs = _stage_macs(network, cuts)
-    heads = [index == last for index in range(len(models))]
+    heads = [index == last for index in range(len(paths))]
     tested = _answers(_ask(chain, samples.tested, "test samples", tell), temperature, samples.tested, heads)
     known = tested if fitted is None else _answers(fitted[1], temperature, fitted[0], heads)
     write_evaluation(folder / EVALUATION_FILE, samples.tested.data)
@@ -83,7 +84,7 @@ def write_bundle(folder: Path, network: Network, cuts: Sequence[Cut], samples: S
         "name": name,
         "classes": list(samples.classes),
         "preprocessing": _preprocessing(network),
-        "stages": _stage_rows(network, cuts, models, macs, temperature),
+        "stages": _stage_rows(network, cuts, parameters, macs, temperature),
         "operating_points": [_point(known, tested, macs)],
         "default_operating_point": NO_EXIT,
         "evaluation": {"file": EVALUATION_FILE, "samples": len(samples.tested)},
@@ -130,7 +131,7 @@ def _preprocessing(network: Network) -> Json | None:
 
 
 def _stage_rows(
-    network: Network, cuts: Sequence[Cut], models: Sequence[onnx.ModelProto], macs: Sequence[int], temperature: float
+    network: Network, cuts: Sequence[Cut], parameters: Sequence[int], macs: Sequence[int], temperature: float
 ) -> list[Json]:
     crossing: list[TensorSpec | None] = [network.takes, *(crossing_spec(network, cut) for cut in cuts), None]
     rows = []
@@ -144,7 +145,7 @@ def _stage_rows(
                 "output": None if after is None else {"dtype": after.dtype, "shape": list(after.shape)},
                 "activation_bytes": 0 if after is None else after.bytes,
                 "macs": macs[index],
-                "parameters": sum(int(np.prod(item.dims)) for item in models[index].graph.initializer),
+                "parameters": parameters[index],
                 "exit": head,
             }
         )

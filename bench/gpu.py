@@ -41,11 +41,11 @@ from bench.gpus.backends import MAX_BATCH, Backend, backends, fault
 from bench.gpus.network import CLAIMED_BATCH, Network, Plan, measure
 from bench.gpus.runtime import serve
 from bench.gpus.verdict import Verdict, verdicts
-from bench.models.pictures import pictures
 from zpipe.bundle import MANIFEST, Bundle, load_bundle
 from zpipe.environment import installed
 from zpipe.errors import BackendUnavailable
 from zpipe.executors.cuda.presence import Missing, gpus
+from zpipe.models.pictures import pictures
 from zpipe.report import machine
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"

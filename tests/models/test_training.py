@@ -25,7 +25,8 @@ from zpipe.calibrate.chain import StageChain
 from zpipe.models import building
 from zpipe.models.digits import digits_task
 from zpipe.models.export import PARITY, export_stages, parity_error, stage_tensors
-from zpipe.models.network import MultiExitNet, Normalise, build_network, stage_costs
+from zpipe.models.network import MultiExitNet, Normalise, stage_costs
+from zpipe.models.networks import build_network
 from zpipe.models.training import all_logits, joint_loss, torch_settings, train_network
 
 HALF = "digits-mobilenetv2-half"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from zpipe.cli.group import cli
+from zpipe.cli.options import FOLDER
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
@@ -20,10 +21,15 @@ from zpipe.errors import ConfigError
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="One is repeatable bit by bit.")
+@click.option("--stages", type=click.IntRange(1), help="What it is cut into: 4 or 5.  [default: 5]")
+@click.option("--random", is_flag=True, help="Do not train: random weights, for measurements of speed.")
+@click.option(
+    "--checkpoint", type=FOLDER, help="A GPT-2 of yours for gpt2-small: config.json, model.safetensors or pytorch_model.bin."
+)
 @click.option("--codecs-only", is_flag=True, help="Keep a finished bundle's stages; train its bottleneck, measure every codec.")
-def train(recipe: str, out: Path | None, codecs_only: bool, **options: Any) -> None:
+def train(recipe: str, out: Path | None, codecs_only: bool, random: bool, checkpoint: Path | None, **options: Any) -> None:
     """Train a recipe and write the bundle, ready to run (needs `pip install 'zpipe[train]'`)."""
-    from zpipe.models import RECIPES, retrain_codecs, train_bundle
+    from zpipe.models import RECIPES, make_untrained, retrain_codecs, train_bundle
 
     if recipe == "list":
         for name in RECIPES:
@@ -31,21 +37,45 @@ def train(recipe: str, out: Path | None, codecs_only: bool, **options: Any) -> N
         return
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe: found {recipe!r}, expected one of {', '.join(RECIPES)}, or `list`")
-    folder = out or Path("engines") / recipe
-    epochs = options.pop("epochs")
-    if codecs_only and epochs:
-        raise ConfigError(f"--epochs: found {epochs} with --codecs-only, expected none, as no stage is trained; leave one out")
+    untrained = random or checkpoint is not None
+    _check_together(codecs_only=codecs_only, random=random, checkpoint=checkpoint, **options)
+    folder = out or Path("engines") / (f"{recipe}-random" if random else recipe)
     with progress_shown() as progress:
 
         def tell(step: str, done: float, line: str) -> None:
             progress(f"{step}: {line}", done)
 
         if codecs_only:
-            bundle = retrain_codecs(folder, progress=tell, **options)
+            kept = {key: value for key, value in options.items() if key not in ("epochs", "stages")}
+            bundle = retrain_codecs(folder, progress=tell, **kept)
+        elif untrained:
+            kept = {key: options[key] for key in ("stages", "seed", "threads")}
+            bundle = make_untrained(recipe, out=folder, checkpoint=checkpoint, progress=tell, **kept)
         else:
-            bundle = train_bundle(recipe, out=folder, epochs=epochs, progress=tell, **options)
+            bundle = train_bundle(recipe, out=folder, progress=tell, **options)
     point = bundle.default_point
-    click.echo(
-        f"{folder}: {len(bundle.stages)} stages, {bundle.full_macs / 1e6:.1f} M multiply-adds; point {point.name} has "
-        f"{100 * point.test.accuracy:.1f} % on test at {point.test.mean_macs / bundle.full_macs:.2f} of the compute"
-    )
+    size = f"{folder}: {len(bundle.stages)} stages, {bundle.full_macs / 1e6:.1f} M multiply-adds"
+    compute = f"at {point.test.mean_macs / bundle.full_macs:.2f} of the compute"
+    if untrained:
+        agreement = 100 * bundle.point("no-exit").test.accuracy
+        click.echo(f"{size}; the chain answers as the un-split network in {agreement:.1f} %; point {point.name} is {compute}")
+    else:
+        click.echo(f"{size}; point {point.name} has {100 * point.test.accuracy:.1f} % on test {compute}")
+
+
+def _check_together(
+    *, codecs_only: bool, random: bool, checkpoint: Path | None, epochs: int | None, stages: int | None, **_: Any
+) -> None:
+    """Options that make no sense together.
+
+    Raises:
+        ConfigError: names two of them.
+    """
+    ways = [("--codecs-only", codecs_only), ("--random", random), ("--checkpoint", checkpoint is not None)]
+    chosen = [name for name, given in ways if given]
+    if len(chosen) > 1:
+        raise ConfigError(f"{chosen[1]}: found it with {chosen[0]}, expected one of the two; leave one out")
+    if chosen and epochs:
+        raise ConfigError(f"--epochs: found {epochs} with {chosen[0]}, expected none, as no stage is trained; leave one out")
+    if codecs_only and stages:
+        raise ConfigError(f"--stages: found {stages} with --codecs-only, expected none, as its stages stay; leave one out")

@@ -14,7 +14,17 @@ from zpipe.bundle import Bundle
 from zpipe.errors import BackendUnavailable
 from zpipe.models.recipes import RECIPES, Recipe
 
-__all__ = ["DATA_SETS", "HEAD_EPOCHS", "RECIPES", "Progress", "Recipe", "attach_heads", "retrain_codecs", "train_bundle"]
+__all__ = [
+    "DATA_SETS",
+    "HEAD_EPOCHS",
+    "RECIPES",
+    "Progress",
+    "Recipe",
+    "attach_heads",
+    "make_untrained",
+    "retrain_codecs",
+    "train_bundle",
+]
 
 #: What `data` may be.
 DATA_SETS = ("digits", "cifar10")
@@ -22,8 +32,8 @@ DATA_SETS = ("digits", "cifar10")
 #: Passes over the training samples when heads are fitted: 5 seconds a head on the digits' 10,000.
 HEAD_EPOCHS = 20
 
-#: Called as work goes on: (step: `data`, `look`, `train`, `export`, `calibrate`, `replay`, `bottleneck`, `codecs`, `done`;
-#: fraction 0..1 of all work; one line for people).
+#: Called as work goes on: (step: `data`, `network`, `look`, `train`, `export`, `calibrate`, `replay`, `bottleneck`, `codecs`,
+#: `done`; fraction 0..1 of all work; one line for people).
 Progress = Callable[[str, float, str], None]
 
 _NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -38,6 +48,7 @@ def train_bundle(
     epochs: int | None = None,
     seed: int = 0,
     threads: int = 1,
+    stages: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Train a recipe and write the bundle to `out`, ready to run.
@@ -52,6 +63,7 @@ def train_bundle(
         epochs: passes over the training set; None = as the recipe or the data set says.
         seed: of weights, order and augmentation; the held-out splits don't depend on it.
         threads: torch's threads. One is repeatable bit by bit; two on a busy machine were up to ten times slower than one.
+        stages: what it is cut into, 4 or 5; None = as the recipe says.
         progress: called after every epoch and step, from this thread.
 
     Returns:
@@ -66,7 +78,51 @@ def train_bundle(
     from zpipe.models.building import build_bundle
 
     return build_bundle(
-        recipe, out=out, data=data, data_dir=data_dir, epochs=epochs, seed=seed, threads=threads, tell=progress or _silent
+        recipe,
+        out=out,
+        data=data,
+        data_dir=data_dir,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        stages=stages,
+        tell=progress or _silent,
+    )
+
+
+def make_untrained(
+    recipe: str,
+    *,
+    out: Path,
+    stages: int | None = None,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write a recipe's network with random weights, or a GPT-2 checkpoint's, as a bundle: for measurements of speed.
+
+    Its evaluation set is made up; what counts as right there is what the un-split network says.
+
+    Args:
+        recipe: a name in RECIPES.
+        out: the bundle's folder.
+        stages: what it is cut into, 4 or 5; None = as the recipe says.
+        checkpoint: for `gpt2-small`: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`; sizes are its own.
+        seed: of weights and samples.
+        threads: torch's.
+        progress: called as work goes on, from this thread.
+
+    Raises:
+        ConfigError: unknown recipe, not cut so, no such checkpoint, or `out` holds something else.
+        BackendUnavailable: a library of the extra `train` is absent.
+        ExecutorError: the stages disagree with the un-split network.
+    """
+    require_libraries()
+    from zpipe.models.building import build_untrained
+
+    return build_untrained(
+        recipe, out=out, stages=stages, checkpoint=checkpoint, seed=seed, threads=threads, tell=progress or _silent
     )
 
 

@@ -94,19 +94,24 @@ def principal_codes(stages: Sequence[FrozenStage], images: npt.NDArray[np.uint8]
         for stage in stages[:-1]:
             activation, _ = stage(x)
             assert activation is not None  # only the last stage gives none
-            pixels = activation.movedim(1, -1).flatten(0, -2).double()
-            mean = pixels.mean(0)
-            centred = pixels - mean
-            _, vectors = torch.linalg.eigh(centred.T @ centred)
-            cut = CutCode(len(mean), code_channels(len(mean)))
-            basis = vectors[:, -cut.encode.out_channels :].T.float()
-            cut.encode.weight.copy_(basis[:, :, None, None])
-            cut.decode.weight.copy_(basis.T[:, :, None, None])
-            cut.encode.bias.copy_(-basis @ mean.float())
-            cut.decode.bias.copy_(mean.float())
-            cuts.append(cut)
+            cuts.append(principal_code(activation))
             x = activation
     return cuts
+
+
+def principal_code(activation: Tensor) -> CutCode:
+    """The code of one cut from activations `[samples, channels, height, width]`; call it without gradients."""
+    pixels = activation.movedim(1, -1).flatten(0, -2).double()
+    mean = pixels.mean(0)
+    centred = pixels - mean
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    cut = CutCode(len(mean), code_channels(len(mean)))
+    basis = vectors[:, -cut.encode.out_channels :].T.float()
+    cut.encode.weight.copy_(basis[:, :, None, None])
+    cut.decode.weight.copy_(basis.T[:, :, None, None])
+    cut.encode.bias.copy_(-basis @ mean.float())
+    cut.decode.bias.copy_(mean.float())
+    return cut
 
 
 def divergence_of(stages: Sequence[FrozenStage], cuts: nn.ModuleList, images: Tensor) -> Tensor:

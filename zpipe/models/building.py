@@ -8,10 +8,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from zpipe.bundle import MANIFEST, Bundle, load_bundle
 from zpipe.bundle.write import extend_manifest, replaced_when_done
@@ -23,18 +25,24 @@ from zpipe.datasets.cifar10 import IMAGE_SIZE as CIFAR10_SIZE
 from zpipe.errors import ConfigError
 from zpipe.models.bottleneck import EPOCHS as BOTTLENECK_EPOCHS
 from zpipe.models.bottleneck import train_bottleneck
+from zpipe.models.checkpoint import load_into, read_checkpoint, sizes_of
 from zpipe.models.cifar10 import cifar10_task
 from zpipe.models.digits import digits_task
 from zpipe.models.export import export_stages, parity_error
 from zpipe.models.frozen import FrozenStage
 from zpipe.models.manifest import Exits, Measured, Trained, fit_exits, write_manifest
 from zpipe.models.network import MultiExitNet
-from zpipe.models.recipes import find_recipe
+from zpipe.models.networks import build_network
+from zpipe.models.recipes import Gpt2, Recipe, find_recipe
 from zpipe.models.task import Task
 from zpipe.models.training import torch_settings, train_network
+from zpipe.models.untrained import NOTE, STATISTICS, Made, samples_for, settle, write_untrained
 
 #: How much of all work is done when a step ends, for the progress bar (measured on the digits).
 TRAIN_END, EXPORT_END, CALIBRATE_END, REPLAY_END, BOTTLENECK_END = 0.65, 0.66, 0.67, 0.68, 0.95
+
+#: Classes of a random network whose recipe names none: those of the data it would be trained on.
+RANDOM_CLASSES = 10
 
 #: Test images on which torch and ONNX Runtime are compared.
 PARITY_SAMPLES = 256
@@ -54,10 +62,16 @@ def build_bundle(
     epochs: int | None,
     seed: int,
     threads: int,
+    stages: int | None,
     tell: Tell,
 ) -> Bundle:
     """See `zpipe.models.train_bundle`."""
-    plan = find_recipe(recipe)
+    plan = planned(recipe, stages)
+    if plan.classes is not None or isinstance(plan.network, Gpt2):
+        raise ConfigError(
+            f"--recipe {recipe}: found a network that none of our data sets fits, expected weights from elsewhere; add --random, "
+            f"{'--checkpoint DIR, ' if isinstance(plan.network, Gpt2) else ''}or choose another recipe"
+        )
     refuse_less_than_one("--epochs", epochs)
     refuse_less_than_one("--threads", threads)
     refuse_strangers(out)
@@ -73,6 +87,56 @@ def build_bundle(
         network = train_network(plan, task, epochs=passes, seed=seed, on_epoch=on_epoch)
         trained = Trained(network, plan, task, passes, seed, threads, time.monotonic() - start)
         return package(trained, out, tell)
+
+
+def planned(recipe: str, stages: int | None) -> Recipe:
+    """The recipe by name, cut into so many stages; None = as it is.
+
+    Raises:
+        ConfigError: unknown, or not cut so.
+    """
+    plan = find_recipe(recipe)
+    return plan if stages is None else plan.cut_into(stages)
+
+
+def build_untrained(
+    recipe: str, *, out: Path, stages: int | None, checkpoint: Path | None, seed: int, threads: int, tell: Tell
+) -> Bundle:
+    """See `zpipe.models.make_untrained`."""
+    plan = planned(recipe, stages)
+    refuse_less_than_one("--threads", threads)
+    refuse_strangers(out)
+    with torch_settings(threads=threads, seed=seed), replaced_when_done(out) as folder:
+        tell("network", 0.0, f"{plan.name}, {plan.stages} stages")
+        made = random_network(plan, seed=seed) if checkpoint is None else network_of(plan, checkpoint, seed=seed)
+        write_untrained(made, folder, tell=tell)
+    tell("done", 1.0, f"bundle written to {out}")
+    return load_bundle(out)
+
+
+def random_network(plan: Recipe, *, seed: int) -> Made:
+    """Fresh weights from torch's global generator, settled on made-up samples."""
+    count = plan.network.vocabulary if isinstance(plan.network, Gpt2) else plan.classes or RANDOM_CLASSES
+    network = build_network(plan, classes=count)
+    settle(network, torch.from_numpy(samples_for(plan, STATISTICS, seed=seed)))
+    classes = tuple(str(index) for index in range(count))
+    return Made(network, plan, classes, f"{plan.name}-random", NOTE, seed)
+
+
+def network_of(plan: Recipe, folder: Path, *, seed: int) -> Made:
+    """A checkpoint's network, of its own sizes.
+
+    Raises:
+        ConfigError: the recipe is not GPT-2's, or the checkpoint no such checkpoint.
+    """
+    if not isinstance(plan.network, Gpt2):
+        raise ConfigError(f"--checkpoint: found it with recipe {plan.name}, expected it with gpt2-small alone; leave it out")
+    checkpoint = read_checkpoint(folder)
+    plan = replace(plan, network=sizes_of(checkpoint, plan))
+    assert isinstance(plan.network, Gpt2)
+    network = build_network(plan, classes=plan.network.vocabulary).eval()
+    load_into(network, plan.network, checkpoint)
+    return Made(network, plan, checkpoint.tokens, folder.resolve().name, f"weights of the checkpoint {folder.resolve().name}", seed)
 
 
 def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, threads: int, tell: Tell) -> Bundle:

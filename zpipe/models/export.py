@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,12 @@ PARITY = 1e-4
 OPSET = 18
 
 
-def export_stages(network: MultiExitNet, example: npt.NDArray[np.uint8], folder: Path) -> list[Path]:
+def export_stages(network: MultiExitNet, example: npt.NDArray[Any], folder: Path) -> list[Path]:
     """Write `stageK.onnx` for every stage: input `input`, outputs `activation` (not in the last) and `logits`, any batch.
 
     Args:
         network: in eval mode.
-        example: at least two images `[batch, 3, size, size]`.
+        example: at least two samples `[batch, ...]`.
         folder: exists.
     """
     paths = []
@@ -75,8 +76,14 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[np.uint8]) -> float:
-    """Largest absolute difference between torch and ONNX Runtime, over activations and logits of every stage.
+def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[Any], *, relative: bool = False) -> float:
+    """Largest difference between torch and ONNX Runtime, over activations and logits of every stage.
+
+    Args:
+        network: in eval mode.
+        chain: its exported stages.
+        images: at least one sample.
+        relative: to each tensor's largest value, where that is above 1: random weights enlarge rounding errors as they do signals.
 
     Raises:
         ExecutorError: it is above PARITY.
@@ -89,10 +96,10 @@ def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[n
             answer = stage(x)
         activation, logits = chain.run_stage(index, y)
         expected = answer if isinstance(answer, tuple) else (None, answer)
-        worst = max(worst, float(np.abs(expected[1].numpy() - logits).max()))
+        worst = max(worst, difference(logits, expected[1].numpy(), relative=relative))
         if expected[0] is None or activation is None:
             break
-        worst = max(worst, float(np.abs(expected[0].numpy() - activation).max()))
+        worst = max(worst, difference(activation, expected[0].numpy(), relative=relative))
         # Each side goes on with its own activation: errors may add up here as they would in a line.
         x, y = expected[0], activation
     if not worst <= PARITY:
@@ -100,7 +107,13 @@ def parity_error(network: MultiExitNet, chain: StageChain, images: npt.NDArray[n
     return worst
 
 
-def stage_tensors(network: MultiExitNet, example: npt.NDArray[np.uint8]) -> list[tuple[TensorSpec, TensorSpec | None]]:
+def difference(found: npt.NDArray[Any] | None, expected: npt.NDArray[Any], *, relative: bool) -> float:
+    """Largest difference of two tensors, perhaps over the largest value expected."""
+    scale = max(1.0, float(np.abs(expected).max())) if relative else 1.0
+    return float(np.abs(found - expected).max()) / scale
+
+
+def stage_tensors(network: MultiExitNet, example: npt.NDArray[Any]) -> list[tuple[TensorSpec, TensorSpec | None]]:
     """One sample's tensor before and after each stage."""
     tensors: list[tuple[TensorSpec, TensorSpec | None]] = []
     x = torch.from_numpy(example[:2])

@@ -79,7 +79,7 @@ def write_manifest(
     points, default = point_rows(*splits, heads=heads, stage_macs=macs, least=trained.recipe.default_threshold_least)
     manifest = {
         "schema": SCHEMA,
-        "name": trained.recipe.name if task.name == "digits" else f"{task.name}-{trained.recipe.name.partition('-')[2]}",
+        "name": bundle_name(trained.recipe.name, task.name),
         "classes": list(task.classes),
         "preprocessing": {
             "size": task.image_size,
@@ -101,11 +101,20 @@ def write_manifest(
     save_manifest(folder, manifest)
 
 
+def bundle_name(recipe: str, data: str) -> str:
+    """The data and the network; recipes that were made for the digits are named after them."""
+    network = recipe.partition("-")[2] if recipe.startswith("digits") else recipe
+    return recipe if data == "digits" and network != recipe else f"{data}-{network}"
+
+
 def stage_rows(trained: Trained, temperatures: Sequence[float]) -> list[Json]:
     """The chain as the manifest lists it."""
-    example = trained.task.test.images[:2]
-    costs = stage_costs(trained.network, example)
-    tensors = stage_tensors(trained.network, example)
+    return chain_rows(trained.network, trained.task.test.images[:2], classes=len(trained.task.classes), temperatures=temperatures)
+
+
+def chain_rows(network: MultiExitNet, example: npt.NDArray[Any], *, classes: int, temperatures: Sequence[float]) -> list[Json]:
+    """The manifest's `stages` of a network whose files are `stageK.onnx`; `example`: at least two samples."""
+    costs, tensors = stage_costs(network, example), stage_tensors(network, example)
     return [
         {
             "file": f"stage{index}.onnx",
@@ -114,7 +123,7 @@ def stage_rows(trained: Trained, temperatures: Sequence[float]) -> list[Json]:
             "activation_bytes": 0 if after is None else after.bytes,
             "macs": macs,
             "parameters": parameters,
-            "exit": {"classes": len(trained.task.classes), "temperature": temperature},
+            "exit": {"classes": classes, "temperature": temperature},
         }
         for index, ((before, after), (macs, parameters), temperature) in enumerate(zip(tensors, costs, temperatures, strict=True))
     ]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
-from zpipe.models.network import MultiExitNet, build_network
+from zpipe.models.network import MultiExitNet
+from zpipe.models.networks import build_network
 from zpipe.models.recipes import Recipe
 from zpipe.models.task import Task
 

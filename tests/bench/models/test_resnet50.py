@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from bench.gpus.thresholds import gate_of
-from bench.models.pictures import pictures
-from bench.models.resnet50 import BLOCKS, resnet, settle, write_resnet50
+from bench.models.resnet50 import BLOCKS, recipe, write_resnet50
 from bench.models.unsplit import unsplit
 from zpipe.executors import make_executor
 from zpipe.model import NEVER_EXIT
 from zpipe.models.network import stage_costs
+from zpipe.models.networks import build_network
+from zpipe.models.pictures import pictures
+from zpipe.models.untrained import settle
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
@@ -39,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_full_network_has_resnet50s_multiply_adds_and_parameters() -> None:
     """4.09 G and 25.56 M, as published for the variant with its stride in the 3x3 convolution; and three more heads."""
-    network = resnet(width=64, blocks=BLOCKS, classes=1000)
+    network = build_network(recipe(size=224, width=64, blocks=BLOCKS, classes=1000), classes=1000)
     early_heads = sum(channels * 1000 for channels in (256, 512, 1024))
     macs = sum(macs for macs, _ in stage_costs(network, pictures(1, 224)))
     assert macs - early_heads == 4_089_184_256
@@ -85,7 +87,7 @@ def test_activations_are_what_float16_can_hold(small: Bundle) -> None:
 
 def test_its_normalisation_knows_its_pictures() -> None:
     torch.manual_seed(0)
-    network = resnet(width=8, blocks=(1, 1, 1, 1), classes=10)
+    network = build_network(recipe(size=SIZE, width=8, blocks=(1, 1, 1, 1), classes=10), classes=10)
     settle(network, torch.from_numpy(pictures(16, SIZE)))
     assert not network.training
     with torch.no_grad():

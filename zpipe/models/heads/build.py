@@ -193,7 +193,7 @@ def write_rest(bundle: Bundle, folder: Path, name: str, data: HeadData, rows: li
         "operating_points": points,
         "default_operating_point": default,
         "default_operating_point_rule": default_rule(DEFAULT_LEAST),
-        "evaluation": {"file": EVALUATION_FILE, "samples": len(test)},
+        "evaluation": {"file": EVALUATION_FILE, "samples": len(test), **unknown_labels(data.test)},
         "replay": None,
         "calibration": calibration_rows(fit_logits, calibration.labels, temperatures),
         "accuracy_table": table_row(*splits, heads=heads, stage_macs=macs, variant="per-exit"),
@@ -209,6 +209,13 @@ def answered(samples: Evaluation, logits: Floats) -> Evaluation:
     """Where nobody knows the label, the last exit's answer takes its place: accuracy is then agreement with it."""
     unknown = samples.labels < 0
     return replace(samples, labels=np.where(unknown, logits[:, -1].argmax(1), samples.labels))
+
+
+def unknown_labels(samples: Evaluation) -> Json:
+    """The manifest's mark that accuracy on these is agreement."""
+    if (samples.labels >= 0).all():
+        return {}
+    return {"generated": True, "note": "images without labels: what counts as right is the last exit's own answer"}
 
 
 def fit_temperatures(bundle: Bundle, logits: Floats, calibration: Evaluation, *, labelled: bool) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.codecs.build import CUT, IMAGE, batch, weights
-from zpipe.codecs import Codec, make_codec
+from tests.executors.tiny import tiny_bundle
+from zpipe.codecs import Codec, make_codec, make_codecs
 from zpipe.errors import ConfigError, WireError
 from zpipe.model import CODECS, TensorSpec
 
@@ -26,6 +28,17 @@ def codec_for(name: str, spec: TensorSpec = CUT, prefix: int = 0) -> Codec:
 
 def through(codec: Codec, values: Any) -> Any:
     return codec.decode(codec.encode(values), len(values))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_enters_stage_0_is_never_coded_with_loss_though_it_be_floats(name: str) -> None:
+    bundle = tiny_bundle()
+    first = replace(bundle.stages[0], input=TensorSpec("float32", (6, 4, 4)))
+    codec = make_codecs(replace(bundle, stages=(first, *bundle.stages[1:])), [name])[name, 0] if name != "bottleneck" else None
+    codec = codec or make_codec(name, first.input, weights=weights(6), lossless=True)
+    sent = batch(first.input, 3)
+    np.testing.assert_array_equal(through(codec, sent), sent)
+    assert codec.name == ("int8+zstd" if name == "int8+zstd" else "none")
 
 
 # ---- what comes back ---------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 
 from tests.executors.tiny import STAGES
 from zpipe.errors import ExecutorError
-from zpipe.executors.base import StageOutput, check_output
+from zpipe.executors.base import StageOutput, check_output, sample_inputs
+from zpipe.model import TensorSpec
 
 
 def output(stage: int = 0, **changes: Any) -> StageOutput:
@@ -81,3 +82,11 @@ def test_wrong_output_is_refused_with_what_was_found(stage: int, changes: dict[s
 def test_anything_but_an_output_is_refused(given: Any) -> None:
     with pytest.raises(ExecutorError, match=f"found output of type {type(given).__name__}, expected a StageOutput"):
         check_output(STAGES[0], 2, given)
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [("uint8", 0, 255), ("int8", 0, 127), ("int32", 0, 1), ("int64", 0, 1)])
+def test_warm_up_inputs_are_no_token_that_a_network_might_not_know(dtype: str, least: int, most: int) -> None:
+    spec = replace(STAGES[0], input=TensorSpec(dtype, (3, 16, 16)))
+    found = sample_inputs(spec, 8)
+    assert found.dtype.name == dtype
+    assert (found.min(), found.max()) == (least, most)

@@ -8,8 +8,8 @@
 
 Rules that hold for each of them:
 
-1. Only floating-point activations are coded with loss. The image that enters stage 0 is uint8: it stays as it is, and
-   `int8+zstd` compresses it.
+1. Only floating-point activations are coded with loss. What enters stage 0 stays as it is, whatever its type (what its loss
+   would cost is not measured), and `int8+zstd` compresses it.
 2. What a row decodes to depends on that row alone, bit for bit, whatever batch it travelled in. So a table of replayed
    answers, made at batch 1, holds for every run.
 3. `prefix_bytes` lead each row and arrive as they left.
@@ -63,6 +63,7 @@ def make_codec(
     weights: BottleneckWeights | None = None,
     prefix_bytes: int = 0,
     typical_bytes: float | None = None,
+    lossless: bool = False,
 ) -> Codec:
     """The codec of that name for one stage's entrance; where it would change nothing, the codec `none`.
 
@@ -73,12 +74,13 @@ def make_codec(
             this cut not worth an autoencoder).
         prefix_bytes: that many raw bytes lead each row; a batch is then uint8 `[rows, prefix_bytes + spec.bytes]`.
         typical_bytes: mean size of a row without its prefix, where it was measured; tells only of a packed codec.
+        lossless: leave floats as they are, too.
 
     Raises:
         ConfigError: no codec has that name.
     """
     raw = RawCodec(spec, prefix_bytes)
-    floats = spec.dtype in _FLOATS
+    floats = spec.dtype in _FLOATS and not lossless
     if name == "int8+zstd":
         inner = RowCodec("int8", spec, Int8(spec.shape), prefix_bytes) if floats else raw
         typical = None if typical_bytes is None else round(prefix_bytes + typical_bytes)
@@ -111,6 +113,7 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
             weights=weights.get(stage.index - 1),
             prefix_bytes=bundle.prefix_bytes,
             typical_bytes=sizes.get((name, stage.index - 1)),
+            lossless=stage.index == 0,
         )
         for name in names
         for stage in bundle.real.stages

@@ -324,12 +324,15 @@ def _activation_misfit(expected: TensorSpec | None, exited: list[bool], activati
 
 
 def sample_inputs(spec: StageSpec, batch: int) -> npt.NDArray[Any]:
-    """A plausible `[batch, *shape]` input for warming up: the same at every call, bytes over the full range, floats in 0..1."""
+    """A plausible `[batch, *shape]` input for warming up: the same at every call, bytes over the full range, floats in 0..1.
+
+    Wider integers are 0 or 1: they may be tokens, and how many of these the network knows is not written anywhere.
+    """
     rng = np.random.default_rng(spec.index)
     shape = (batch, *spec.input.shape)
     if spec.input.dtype.startswith("float"):
         return rng.random(shape, dtype=np.float32).astype(spec.input.dtype)
-    high = min(np.iinfo(spec.input.dtype).max, 255)
+    high = np.iinfo(spec.input.dtype).max if np.dtype(spec.input.dtype).itemsize == 1 else 1
     return rng.integers(0, high, size=shape, endpoint=True).astype(spec.input.dtype)
 
 

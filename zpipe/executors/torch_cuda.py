@@ -1,8 +1,8 @@
 """`executor: torch-cuda`: a bundle's ONNX stages in torch on an NVIDIA GPU, for GPUs that no TensorRT at hand supports.
 
 The slots, the owner's thread and the exit gate are those of TensorRT (`cuda.runner`); torch brings its kernels. Batches of common
-sizes are recorded as CUDA graphs at the warm-up, so that hundreds of launches from Python become one; any other size runs as it is,
-and waits for Python.
+sizes are recorded as CUDA graphs at the warm-up, so that hundreds of launches from Python become one; any other size is run by the
+graph of the next, which computes a few rows for nobody. Before a warm-up, a batch runs as it is, and waits for Python.
 
 What the process does with torch beside this is left alone: the context is the one torch has, streams and memory pools are our own,
 and no flag of the process is changed, with one exception. Matrix products know no flag of their own; where the process has allowed
@@ -23,7 +23,7 @@ import numpy as np
 from zpipe.errors import BundleError, ExecutorError
 from zpipe.executors.cuda.device import parse_device
 from zpipe.executors.cuda.driver import Driver, Stream
-from zpipe.executors.cuda.runner import CudaStages
+from zpipe.executors.cuda.runner import CudaStages, common_batches
 from zpipe.executors.cuda.torch import TorchDriver, translated
 from zpipe.model import TensorSpec
 
@@ -96,9 +96,17 @@ class TorchEngine:
             outputs = self._module(torch.zeros((1, *spec.input.shape), dtype=_dtype(torch, spec.input), device=self._device))
             self._settle()
         self._check_outputs(str(path), outputs)
+        # An index out of range, which a row that is nobody's may hold, ends the context. So where rows hold indices they run alone.
+        sizes = range(1, max_batch + 1) if self._module.picks_by_data else common_batches(max_batch)
+        #: {rows asked for: rows of the graph that runs them}
+        self._rows = {rows: next(size for size in sizes if size >= rows) for rows in range(1, max_batch + 1)}
 
     def __repr__(self) -> str:
         return f"<TorchEngine {self._device} | batch {self.max_batch}, {'fp16' if self._half else 'fp32'}>"
+
+    def runs_as(self, batch: int) -> int:
+        """The next common size: a few rows more cost less than hundreds of launches."""
+        return self._rows[batch]
 
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
         """Queues one batch; see `driver.StageEngine.enqueue`."""

@@ -28,6 +28,8 @@ class FakeEngine:
         refuses: asked before each batch is queued; what it returns is raised.
         breaks: asked when a batch is done; what it returns is raised to whoever waits for it.
         headless: says that it has no logits.
+        sizes: a batch of another size may be run by the graph of the next of these; none: of its own alone.
+        rounds_up: runs such a batch at that size itself, too, as `tensorrt_rtx` does.
     """
 
     driver: FakeDriver
@@ -39,6 +41,8 @@ class FakeEngine:
     refuses: Callable[[int], Exception | None] = lambda batch: None
     breaks: Callable[[int], Exception | None] = lambda batch: None
     headless: bool = False
+    sizes: Sequence[int] = ()
+    rounds_up: bool = False
     closed: bool = False
     seen: set[tuple[int, int]] = field(default_factory=set)  #: (stream, batch) that were queued as they are
     busy: int = 0  #: batches on the device that are not done: one engine takes one at a time
@@ -50,8 +54,12 @@ class FakeEngine:
         self._session = onnxruntime.InferenceSession(str(self.bundle.stage_path(self.stage)), options)
         self.logits = None if self.spec.exit_head is None or self.headless else self.logits or "float32"
 
+    def runs_as(self, batch: int) -> int:
+        return next((size for size in self.sizes if size >= batch), batch)
+
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
         assert isinstance(stream, FakeStream)
+        batch = self.runs_as(batch) if self.rounds_up else batch
         self.driver.enter("enqueue", self.stage)
         if self.closed or not 1 <= batch <= self.max_batch:
             self.driver.misuse(f"batch {batch} for an engine that takes {self.max_batch}, closed: {self.closed}")
@@ -122,7 +130,7 @@ class Bench:
     def load(self, bundle: Bundle, driver: Driver, stage: int, max_batch: int) -> FakeEngine:
         """An engine; likewise."""
         assert isinstance(driver, FakeDriver)
-        self.engines.append(FakeEngine(driver, bundle, stage, max_batch, **self.engine))
+        self.engines.append(FakeEngine(driver, bundle, stage, **{"max_batch": max_batch, **self.engine}))
         return self.engines[-1]
 
     def executor(self, bundle: Bundle, stages: Sequence[int], *, slots: int = SLOTS, max_batch: int = MAX_BATCH) -> CudaStages:

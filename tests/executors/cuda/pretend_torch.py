@@ -47,10 +47,10 @@ def install(*, cuda: str | None = "13.0", init: Callable[[], None] | None = None
     torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
     torch.__version__ = "2.13.0"
     torch.version = SimpleNamespace(cuda=cuda)
-    torch.OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
     torch.ones = lambda *shape, device: SimpleNamespace(item=note(f"computed on {device}"))
     torch.cuda = SimpleNamespace(
         MemPool=MemPool,
+        OutOfMemoryError=type("OutOfMemoryError", (RuntimeError,), {}),  # not `torch.OutOfMemoryError`: it came with 2.5
         empty_cache=note("empty_cache"),
         init=init or note("init"),
         set_device=note("set_device"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.executors.cuda.engines import Bench, Make, assert_all_given_back
+from tests.executors.cuda.engines import Bench, Make, assert_all_given_back, until
 from tests.executors.cuda.fake import FakeDriver
 from tests.executors.tiny import gate, host_rows, images, stay, tiny_bundle
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost
@@ -181,6 +181,30 @@ def test_decisions_of_another_batch_are_refused(bench: Bench, make: Make, monkey
         executor.run(0, images(4), gate(4))
     monkeypatch.undo()
     check_answer(executor.run(0, images(4), gate(4)), 4)
+
+
+def test_a_posted_call_that_fails_after_all_ends_every_batch_and_not_the_thread(
+    bench: Bench, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise KeyError("a region given back twice")
+
+    executor = make([0])
+    executor.warm_up(4)
+    launched = bench.driver.counts["graph_launch"]
+    bench.driver.running.clear()
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(executor.run, 0, images(4), gate(4))
+        until(lambda: bench.driver.counts["graph_launch"] > launched)
+        executor._owner.post(fails)
+        with pytest.raises(
+            ExecutorLost, match=r"^CUDA thread: found KeyError \('a region given back twice'\), expected none; make"
+        ):
+            under_way.result(20.0)
+        bench.driver.running.set()
+    with pytest.raises(ExecutorLost, match="KeyError"):
+        executor.run(0, images(4), gate(4))
+    assert [record.message for record in caplog.records] == ["the CUDA thread's own fault"]
 
 
 class Interrupted(threading.Event):

@@ -307,6 +307,24 @@ def test_common_batches_replay_graphs_and_others_are_queued(bench: Bench, make: 
     assert driver.graphs == 4 * 2
 
 
+@pytest.mark.parametrize("rounds_up", [True, False], ids=["the engine would run it", "or the batch as it is"])
+def test_a_batch_of_another_size_is_run_by_the_graph_of_the_next(bench: Bench, make: Make, rounds_up: bool) -> None:
+    bench.engine |= {"max_batch": 64, "sizes": (1, 2, 4, 8, 16, 32, 64), "rounds_up": rounds_up}
+    executor, plain = make([0]), OnnxExecutor(tiny_bundle(), [0])
+    cold = executor.run(0, images(3), gate(3))  # no graph yet
+    assert {batch for _, batch in bench.engines[0].seen} == {4 if rounds_up else 3}
+    executor.warm_up(6)
+    driver = bench.driver
+    assert sorted(executor._lanes[0].slots[0].graphs) == [1, 2, 4, 8]
+    queued = driver.counts["enqueue"]
+    for rows in (6, 1, 5, 2, 7, 3, 8, 4):  # what is left of larger batches lies behind the smaller ones
+        found, expected = executor.run(0, images(20)[rows:][:rows], gate(rows)), plain.run(0, images(20)[rows:][:rows], gate(rows))
+        assert (found.exited, found.labels) == (expected.exited, expected.labels)
+        np.testing.assert_allclose(host_rows(found), stay(host_rows(expected), expected.exited), atol=1e-5)
+    assert driver.counts["enqueue"] == queued
+    assert cold.labels == plain.run(0, images(3), gate(3)).labels
+
+
 @pytest.mark.parametrize("fault", [("begin_capture", 1), ("enqueue", 2), ("end_capture", 2)], ids=str)
 def test_an_engine_that_cannot_be_recorded_runs_as_it_is_and_says_so_once(
     bench: Bench, make: Make, caplog: pytest.LogCaptureFixture, fault: tuple[str, int]
@@ -327,6 +345,27 @@ def test_an_engine_that_says_so_is_never_recorded(bench: Bench, make: Make) -> N
     bench.engine["capturable"] = False
     make([0]).warm_up(4)
     assert bench.driver.counts["begin_capture"] == 0
+
+
+# ---- memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows"), [((), 6), ((1, 2, 4, 8, 16, 32, 64), 8)], ids=["an engine for any size", "an engine for common sizes"]
+)
+def test_memory_is_taken_for_the_batches_asked_for_not_for_all_that_an_engine_takes(sizes: tuple[int, ...], rows: int) -> None:
+    def taken(asked: int, **options: Any) -> int:
+        bench = Bench(engine=options)
+        executor = bench.executor(tiny_bundle(), [0, 1])
+        executor.warm_up(asked)
+        nbytes = sum(memory.nbytes for memory in bench.driver.live)
+        reference = OnnxExecutor(tiny_bundle(), [0]).run(0, images(20), gate(20))
+        assert executor.run(0, images(20), gate(20)).labels == reference.labels, "more run in pieces"
+        executor.close()
+        bench.check()
+        return nbytes
+
+    assert taken(6, max_batch=64, sizes=sizes) == taken(rows)
 
 
 # ---- loading and closing -----------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def errors_of_torch_are_ours() -> None:
             "GPU 0: found an illegal memory access was encountered (CUDA error 700 of torch), expected a GPU that works; "
             "restart the node, and see nvidia-smi and dmesg"
         )
-        full = translated(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), 0)
+        full = translated(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), 0)
         assert isinstance(full, ExecutorLost)
         assert "Tried to allocate 2.00 GiB" in str(full)
         assert "\n" not in str(full)

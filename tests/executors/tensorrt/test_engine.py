@@ -365,6 +365,7 @@ def test_rtx_runs_few_sizes_and_keeps_what_it_compiled(bundle: Bundle, rtx: Fake
     for rows in (3, 5, 16, 4):
         engine.enqueue(rows, addresses, stream(7))
     assert [call[2][0] for call in rtx.calls if call[0] == "shape"][1:] == [4, 8, 16]  # the first: is it capturable?
+    assert [engine.runs_as(rows) for rows in (1, 3, 4, 5, 16)] == [1, 4, 4, 8, 16]
     engine.close()
     (kernels,) = (bundle.path / "trt").glob("stage0*.kernels")
     assert kernels.read_bytes() == b"+"

@@ -23,9 +23,11 @@ for _name in ("torch", "onnx"):
     pytest.importorskip(_name, reason=f"needs {_name}: pip install 'zpipe[train]'")
 
 import torch
+from onnx import TensorProto, helper
 
 from tests.executors.cuda.fake import FakeDriver
 from tests.executors.torch.host import HostEngine, TorchOnHost
+from tests.executors.torch.test_operators import write
 from zpipe.executors.torch_cuda import _full_float32
 
 ENGINES = Path(__file__).parents[3] / "engines"
@@ -65,6 +67,29 @@ def test_common_batches_run_as_graphs(executor: TorchOnHost) -> None:
     executor.warm_up(16)
     assert sorted(executor._lanes[0].slots[0].graphs) == [1, 2, 4, 8, 16]
     assert executor._lanes[0].capturable
+    queued = executor.bench.driver.counts["graph_launch"]
+    for rows in range(1, 17):
+        executor.run(0, images(rows), gate(rows))
+    assert executor.bench.driver.counts["graph_launch"] == queued + 16, "every size is run by one of them"
+
+
+def test_a_stage_that_takes_indices_from_its_input_runs_no_row_that_is_nobodys(tmp_path: Path) -> None:
+    def sizes(indices: str) -> list[int]:
+        """Of a stage that picks rows of a table of five, by the input or always the same."""
+        by_input = [
+            helper.make_node("Cast", ["input"], ["whole"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "whole"], ["activation"]),
+        ]
+        always = [helper.make_node("Gather", ["input", "fixed"], ["activation"], axis=1)]
+        nodes = by_input if indices == "by the input" else always
+        x = np.zeros((1, 3), np.float32)
+        weights = {"table": np.zeros(5, np.float32), "fixed": np.array([2, 0, 1])}
+        write(tmp_path / "stage0.onnx", nodes, x, weights, ["activation"], 18)
+        spec = StageSpec(0, "stage0.onnx", TensorSpec("float32", (3,)), TensorSpec("float32", (3,)), None, macs=0)
+        return [engine_of(spec, tmp_path).runs_as(rows) for rows in (1, 2, 3, 4)]
+
+    assert sizes("always the same") == [1, 2, 4, 4]
+    assert sizes("by the input") == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -185,13 +185,20 @@ class StageEngine(Protocol):
     @property
     def capturable(self) -> bool: ...
 
+    def runs_as(self, batch: int) -> int:
+        """The size that does for a batch: its own, or one above it, at most `max_batch`. Rises with the batch; does for itself.
+
+        `enqueue` may run so many rows; a graph of that size may be replayed for the batch. What lies in the rows beyond it, before
+        and after, is nobody's business: rows know nothing of each other.
+        """
+
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
         """Queues one batch; returns before it is done.
 
         Args:
             batch: rows, 1..max_batch.
-            addresses: of `input`, and of `activation` and `logits` where the stage has them: contiguous room for `max_batch` rows
-                in the dtypes the bundle states (logits: `self.logits`).
+            addresses: of `input`, and of `activation` and `logits` where the stage has them: contiguous room for `runs_as(batch)`
+                rows in the dtypes the bundle states (logits: `self.logits`).
             stream: where it runs.
 
         Raises:

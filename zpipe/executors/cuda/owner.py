@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from zpipe.errors import ExecutorLost
+from zpipe.errors import ExecutorLost, one_line
 from zpipe.executors.cuda.driver import Event
 
 log = logging.getLogger("zpipe.executor")
@@ -133,14 +133,22 @@ class Owner:
 
     def _work(self) -> None:
         while self._ends is None or not self._ends():
-            item = self._next()
-            if item is None:
-                continue
-            if callable(item):
-                item()
-            else:
-                self._launch(item)
-            del item  # it may hold the last reference to rows that are given back by it
+            try:
+                self._turn()
+            except BaseException as exc:  # noqa: PERF203 - a batch takes far longer
+                # Of what was posted, which cannot fail: what is the device's and what is not is no longer known. Were the thread to
+                # end, every caller would wait for ever.
+                log.exception("the CUDA thread's own fault")
+                said = one_line(" ".join(str(exc).split()))
+                self._lose(ExecutorLost(f"CUDA thread: found {type(exc).__name__} ({said}), expected none; make a new executor"))
+
+    def _turn(self) -> None:
+        item = self._next()
+        if callable(item):
+            item()
+        elif item is not None:
+            self._launch(item)
+        del item  # it may hold the last reference to rows that are given back by it, and an error's traceback this frame
 
     def _next(self) -> Job | Callable[[], object] | None:
         """The next message; None where there is none and a job went on, or may have."""

@@ -68,7 +68,7 @@ class CudaStages:
         driver: opens the device; called on the owner's thread.
         engine: `(driver, stage, max_batch)`: a stage's engine, for so many rows if it can; called on the owner's thread.
         slots: batches of one stage that may be under way.
-        max_batch: rows to ask engines for where a stage runs before `warm_up`.
+        max_batch: rows to ask engines for, and to take memory for, where a stage runs before `warm_up`.
 
     Attributes:
         parallel: batches it wants at once: one is copied while the other is computed.
@@ -180,6 +180,7 @@ class CudaStages:
             self._gate,
             engine,
             spec,
+            max_batch=max_batch,
             slots=self._slots,
             resident=resident,
             post=self._owner.post,
@@ -291,13 +292,14 @@ class CudaStages:
         return statistics.median(seconds)
 
     def _record_graphs(self, lane: Lane, max_batch: int) -> None:
-        """In every slot, for every common size that it has none for yet."""
-        inputs, gate = sample_inputs(lane.spec, max_batch), open_gate(lane.spec, max_batch)
+        """In every slot, for every size that runs at a common one and that it has none for yet."""
+        every = sorted({lane.engine.runs_as(rows) for rows in common_batches(max_batch)})
+        inputs, gate = sample_inputs(lane.spec, every[-1]), open_gate(lane.spec, every[-1])
         for slot in lane.slots:
             if not lane.capturable:
                 return
             with self._slot(lane, slot):
-                sizes = [rows for rows in common_batches(max_batch) if rows not in slot.graphs]
+                sizes = [rows for rows in every if rows not in slot.graphs]
                 try:
                     self._call(partial(lane.capture, slot, sizes, _fill(slot, lane.spec, inputs, gate)))
                 except ExecutorLost:
@@ -353,7 +355,7 @@ class CudaStages:
 
 
 def common_batches(max_batch: int) -> list[int]:
-    """Sizes worth a graph: the powers of two up to the largest batch, and this. Others run as they are."""
+    """Sizes worth a graph: the powers of two up to the largest batch, and this. Others run as they are, or as the next of these."""
     sizes = [1 << power for power in range(max_batch.bit_length())]
     return sizes if sizes[-1] == max_batch else [*sizes, max_batch]
 

@@ -49,7 +49,7 @@ class Slot:
         host: pinned: the input, its thresholds behind it; when both have crossed, survivors that find no room in the arena.
         input, activation: on the device; the last stage has no activation.
         head: what a stage with an exit head has beyond that.
-        graphs: {rows: the engine's work on them}.
+        graphs: {rows: the engine's work on them}; a smaller batch may be run by one (`StageEngine.runs_as`).
     """
 
     def __init__(self, driver: Driver, spec: StageSpec, rows: int, logits_bytes: int, keep: list[Memory | PinnedMemory]) -> None:
@@ -87,6 +87,7 @@ class Lane:
     """A stage, loaded. Made, used and freed on the owner's thread, but for `idle`, which its executor's lock guards.
 
     Args:
+        max_batch: rows its batches are to have; the engine may take more, but memory is for these.
         resident: whether the survivors stay on the device.
         post: gives regions back.
         fetch: copies what was kept on the device to the host.
@@ -110,13 +111,14 @@ class Lane:
         engine: StageEngine,
         spec: StageSpec,
         *,
+        max_batch: int,
         slots: int,
         resident: bool,
         post: Post,
         fetch: Callable[[Kept], npt.NDArray[np.uint8]],
     ) -> None:
         self.driver, self.gate, self.engine, self.spec = driver, gate, engine, spec
-        self.rows = min(engine.max_batch, MAX_ROWS)
+        self.rows = engine.runs_as(min(max_batch, engine.max_batch, MAX_ROWS))
         self.capturable = engine.capturable
         self.out: TensorSpec | None = spec.output
         self._codec: Encoding = "none"
@@ -222,7 +224,7 @@ class Lane:
         """The inputs and the engine."""
         self._copy_inputs(slot, copies)
         self._await_engine(slot)
-        graph = slot.graphs.get(rows)
+        graph = slot.graphs.get(self.engine.runs_as(rows))
         if graph is None:
             self.engine.enqueue(rows, slot.addresses, slot.stream)
         else:

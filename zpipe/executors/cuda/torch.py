@@ -174,12 +174,7 @@ class TorchDriver:
                 each.free()
         self._pools = {}
         self._empty_cache()
-        for name, argument in (
-            ("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p())),
-            ("cuDevicePrimaryCtxRelease_v2", self._ordinal),
-        ):
-            with contextlib.suppress(ExecutorError):  # of a lost context; the next has to be tried all the same
-                self.cuda.call(name, argument)
+        self._leave()
 
     def _leave(self) -> None:
         with contextlib.suppress(ExecutorError):  # of a lost context: the release has to be tried all the same
@@ -197,7 +192,7 @@ def translated(exc: BaseException, device: int) -> ExecutorError | None:
     import torch
 
     said = str(exc).partition("\n")[0]
-    if isinstance(exc, torch.OutOfMemoryError):
+    if isinstance(exc, torch.cuda.OutOfMemoryError):  # in torch itself by this name only from 2.5 on
         return Libcuda(device).error("torch", OUT_OF_MEMORY, said)
     _, cuda_error, text = said.partition("CUDA error: ")
     if not isinstance(exc, RuntimeError) or not (cuda_error or "cuDNN error" in said):

@@ -70,7 +70,8 @@ class TrtEngine:
         )
         try:
             check_tensors(str(engine.plan), spec, self._loaded.tensors)
-            self.capturable = self._loaded.capturable(driver.stream().handle)
+            stream = driver.stream()  # it has to be there while the library looks at it
+            self.capturable = self._loaded.capturable(stream.handle)
         except BaseException:
             self._loaded.close()
             raise
@@ -85,9 +86,13 @@ class TrtEngine:
     def __repr__(self) -> str:
         return f"<TrtEngine {self._loaded!r} | up to {self.max_batch}>"
 
+    def runs_as(self, batch: int) -> int:
+        """On `tensorrt_rtx` the next common size."""
+        return self._rows[batch]
+
     def enqueue(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> None:
-        """Queues one batch, on `tensorrt_rtx` at the next common size: what the rows beyond it hold is nobody's business."""
-        self._loaded.enqueue(self._rows[batch], addresses, stream.handle)
+        """Queues one batch, at the size that it runs as."""
+        self._loaded.enqueue(self.runs_as(batch), addresses, stream.handle)
 
     def close(self) -> None:
         """Frees it."""

@@ -20,6 +20,10 @@ from zpipe.executors.torch_onnx.operators import GIVES_HOST, ON_HOST, OPERATORS
 OLDEST_OPSET = 11
 
 
+#: Operators whose second input is indices.
+PICKING = ("Gather", "GatherElements")
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One operator in its place.
@@ -55,6 +59,8 @@ class OnnxModule(torch.nn.Module):
     Attributes:
         input_name: of the one input.
         output_names: in the file's order.
+        picks_by_data: whether an operator takes what indices say that are computed from the input: then a row must hold what a row
+            may hold, as torch ends the process's use of the device at an index out of range.
 
     Raises:
         BundleError: there is no ONNX in the file, or more than one input.
@@ -106,7 +112,7 @@ class OnnxModule(torch.nn.Module):
             result = step.run(step.node, inputs)
         except ExecutorError:
             raise
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:  # in torch itself by this name only from 2.5 on
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as exc:
             if _is_device_error(exc):
@@ -154,6 +160,8 @@ class OnnxModule(torch.nn.Module):
             if proto.op_type in GIVES_HOST or all(not name or name in on_host for name in step.inputs):
                 on_host |= set(step.outputs)
             steps.append(step)
+        known = on_host.union(self._buffer_of)
+        self.picks_by_data = any(step.node.kind in PICKING and step.inputs[1] not in known for step in steps)
         return _with_last_uses(steps, self.output_names)
 
     def _step(self, proto: Any, opset: int, on_host: set[str]) -> _Step | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -115,11 +116,12 @@ def test_on_a_terminal_q_ends_it(tmp_path: Path) -> None:
         os.close(theirs)
         shown = b""
         while b"q ends" not in shown:
-            shown += os.read(ours, 4096)
+            shown += read_or_end(ours) or pytest.fail(f"it ended: {shown!r}")
         assert b"2 of 2 nodes up" in shown
         os.write(ours, b"q")
         while chunk := read_or_end(ours):
             shown += chunk
+            assert len(shown) < 1_000_000, "it goes on"
         os.close(ours)
         assert process.wait(PATIENCE_SECONDS) == 0
         assert b"Traceback" not in shown
@@ -127,6 +129,8 @@ def test_on_a_terminal_q_ends_it(tmp_path: Path) -> None:
 
 
 def read_or_end(descriptor: int) -> bytes:
+    ready, _, _ = select.select([descriptor], [], [], PATIENCE_SECONDS)
+    assert ready, "nothing came"
     try:
         return os.read(descriptor, 4096)
     except OSError:  # Linux's way to say that the other end of a terminal was closed

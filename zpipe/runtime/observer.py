@@ -84,7 +84,7 @@ class Observer:
         self._watched: dict[Channel, _Watched] = {}
         self._session = time.time_ns() // 1_000_000
         self._number = 0
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
         self._timers: dict[Channel, asyncio.TimerHandle] = {}
 
     async def __aenter__(self) -> Observer:  # noqa: PYI034 - Self is Python 3.11
@@ -141,18 +141,23 @@ class Observer:
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not condition():
-            self._news.clear()
-            left = deadline - time.monotonic()
-            if left <= 0.0:
-                break
+        while not condition() and (left := deadline - time.monotonic()) > 0.0:
+            # An attempt to connect that fails is no call of the handler, so channels are looked at now and then. No `wait_for`:
+            # before Python 3.12 it loses a cancellation that comes with the news.
+            self._news = asyncio.get_running_loop().create_future()
+            timer = asyncio.get_running_loop().call_later(min(LOOK_SECONDS, left), self._tell)
             try:
-                await asyncio.wait_for(self._news.wait(), min(LOOK_SECONDS, left))
-            except asyncio.TimeoutError:
-                pass  # an attempt to connect that fails is no call of the handler: the channel is looked at
+                await self._news
+            finally:
+                timer.cancel()
         for watched in self._watched.values():
             if not watched.seen.up:
                 watched.seen.trouble = watched.channel.trouble or watched.seen.trouble
+
+    def _tell(self) -> None:
+        """There is something to look at."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     # ---- TransportHandler ----------------------------------------------------------------------
 
@@ -214,11 +219,11 @@ class Observer:
         watched.token = 0
         if watched.seen.up:
             watched.seen.up, watched.seen.trouble = False, reason
-            self._news.set()
+            self._tell()
 
     def on_drained(self) -> None:
         """Something came."""
-        self._news.set()
+        self._tell()
 
 
 def _zeromq(topology: Topology) -> TransportFactory:

@@ -236,7 +236,7 @@ def _state(row: NodeRow) -> Text:
     from rich.text import Text
 
     since = "" if row.seconds is None else f" {_duration(row.seconds)}"
-    return Text(f"{row.state}{since}", style=_COLOURS.get(row.state, "bold red"))
+    return Text(f"{row.state}{since}", style=_COLOURS.get(row.state, "bold red not dim"))
 
 
 def _exit_shares(exits: Sequence[tuple[int, float]]) -> str:

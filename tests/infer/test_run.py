@@ -179,7 +179,7 @@ def test_a_million_inputs_need_no_more_memory_than_the_window() -> None:
     ("options", "cause"),
     [
         ({"attach": True, "bundle": "x"}, "--bundle, --executor and --device concern every node"),
-        ({"executor": "emulated", "device": "raspberry-pi-4"}, "expected nodes that compute; add --executor onnx"),
+        ({"executor": "emulated", "device": "raspberry-pi-4/2"}, "expected nodes that compute; add --executor onnx"),
         ({"exit_point": "best"}, "best"),
         ({"inputs": ("absent.png",)}, "absent.png: found nothing there"),
     ],

@@ -1,6 +1,6 @@
 """The reference networks in full size, in four and in five stages: sizes, cuts, and how far they are from the un-split network.
 
-    python -m bench.references               writes bench/results/references.json; ten minutes on two busy cores, 4 GB of memory
+    python -m bench.references               writes bench/results/references.json; 15 minutes on two busy cores, 4 GB of memory
     python -m bench.references gpt2-small    some of them, printed alone
 
 Random weights, as `zpipe train --random` makes them, but for fewer samples. `parity_error` is the largest difference of any

@@ -76,7 +76,6 @@ def test_driver_without_a_usable_gpu_says_why(monkeypatch: pytest.MonkeyPatch, v
     assert "CUDA_VISIBLE_DEVICES" in seen.remedy
 
 
-@pytest.mark.usefixtures("no_driver")
 def test_library_that_is_no_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stub to link with, say. Whoever asks goes on without."""
     library = pretend.library(tmp_path, "int nothing(void) { return 0; }")
@@ -88,6 +87,7 @@ def test_library_that_is_no_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest
     assert presence.missing_for("torch-cuda") == missing
 
 
+@pytest.mark.usefixtures("no_driver")
 def test_machine_without_a_gpu_is_told_apart_from_one_without_a_driver(tmp_path: Path) -> None:
     seen = gpus()
     assert isinstance(seen, Missing)

@@ -14,10 +14,10 @@ from tests.executors.tensorrt.device import networks
 from tests.executors.tensorrt.fake import RTX, FakeTrt, installed
 from tests.executors.tiny import tiny_emulation
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError
+from zpipe.errors import BackendUnavailable, BundleError, ConfigError, ExecutorError, ExecutorLost
 from zpipe.executors import trt
 from zpipe.executors.cuda import presence
-from zpipe.executors.tensorrt import build, check
+from zpipe.executors.tensorrt import build, check, manifest
 from zpipe.executors.tensorrt.build import BuiltEngine, build_engines, choose
 from zpipe.executors.tensorrt.convert import Converted
 from zpipe.executors.tensorrt.flavour import load_flavour
@@ -122,13 +122,22 @@ def test_only_the_stages_asked_for_are_built(bundle: Bundle, rtx: FakeTrt) -> No
 def test_who_waits_for_another_process_finds_its_engines(bundle: Bundle, rtx: FakeTrt) -> None:
     (bundle.path / "trt").mkdir()
     results: list[list[BuiltEngine]] = []
-    with locked(bundle.path / "trt"):
-        waiting = threading.Thread(target=lambda: results.append(run(bundle)))
+    lines: list[str] = []
+    told = threading.Event()
+
+    def progress(line: str, done: float) -> None:
+        lines.append(line)
+        told.set()
+
+    with locked(bundle.path / "trt", lambda: None):
+        waiting = threading.Thread(target=lambda: results.append(run(bundle, progress=progress)))
         waiting.start()
+        assert told.wait(30.0)
         engines = build._made(bundle, *choose("8.6", None, "fp32"), keys(bundle), {}, bundle.path / "trt", False, build._silent)
     waiting.join()
     assert len(engines) == 3
     assert [each.kept for each in results[0]] == [True] * 3
+    assert lines == [f"waiting for another build in {bundle.path / 'trt'}", "engines are there already"]
 
 
 def keys(bundle: Bundle) -> dict[int, Any]:
@@ -151,6 +160,45 @@ def test_failed_build_leaves_nothing(bundle: Bundle, rtx: FakeTrt) -> None:
     with pytest.raises(ExecutorError, match=r"stage2.onnx in fp32: found a network that TensorRT-RTX .* does not take"):
         run(bundle)
     assert files(bundle) == []
+
+
+def contents(bundle: Bundle) -> dict[str, bytes]:
+    return {name: (bundle.path / "trt" / name).read_bytes() for name in files(bundle)}
+
+
+def test_forced_build_that_finds_the_disk_full_leaves_what_was_there(
+    bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bundle)[0].engine.compiled.write_bytes(b"kernels")
+    before, write = contents(bundle), manifest.write_whole
+
+    def full(file: Path, content: bytes) -> None:
+        if file.name.startswith("stage2") and file.suffix == ".plan":
+            raise ConfigError(f"{file}: found that it cannot be written (No space left on device)")
+        write(file, content)
+
+    monkeypatch.setattr(build, "write_whole", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        run(bundle, force=True)
+    assert contents(bundle) == before
+    assert not (bundle.path / "trt" / ".new").exists()
+
+
+def test_forced_engines_that_answer_worse_leave_what_was_there(
+    bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(bundle)
+    before = contents(bundle)
+    with_gpus(monkeypatch, (8, 6))
+    monkeypatch.setattr(presence, "missing_for", lambda executor: None)
+
+    def lost(*args: Any) -> Any:
+        raise ExecutorLost("GPU 0: found it gone")
+
+    monkeypatch.setattr(trt, "answers", lost)
+    with pytest.raises(ExecutorLost):
+        run(bundle, force=True)
+    assert contents(bundle) == before
 
 
 def test_file_that_is_not_what_the_manifest_says_is_refused(bundle: Bundle, rtx: FakeTrt) -> None:

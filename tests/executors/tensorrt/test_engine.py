@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -373,6 +374,18 @@ def test_rtx_runs_few_sizes_and_keeps_what_it_compiled(bundle: Bundle, rtx: Fake
     assert ("known_kernels", b"+") in rtx.calls
     again.enqueue(1, addresses, stream(7))
     assert kernels.read_bytes() == b"++"
+
+
+def test_kernels_on_a_full_disk_leave_no_piece_of_a_file(bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(bundle, rtx)
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted((bundle.path / "trt").iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    engine.enqueue(1, {"input": 1, "activation": 2, "logits": 3}, stream(7))
+    assert sorted((bundle.path / "trt").iterdir()) == before
 
 
 def test_kernels_that_cannot_be_kept_cost_nothing_else(bundle: Bundle, rtx: FakeTrt) -> None:

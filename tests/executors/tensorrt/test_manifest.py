@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from zpipe.executors.tensorrt.manifest import (
     engines_of,
     fits,
     fitting,
+    fresh_folder,
     parse_target,
     read_engine,
     write_whole,
@@ -159,11 +162,50 @@ def test_bundle_that_cannot_be_written_has_its_engines_in_the_users_cache(bundle
         engine_folder(bundle)
 
 
-def test_removed_engine_leaves_nothing(tmp_path: Path) -> None:
-    made = engine(tmp_path)
-    made.compiled.touch()
-    made.remove()
+def test_engine_takes_the_place_of_one_of_its_name(tmp_path: Path) -> None:
+    old = engine(tmp_path, build_seconds=1.0)
+    old.compiled.touch()
+    with fresh_folder(tmp_path) as fresh:
+        moved = engine(fresh, build_seconds=2.0).move(tmp_path)
+    assert moved == read_engine(old.plan.with_suffix(".json")) != old
+    assert moved.whole()
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [moved.plan, moved.plan.with_suffix(".json")]
+    )  # nothing compiled for the one before
+
+
+def test_fresh_folder_is_empty_whoever_was_killed_in_it(tmp_path: Path) -> None:
+    engine(tmp_path / ".new")
+    with fresh_folder(tmp_path) as fresh:
+        assert list(fresh.iterdir()) == []
+        engine(fresh)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(number: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "a", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one writes while the first one's bytes are on their way."""
+    sync = os.fsync
+
+    def meanwhile(number: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        other = threading.Thread(target=write_whole, args=(tmp_path / "a", b"of the second"))
+        other.start()
+        other.join()
+        assert (tmp_path / "a").read_bytes() == b"of the second"
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_whole(tmp_path / "a", b"of the first")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"of the first"]
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

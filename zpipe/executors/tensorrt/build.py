@@ -31,6 +31,7 @@ from zpipe.executors.tensorrt.manifest import (
     EngineKey,
     engine_folder,
     engines_of,
+    fresh_folder,
     locked,
     parse_target,
     stage_digest,
@@ -97,7 +98,7 @@ def build_engines(
         ConfigError: precision, target, batch or stage do not exist, or there is no folder to write to.
         BackendUnavailable: no library that can, no GPU for `current`, or no `onnx` for a precision that needs it.
         BundleError: a stage's file is not what the manifest says.
-        ExecutorError: the precision loses too much, or the library fails; nothing was written.
+        ExecutorError: the precision loses too much, or the library fails; nothing was written, and what was there stays.
     """
     tell = progress or _silent
     wanted = tuple(range(len(bundle.stages))) if stages is None else tuple(sorted(set(stages)))
@@ -107,14 +108,14 @@ def build_engines(
     there = {} if force else _there(bundle, keys)
     if len(there) < len(keys):
         folder = engine_folder(bundle)
-        with locked(folder):
+        with locked(folder, lambda: tell(f"waiting for another build in {folder}", 0.0)):
             there = {} if force else _there(bundle, keys)  # somebody else may have built them while this waited
             missing = {stage: key for stage, key in keys.items() if stage not in there}
             made = _made(bundle, library, capability, missing, there, folder, force, tell) if missing else {}
-        tell(f"{len(made)} engines written to {folder}", 1.0)
-        return [BuiltEngine(made.get(stage) or there[stage], kept=stage not in made) for stage in wanted]
-    tell("engines are there already", 1.0)
-    return [BuiltEngine(there[stage], kept=True) for stage in wanted]
+    else:
+        made = {}
+    tell(f"{len(made)} engines written to {folder}" if made else "engines are there already", 1.0)
+    return [BuiltEngine(made.get(stage) or there[stage], kept=stage not in made) for stage in wanted]
 
 
 def choose(
@@ -205,27 +206,24 @@ def _made(
     force: bool,
     tell: Tell,
 ) -> dict[int, Engine]:
-    """Builds these; on an error none of them stays."""
+    """Builds these; on an error none of them stays, and those that were there do.
+
+    They are written and tried beside the folder's engines, and take their places when all of that went well.
+    """
     precision = next(iter(keys.values())).precision
     graphs = _converted(bundle, precision, tell)
     accuracy = _checked(bundle, precision, graphs, force, tell)
     _refuse_loss(accuracy, precision, force)
     plans = _built(bundle, library, target, {stage: (key, graphs[stage]) for stage, key in keys.items()}, folder, tell)
-    made: dict[int, Engine] = {}
-    try:
-        for stage, built in plans.items():
-            made[stage] = _written(bundle, keys[stage], built, folder, accuracy)
+    with fresh_folder(folder) as fresh:
+        made = {stage: _written(bundle, keys[stage], built, fresh, accuracy) for stage, built in plans.items()}
         here = _checked_here(bundle, library, target, sorted((*there.values(), *made.values()), key=lambda each: each.key.stage))
         if here is not None:
             _refuse_loss(here, precision, force)
             made = {stage: replace(engine, accuracy=here) for stage, engine in made.items()}
             for engine in made.values():
                 engine.write()
-    except BaseException:
-        for engine in made.values():
-            engine.remove()
-        raise
-    return made
+        return {stage: engine.move(folder) for stage, engine in made.items()}
 
 
 # ---- the precision -----------------------------------------------------------------------------
@@ -349,7 +347,6 @@ def _written(bundle: Bundle, key: EngineKey, built: Built, folder: Path, accurac
         bundle=bundle.name,
         machine=machine(),
     )
-    engine.remove()  # what was compiled for the one before, too
     write_whole(engine.plan, built.plan)
     engine.write()
     return engine

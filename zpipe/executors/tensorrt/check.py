@@ -1,8 +1,9 @@
 """What a precision costs: labels at every exit, against the bundle's own ONNX.
 
-A bundle holds one set of real samples, the evaluation set; the calibration split its temperatures were fitted on stays where it
-was made. So a few originals of that set calibrate int8 (`parts`), and accuracy is measured on the others alone: distorted copies of
-one original never stand on both sides.
+A bundle holds the images of one set of real samples, the evaluation set. Of the calibration split its temperatures were fitted on
+it has logits and labels (`calibration.npz`) and no images, and int8 needs images to calibrate on. So every eighth original of the
+evaluation set calibrates it (`parts`), and accuracy is measured on the others alone: distorted copies of one original never stand
+on both sides. What int8 is said to cost is therefore of seven eighths of that set, and of data like those it was calibrated on.
 """
 
 from __future__ import annotations

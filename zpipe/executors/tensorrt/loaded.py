@@ -14,14 +14,14 @@ Source: NVIDIA's documentation of both libraries; none of this was seen on a GPU
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zpipe.errors import EngineMismatchError, ExecutorError
+from zpipe.errors import ConfigError, EngineMismatchError, ExecutorError
 from zpipe.executors.cuda.driver import Memory
 from zpipe.executors.tensorrt.flavour import Flavour, Tensor, dtype_name
+from zpipe.executors.tensorrt.manifest import write_whole
 from zpipe.executors.tensorrt.refusal import unavailable
 
 log = logging.getLogger("zpipe.tensorrt")
@@ -171,12 +171,10 @@ class LoadedEngine:
         """After each size that ran for the first time, which took far longer than this: a node may be killed."""
         if self._kernels is None:
             return
-        fresh = self._compiled.with_name(f".{self._compiled.name}.{os.getpid()}")
         try:
-            fresh.write_bytes(bytes(self._kernels.serialize()))
-            fresh.replace(self._compiled)
-        except OSError as exc:  # costs the next start its time, and nothing else
-            log.debug("%s: compiled kernels not kept: %s", self._what, exc)
+            write_whole(self._compiled, bytes(self._kernels.serialize()))
+        except ConfigError as exc:  # costs the next start its time, and nothing else
+            log.debug("compiled kernels not kept: %s", exc)
 
 
 class _Context:

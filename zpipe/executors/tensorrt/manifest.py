@@ -12,8 +12,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,10 +142,26 @@ class Engine:
         document["plan"] = self.plan.name
         write_whole(self.plan.with_suffix(".json"), (json.dumps(document, indent=1) + "\n").encode())
 
-    def remove(self) -> None:
-        """Manifest first, so that no plan is left that something vouches for."""
-        for file in (self.plan.with_suffix(".json"), self.plan, self.compiled):
-            file.unlink(missing_ok=True)
+    def move(self, folder: Path) -> Engine:
+        """Into a folder of the same disk, in the place of one of its name.
+
+        The manifest comes last: what is cut off before is a plan that no manifest vouches for, and built anew.
+
+        Raises:
+            ConfigError: a file cannot be put there.
+        """
+        moved = replace(self, plan=folder / self.plan.name)
+        pairs = [(self.plan, moved.plan), (self.plan.with_suffix(".json"), moved.plan.with_suffix(".json"))]
+        try:
+            for file, place in pairs:
+                file.replace(place)
+            if self.compiled.is_file():
+                self.compiled.replace(moved.compiled)
+            else:
+                moved.compiled.unlink(missing_ok=True)  # of the plan before
+        except OSError as exc:
+            raise ConfigError(f"{folder}: found that it cannot be written ({exc.strerror}), expected to; see its rights") from exc
+        return moved
 
 
 def read_engine(manifest: Path) -> Engine:
@@ -247,29 +265,57 @@ def _unwritable(folder: Path) -> str | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that build into a folder: nodes of one machine start together and want the same engines."""
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder on the same disk, gone afterwards with what is left in it; for whoever is `locked`."""
+    fresh = folder / ".new"
+    shutil.rmtree(fresh, ignore_errors=True)  # of a build that was killed
+    try:
+        fresh.mkdir()
+    except OSError as exc:
+        raise ConfigError(f"{fresh}: found that it cannot be made ({exc.strerror}), expected room there; free some") from exc
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Alone among the processes that build into a folder: nodes of one machine start together and want the same engines.
+
+    Args:
+        folder: it exists.
+        waits: called once if somebody else builds there.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             import fcntl
         except ImportError:  # not a Unix: two that build at once do the same work twice
             yield
             return
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the file
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def write_whole(file: Path, content: bytes) -> None:
     """All of it or nothing, also where the power goes."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    # Two executors of one process may keep the same file, each on a thread of its own.
+    fresh = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         with fresh.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         fresh.replace(file)
-    except OSError as exc:
-        fresh.unlink(missing_ok=True)
+    except BaseException as exc:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        if not isinstance(exc, OSError):  # Ctrl-C
+            raise
         raise ConfigError(f"{file}: found that it cannot be written ({exc.strerror}), expected room there; free some") from exc
 
 

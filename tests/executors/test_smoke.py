@@ -98,7 +98,7 @@ def cut_off(output: StageOutput) -> StageOutput:
     [
         (0, lambda out: replace(out, exited=[False] * 8), "stage 0: found exits --------, expected x-x-x-x-"),
         (2, lambda out: replace(out, exited=[True] * 7 + [False]), "stage 2: found exits xxxxxxx-, expected xxxxxxxx"),
-        (0, lambda out: replace(out, confidences=out.confidences[::-1]), "stage 0: found confidence .* in row 1, expected 0"),
+        (0, lambda out: replace(out, confidences=out.confidences[::-1]), "stage 0: found confidence .* in row 0, expected 0"),
         (2, lambda out: replace(out, confidences=[float("nan")] * 8), "stage 2: found confidence nan in row 0, expected 0"),
         (0, lambda out: replace(out, labels=[(label + 1) % 3 for label in out.labels]), "stage 0: found label"),
         (0, wrong_rows, "stage 0: found row 0 of the activation off by"),
@@ -110,6 +110,20 @@ def test_wrong_output_is_named(bundle: Bundle, stage: int, change: Change, messa
     differs = smoke(Changed(bundle, [0, 1, 2], stage, change), bundle)
     assert differs is not None
     assert re.match(message, differs), differs
+
+
+@pytest.mark.parametrize(("precision", "off"), [("fp32", 0.005), ("fp16", 0.02), ("bf16", 0.05), ("int8", 0.1)])
+def test_each_precision_has_its_tolerance(bundle: Bundle, precision: str, off: float) -> None:
+    """An int8 engine as good as it can be passes; one of float32 that is as far off does not."""
+
+    def looked_at(off: float) -> str | None:
+        less = lambda output: replace(output, confidences=[each - off for each in output.confidences])  # noqa: E731
+        executor = Changed(bundle, [0], 0, less)
+        executor.precision = precision  # type: ignore[attr-defined]
+        return smoke(executor, bundle)
+
+    assert looked_at(off) is None
+    assert re.match(r"stage 0: found confidence", str(looked_at(2.5 * off)))
 
 
 def test_what_the_executor_raises_passes_through(bundle: Bundle) -> None:

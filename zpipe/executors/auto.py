@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zpipe.errors import ZpipeError, one_line
+from zpipe.devices import load_device
+from zpipe.errors import ConfigError, ZpipeError, one_line
 from zpipe.executors.base import StageExecutor, executor_options, make_executor
 from zpipe.executors.cuda.presence import missing_for
 
@@ -121,12 +122,27 @@ def make(
         note: takes the line that says what was taken and why; it goes to the log if not given.
 
     Raises:
+        ConfigError: there is no such device.
         BackendUnavailable: there is not even ONNX Runtime.
     """
+    _check_device(device)
     candidates = [Candidate(name, partial(_lacks, name), partial(_make, name, bundle, stages, device)) for name in PREFERENCE]
     choice = choose(candidates, max_batch=max_batch, smoke=partial(_smoke, bundle=bundle, max_batch=max_batch))
     (note or partial(log.info, "%s"))(str(choice))
     return choice.executor
+
+
+def _check_device(device: str) -> None:
+    """A mistyped GPU must not become the first one, nor fp32."""
+    if _GPU.fullmatch(device):
+        return
+    try:
+        load_device(device)
+    except ConfigError as exc:
+        raise ConfigError(
+            f"executor {AUTO}: device: found {device!r}, expected a GPU, what it computes in, or both, as in cuda:0/fp16, "
+            f"or a board's profile as `emulated` takes it; correct `device`"
+        ) from exc
 
 
 def _lacks(name: str) -> str:

@@ -42,13 +42,16 @@ class TorchCudaExecutor(CudaStages):
         device: which GPU, and after a slash what it computes in: `1`, `cuda:1`, `fp16`, `cuda:0/fp16`. `fp32` is without TF32; with
             `fp16` float32 operators compute in float16, and what travels stays as the bundle says. GPU 0 and fp32 if not said.
 
+    Attributes:
+        precision: what it computes in.
+
     Raises:
         ConfigError: there is no such device or precision.
     """
 
     def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "") -> None:
-        ordinal, precision = parse_device(device, executor="torch-cuda", precisions=PRECISIONS)
-        load = partial(TorchEngine, bundle, half=precision == "fp16")
+        ordinal, self.precision = parse_device(device, executor="torch-cuda", precisions=PRECISIONS)
+        load = partial(TorchEngine, bundle, half=self.precision == "fp16")
         super().__init__(bundle, stages, driver=partial(TorchDriver, ordinal), engine=load)
 
 

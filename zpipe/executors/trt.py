@@ -45,6 +45,9 @@ class TrtExecutor(CudaStages):
         rebuild: build engines where those that are there do not fit this GPU, library or ONNX, instead of refusing; `auto` does,
             for which nobody asked for TensorRT.
 
+    Attributes:
+        precision: what its engines compute in.
+
     Raises:
         BackendUnavailable: no GPU or driver, no pycuda, or no TensorRT, in this order.
         ConfigError: there is no such device or precision.
@@ -52,7 +55,7 @@ class TrtExecutor(CudaStages):
 
     def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "", rebuild: bool = False) -> None:
         presence.require("trt")
-        ordinal, self._precision = parse_device(device, executor="trt", precisions=PRECISIONS)
+        ordinal, self.precision = parse_device(device, executor="trt", precisions=PRECISIONS)
         self._rebuild = rebuild
         super().__init__(bundle, stages, driver=partial(_open, ordinal), engine=self._load_engine)
 
@@ -61,7 +64,7 @@ class TrtExecutor(CudaStages):
             self._bundle,
             stage,
             capability=driver.capability,
-            precision=self._precision,
+            precision=self.precision,
             max_batch=max_batch,
             hosted=self.stages,
             rebuild=self._rebuild,

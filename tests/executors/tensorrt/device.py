@@ -54,7 +54,7 @@ class FakeTrtExecutor(TrtExecutor):
     def __init__(self, bundle: Bundle, stages: Sequence[int], device: str = "", rebuild: bool = False) -> None:
         self.bench, self.trt = Bench(seed=len(stages)), FakeTrt(RTX, networks(bundle))
         running(self.trt, self.bench)
-        self._precision, self._rebuild = "fp32", rebuild
+        self.precision, self._rebuild = "fp32", rebuild
         CudaStages.__init__(self, bundle, stages, driver=self.bench.open, engine=self._load_engine, max_batch=16)
 
     def _load_engine(self, driver: Driver, stage: int, max_batch: int) -> TrtEngine:

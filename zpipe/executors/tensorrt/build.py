@@ -106,15 +106,16 @@ def build_engines(
     library, capability = choose(target, flavour, precision, at_hand)
     keys = {stage: _key(bundle, stage, precision, max_batch, library, capability) for stage in wanted}
     there = {} if force else _there(bundle, keys)
+    made: dict[int, Engine] = {}
     if len(there) < len(keys):
         folder = engine_folder(bundle)
         with locked(folder, lambda: tell(f"waiting for another build in {folder}", 0.0)):
             there = {} if force else _there(bundle, keys)  # somebody else may have built them while this waited
             missing = {stage: key for stage, key in keys.items() if stage not in there}
-            made = _made(bundle, library, capability, missing, there, folder, force, tell) if missing else {}
-    else:
-        made = {}
-    tell(f"{len(made)} engines written to {folder}" if made else "engines are there already", 1.0)
+            if missing:
+                made = _made(bundle, library, capability, missing, there, folder, force, tell)
+    written = f"{len(made)} engines written to {next(iter(made.values())).plan.parent}" if made else "engines are there already"
+    tell(written, 1.0)
     return [BuiltEngine(made.get(stage) or there[stage], kept=stage not in made) for stage in wanted]
 
 

@@ -14,7 +14,8 @@ import pytest
 from tests.executors.cuda import pretend
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.doctor import gpu as doctor
-from zpipe.doctor.gpu import EXTRAS, Extra
+from zpipe.doctor.finding import Finding
+from zpipe.doctor.gpu import EXTRAS, Extra, Library
 from zpipe.executors.cuda.presence import NO_GPU, Gpu, Gpus, Missing
 from zpipe.executors.tensorrt.manifest import SCHEMA, Accuracy, Engine, EngineKey, stage_digest
 
@@ -22,6 +23,9 @@ ROOT = Path(__file__).parents[2]
 HALF = ROOT / "engines" / "digits-mobilenetv2-half"
 ORIN = Gpus(12060, (Gpu("Orin", (8, 7)),))
 NONE = Missing(NO_GPU, "one with its driver (libcuda.so.1)", "executor onnx does without")
+
+
+FRAGILE = Extra("fragile_library", "import fragile_library", "for this test", "pip install fragile", "pip install anew")
 
 
 def test_every_extra_that_a_remedy_names_is_one_of_pyproject() -> None:
@@ -46,9 +50,11 @@ def test_extra_is_imported_in_a_process_of_its_own(
     (tmp_path / "fragile_library.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    finding = doctor.extra(Extra("fragile_library", "import fragile_library", "for this test", "pip install fragile"))
+    finding = doctor.extra(FRAGILE)
     assert finding.status == status
     assert found in finding.found
+    if found.startswith(("does", "it")):
+        assert finding.remedy.endswith(" install anew")  # it is installed
     assert "fragile_library" not in sys.modules
 
 
@@ -147,17 +153,18 @@ def built(bundle: Bundle, stage: int, *, target: str = "8.7", flavour: str = "rt
     return engine
 
 
-RTX = {"trt": "not installed", "rtx": "1.7.1.116"}
+RTX = {"rtx": Library("1.7.1.116", ("8.6", "8.7"))}
+PYCUDA = Finding("pycuda", "ok", "2026.1 with 1 GPU")
 
 
 def test_no_engines_are_no_finding(bundle: Bundle) -> None:
-    assert doctor.engines(ORIN, RTX) == []
+    assert doctor.engines(ORIN, RTX, PYCUDA) == []
 
 
 def test_engines_for_this_gpu_run_here(bundle: Bundle) -> None:
     for stage in range(5):
         built(bundle, stage)
-    (finding,) = doctor.engines(ORIN, RTX)
+    (finding,) = doctor.engines(ORIN, RTX, PYCUDA)
     assert (finding.name, finding.status) == (f"engines of {bundle.name}", "ok")
     assert finding.found == "stages 0, 1, 2, 3, 4: fp16 up to batch 64 by rtx1.7.1.116 for capability 8.7, runs here"
 
@@ -165,7 +172,7 @@ def test_engines_for_this_gpu_run_here(bundle: Bundle) -> None:
 def test_engines_for_another_machine_are_listed_where_they_were_built(bundle: Bundle) -> None:
     for stage in range(2):
         built(bundle, stage, target="8.6")
-    (finding,) = doctor.engines(NONE, RTX)
+    (finding,) = doctor.engines(NONE, RTX, PYCUDA)
     assert finding.status == "ok"
     assert finding.found == "stages 0, 1: fp16 up to batch 64 by rtx1.7.1.116 for capability 8.6, not used here: no NVIDIA GPU"
 
@@ -180,7 +187,7 @@ def test_engines_for_another_machine_are_listed_where_they_were_built(bundle: Bu
 )
 def test_engine_that_does_not_fit_says_why_and_how_to_build_one(bundle: Bundle, wrong: dict[str, str], why: str) -> None:
     built(bundle, 0, **wrong)
-    (finding,) = doctor.engines(ORIN, RTX)
+    (finding,) = doctor.engines(ORIN, RTX, PYCUDA)
     assert finding.status == "warning"
     assert finding.found.endswith(f", not used here: {why}")
     assert finding.remedy == f"zpipe build --bundle {bundle.name}"
@@ -189,18 +196,65 @@ def test_engine_that_does_not_fit_says_why_and_how_to_build_one(bundle: Bundle, 
 def test_damaged_plan_is_not_used(bundle: Bundle) -> None:
     engine = built(bundle, 0)
     engine.plan.write_bytes(b"another")
-    (finding,) = doctor.engines(ORIN, RTX)
+    (finding,) = doctor.engines(ORIN, RTX, PYCUDA)
     assert "is damaged" in finding.found
 
 
 def test_engine_for_any_gpu_runs_here_and_one_that_does_is_enough(bundle: Bundle) -> None:
     built(bundle, 0, target="any")
     built(bundle, 0, target="8.6")
-    (finding,) = doctor.engines(ORIN, RTX)
+    (finding,) = doctor.engines(ORIN, RTX, PYCUDA)
     assert finding.status == "ok"
     assert "for any GPU, runs here" in finding.found
     assert "for capability 8.6, not used here" in finding.found
     assert json.loads(next((bundle.path / "trt").glob("*.json")).read_text())["schema"] == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("capability", "verdict", "status"),
+    [
+        ((6, 1), "not used here: the GPU is a card (capability 6.1)", "warning"),
+        ((8, 6), "runs here", "ok"),
+        ((9, 0), "only a trial can tell whether it runs here", "ok"),
+    ],
+)
+def test_engine_for_any_gpu_runs_where_the_library_lists_it(
+    capability: tuple[int, int], verdict: str, status: str, bundle: Bundle
+) -> None:
+    built(bundle, 0, target="any")
+    (finding,) = doctor.engines(Gpus(13000, (Gpu("a card", capability),)), RTX, PYCUDA)
+    assert finding.found.endswith(f"for any GPU, {verdict}")
+    assert finding.status == status
+
+
+@pytest.mark.parametrize(
+    ("pycuda", "libraries", "why", "remedy"),
+    [
+        (Finding("pycuda", "missing", "", "install it"), RTX, "pycuda is not installed", "install it"),
+        (Finding("pycuda", "warning", "", "mend it"), RTX, "pycuda is installed, but does not work", "mend it"),
+        (PYCUDA, {}, "no TensorRT is installed that loads", "pip install 'zpipe[rtx]'"),
+    ],
+)
+def test_engine_without_what_runs_it_is_not_told_to_be_built(
+    pycuda: Finding, libraries: dict[str, Library], why: str, remedy: str, bundle: Bundle
+) -> None:
+    built(bundle, 0)
+    (finding,) = doctor.engines(ORIN, libraries, pycuda)
+    assert finding.status == "warning"
+    assert finding.remedy.endswith(remedy)
+    assert finding.found.endswith(f", not used here: {why}")
+
+
+def test_tensorrt_is_recommended_as_what_installs_everywhere() -> None:
+    for each in doctor.FLAVOURS.values():
+        assert each.remedy.startswith("pip install 'zpipe[rtx]'")
+
+
+def test_pycuda_for_another_driver_is_compiled_anew(tmp_path: Path) -> None:
+    broken = {**pretend.PYCUDA, "pycuda.driver": "raise ImportError('libcuda.so.1: undefined symbol: cuGreenCtxCreate')"}
+    said = doctors_words(pretend.environment(tmp_path, broken, with_driver=True))
+    assert "! pycuda installed, but does not work: ImportError: libcuda.so.1: undefined symbol" in said
+    assert "install --force-reinstall --no-cache-dir --no-deps pycuda, with a CUDA toolkit no newer than the driver" in said
 
 
 # ---- what auto takes ---------------------------------------------------------------------------

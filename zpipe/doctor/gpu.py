@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +19,8 @@ from zpipe.errors import ZpipeError
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
-    from zpipe.executors.cuda.presence import Gpus, Missing
-    from zpipe.executors.tensorrt.manifest import Engine
+    from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
+    from zpipe.executors.tensorrt.manifest import Engine, EngineKey
 
 #: Importing torch from a slow SD card takes most of a minute; so may building engines, where `auto` finds none.
 PROBE_SECONDS = 90.0
@@ -27,12 +28,23 @@ DRIVER_REMEDY = "install NVIDIA's driver; in a container: docker run --gpus all"
 
 
 class Extra(NamedTuple):
-    """A library that some need: `code` imports it and prints a line about it; `use` says what for."""
+    """A library that some need: `code` imports it and prints a line about it; `use` says what for.
+
+    `remedy` is for where it is missing, `mend` for where it is installed and does not load.
+    """
 
     module: str
     code: str
     use: str
     remedy: str
+    mend: str
+
+
+class Library(NamedTuple):
+    """A TensorRT that loads: its version, and the capabilities it lists; none where it builds for the GPU it runs on."""
+
+    version: str
+    targets: tuple[str, ...] = ()
 
 
 #: Prints the version, and the capabilities that engines can be built for without their GPU.
@@ -48,17 +60,31 @@ PYCUDA = Extra(
     "import pycuda, pycuda.driver as d; d.init(); print(pycuda.VERSION_TEXT, 'with', d.Device.count(), 'GPU')",
     "for executor trt",
     "pip install 'zpipe[cuda]' (compiles it: needs the CUDA toolkit, nvcc on PATH)",
+    "pip install --force-reinstall --no-cache-dir --no-deps pycuda, with a CUDA toolkit no newer than the driver",
 )
 #: By the key of the flavour in the names of engines.
 FLAVOURS = {
-    "trt": Extra("tensorrt", _FLAVOUR.format("trt"), "for executor trt", "pip install 'zpipe[trt]'"),
-    "rtx": Extra("tensorrt_rtx", _FLAVOUR.format("rtx"), "for executor trt", "pip install 'zpipe[rtx]'"),
+    "trt": Extra(
+        "tensorrt",
+        _FLAVOUR.format("trt"),
+        "for executor trt, or tensorrt_rtx",
+        "pip install 'zpipe[rtx]' does; TensorRT itself is not on PyPI, NVIDIA says where: docs.nvidia.com/deeplearning/tensorrt",
+        "install it anew as docs.nvidia.com/deeplearning/tensorrt says, or: pip install 'zpipe[rtx]'",
+    ),
+    "rtx": Extra(
+        "tensorrt_rtx",
+        _FLAVOUR.format("rtx"),
+        "for executor trt",
+        "pip install 'zpipe[rtx]'",
+        "pip install --force-reinstall --no-cache-dir tensorrt-rtx",
+    ),
 }
 TORCH = Extra(
     "torch",
     "import torch; print(torch.__version__, 'with CUDA' if torch.cuda.is_available() else 'without CUDA')",
     "for `zpipe train` and executor torch-cuda",
     "pip install 'zpipe[train]'",
+    "pip install --force-reinstall torch",
 )
 EXTRAS = (PYCUDA, *FLAVOURS.values(), TORCH)
 
@@ -78,13 +104,14 @@ def findings() -> list[Finding]:
         there = gpus()
     except ImportError as exc:
         return [Finding("NVIDIA driver", "warning", f"not looked at: {reason(exc)}", "mend what is missing above")]
-    found = [nvidia_driver(there), extra(PYCUDA)]
-    versions = {}
+    pycuda = extra(PYCUDA)
+    found, libraries = [nvidia_driver(there), pycuda], {}
     for key, wanted in FLAVOURS.items():
-        finding = flavour(wanted, there)
+        finding, library = flavour(wanted, there)
         found.append(finding)
-        versions[key] = finding.found.split(",")[0]
-    return [*found, extra(TORCH), *engines(there, versions), auto()]
+        if library is not None:
+            libraries[key] = library
+    return [*found, extra(TORCH), *engines(there, libraries, pycuda), auto()]
 
 
 # ---- what is here ------------------------------------------------------------------------------
@@ -103,50 +130,62 @@ def nvidia_driver(there: Gpus | Missing) -> Finding:
 
 def extra(wanted: Extra) -> Finding:
     """A library only some need, imported in a process of its own."""
-    remedy = wanted.remedy.replace("pip", pip(), 1)
-    if wanted.module.startswith("tensorrt") and JETSON.exists():
-        remedy = "JetPack brings it: python3 -m venv --system-site-packages .venv"
+    remedy, mend = _remedies(wanted)
     if not installed(wanted.module):
         return Finding(wanted.module, "missing", f"not installed ({wanted.use})", remedy)
     code, said = _run(wanted.code)
     if code == 0:
         return Finding(wanted.module, "ok", said)
     if code is None:
-        return Finding(wanted.module, "warning", f"installed, but its import takes over {PROBE_SECONDS:.0f} s", remedy)
-    if "libcuda" in said:
+        return Finding(wanted.module, "warning", f"installed, but its import takes over {PROBE_SECONDS:.0f} s", mend)
+    if "libcuda" in said and "undefined symbol" not in said:
         return Finding(wanted.module, "warning", f"installed, but there is no NVIDIA driver ({said})", DRIVER_REMEDY)
-    return Finding(wanted.module, "warning", f"installed, but does not work: {said}", remedy)
+    return Finding(wanted.module, "warning", f"installed, but does not work: {said}", mend)
 
 
-def flavour(wanted: Extra, there: Gpus | Missing) -> Finding:
-    """One of the libraries that call themselves TensorRT, and whether it knows the GPU that is here."""
+def _remedies(wanted: Extra) -> tuple[str, str]:
+    """Where it is missing, and where it does not load."""
+    if wanted.module.startswith("tensorrt") and JETSON.exists():
+        brought = "JetPack brings it: python3 -m venv --system-site-packages .venv"
+        return brought, brought
+    return wanted.remedy.replace("pip ", f"{pip()} ", 1), wanted.mend.replace("pip ", f"{pip()} ", 1)
+
+
+def flavour(wanted: Extra, there: Gpus | Missing) -> tuple[Finding, Library | None]:
+    """One of the libraries that call themselves TensorRT, and whether it knows the GPU; None where it does not load."""
     from zpipe.executors.cuda.presence import Gpus
 
     finding = extra(wanted)
     if finding.status != "ok":
-        return finding
+        return finding, None
     version, *targets = finding.found.split()
+    library = Library(version, tuple(targets))
     if not targets:
-        return Finding(wanted.module, "ok", f"{version}, builds for the GPU it runs on")
+        return Finding(wanted.module, "ok", f"{version}, builds for the GPU it runs on"), library
     known = f"{version}, builds for capability {', '.join(targets)}"
     if not isinstance(there, Gpus):
-        return Finding(wanted.module, "ok", known)
-    unknown = [gpu for gpu in there.devices if "{}.{}".format(*gpu.capability) not in targets]
+        return Finding(wanted.module, "ok", known), library
+    unknown = [gpu for gpu in there.devices if _capability(gpu) not in targets]
     if not unknown:
-        return Finding(wanted.module, "ok", f"{known}: this GPU's is among them")
+        return Finding(wanted.module, "ok", f"{known}: this GPU's is among them"), library
     remedy = "whether it runs there only a trial can tell (executor auto, below); executor torch-cuda may instead"
-    return Finding(wanted.module, "warning", f"{known}, not for {unknown[0]}", remedy)
+    return Finding(wanted.module, "warning", f"{known}, not for {unknown[0]}", remedy), library
+
+
+def _capability(gpu: Gpu) -> str:
+    return "{}.{}".format(*gpu.capability)
 
 
 # ---- what was built ----------------------------------------------------------------------------
 
 
-def engines(there: Gpus | Missing, versions: Mapping[str, str]) -> list[Finding]:
+def engines(there: Gpus | Missing, libraries: Mapping[str, Library], pycuda: Finding) -> list[Finding]:
     """The TensorRT engines of every bundle that a name finds, and whether they run here; nothing where there are none.
 
     Args:
         there: the GPUs.
-        versions: {flavour: what its library said, its version where it is here}.
+        libraries: {flavour: its library}, those that load.
+        pycuda: what was found of it.
     """
     from zpipe.bundle import bundle_folders, load_bundle
     from zpipe.executors.tensorrt.manifest import engines_of
@@ -159,44 +198,65 @@ def engines(there: Gpus | Missing, versions: Mapping[str, str]) -> list[Finding]
         except ZpipeError:  # said by whoever uses that bundle
             continue
         if built:
-            found.append(_engines_of(bundle, built, there, versions))
+            found.append(_engines_of(bundle, built, there, libraries, pycuda))
     return found
 
 
-def _engines_of(bundle: Bundle, built: Iterable[Engine], there: Gpus | Missing, versions: Mapping[str, str]) -> Finding:
+_RUNS, _MAY_RUN = "runs here", "only a trial can tell whether it runs here"
+
+
+def _engines_of(
+    bundle: Bundle, built: Iterable[Engine], there: Gpus | Missing, libraries: Mapping[str, Library], pycuda: Finding
+) -> Finding:
     from zpipe.executors.cuda.presence import Gpus
 
     def alike(engine: Engine) -> tuple[str, str]:
-        return str(engine.key), _unusable(bundle, engine, there, versions)
+        return str(engine.key), _verdict(bundle, engine, there, libraries, pycuda)
 
     said, run = [], False
-    for (what, why_not), group in groupby(sorted(built, key=lambda engine: (alike(engine), engine.key.stage)), key=alike):
+    for (what, verdict), group in groupby(sorted(built, key=lambda engine: (alike(engine), engine.key.stage)), key=alike):
         stages = ", ".join(str(engine.key.stage) for engine in group)
-        said.append(f"stages {stages}: {what}{f', not used here: {why_not}' if why_not else ', runs here'}")
-        run = run or not why_not
+        said.append(f"stages {stages}: {what}, {verdict}")
+        run = run or verdict in (_RUNS, _MAY_RUN)
     name = f"engines of {bundle.name}"
     if run or not isinstance(there, Gpus):  # built for another machine, it may be
         return Finding(name, "ok", "; ".join(said))
-    return Finding(name, "warning", "; ".join(said), f"zpipe build --bundle {bundle.name}")
+    remedy = f"zpipe build --bundle {bundle.name}"
+    if pycuda.status != "ok":
+        remedy = pycuda.remedy
+    elif not libraries:  # nothing can be built either
+        remedy = _remedies(FLAVOURS["rtx"])[0]
+    return Finding(name, "warning", "; ".join(said), remedy)
 
 
-def _unusable(bundle: Bundle, engine: Engine, there: Gpus | Missing, versions: Mapping[str, str]) -> str:
-    """Why an engine is not used here; "" if it is."""
+def _verdict(bundle: Bundle, engine: Engine, there: Gpus | Missing, libraries: Mapping[str, Library], pycuda: Finding) -> str:
+    """Whether an engine is used here, and why not; the words after its name."""
     from zpipe.executors.cuda.presence import Gpus
-    from zpipe.executors.tensorrt.manifest import ANY, stage_digest
+    from zpipe.executors.tensorrt.manifest import stage_digest
 
     key = engine.key
     if key.onnx != stage_digest(bundle, key.stage):
-        return "the stage's ONNX is another one now"
+        return "not used here: the stage's ONNX is another one now"
     if not engine.whole():
-        return f"{engine.plan.name} is damaged"
+        return f"not used here: {engine.plan.name} is damaged"
     if not isinstance(there, Gpus):
-        return there.found
-    if key.flavour not in {f"{name}{version}" for name, version in versions.items()}:
-        return f"{key.flavour} is not the library here"
-    if not any(key.target in (ANY, "{}.{}".format(*gpu.capability)) for gpu in there.devices):
-        return f"the GPU is {there.devices[0]}"
-    return ""
+        return f"not used here: {there.found}"
+    if pycuda.status != "ok":
+        return f"not used here: pycuda is {'not installed' if pycuda.status == 'missing' else 'installed, but does not work'}"
+    library = {f"{name}{each.version}": each for name, each in libraries.items()}.get(key.flavour)
+    if library is None:
+        return f"not used here: {f'{key.flavour} is not the library here' if libraries else 'no TensorRT is installed that loads'}"
+    return _verdict_on_gpu(key, there, library)
+
+
+def _verdict_on_gpu(key: EngineKey, there: Gpus, library: Library) -> str:
+    from zpipe.executors.tensorrt.manifest import ANY, fits
+
+    able = [gpu for gpu in there.devices if fits(key, replace(key, target=_capability(gpu)))]
+    if not able:
+        return f"not used here: the GPU is {there.devices[0]}"
+    listed = key.target != ANY or any(_capability(gpu) in library.targets for gpu in able)
+    return _RUNS if listed else _MAY_RUN
 
 
 # ---- what is made of it ------------------------------------------------------------------------

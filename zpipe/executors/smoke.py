@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 #: Samples looked at, evenly spread over the evaluation set: at least two of each fate in every stage.
 SAMPLES = 8
 #: What a confidence may be off, and an activation in parts of its largest value, by what the executor computes in. float32 on
-#: another device is off by 1e-4. Converted stages of the digits bundles are by 0.0014 (fp16), 0.016 (bf16) and 0.062 (int8) at most on
-#: 200 samples, one stage at a time in ONNX Runtime; deep nets in float16 by ten times that. An engine that is wrong is by tenths.
+#: another device is off by 1e-4. Converted stages of the digits bundles are by 0.0014 (fp16), 0.016 (bf16) and 0.062 (int8) at most
+#: on 200 samples, one stage at a time in ONNX Runtime; deep nets in float16 by ten times that. A wrong engine is by tenths.
 TOLERANCES = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.06, "int8": 0.15}
 
 

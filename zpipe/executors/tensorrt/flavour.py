@@ -38,7 +38,8 @@ log = logging.getLogger("zpipe.tensorrt")
 MODULES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 #: What zpipe tells people to do where one is missing.
 INSTALL = {
-    "trt": "run: pip install 'zpipe[trt]' (on a Jetson JetPack brings it: python3 -m venv --system-site-packages .venv)",
+    "trt": "on a Jetson JetPack brings it (python3 -m venv --system-site-packages .venv), elsewhere take TensorRT for RTX "
+    "(run: pip install 'zpipe[rtx]'), or install it as docs.nvidia.com/deeplearning/tensorrt says",
     "rtx": "run: pip install 'zpipe[rtx]'",
 }
 

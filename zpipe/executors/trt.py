@@ -83,7 +83,7 @@ def answers(
     """
 
     def load(driver: Driver, stage: int, max_batch: int) -> TrtEngine:
-        return TrtEngine(driver, bundle.stages[stage], engines[stage], library, "build for another target")
+        return TrtEngine(driver, bundle.stages[stage], engines[stage], library, "run: zpipe build --target any")
 
     labels = np.full((len(images), len(bundle.stages)), -1, np.int64)
     executor = CudaStages(bundle, range(len(bundle.stages)), driver=partial(_open, ordinal), engine=load)

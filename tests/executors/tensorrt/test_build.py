@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.executors.cuda.engines import Bench
 from tests.executors.tensorrt.device import networks
 from tests.executors.tensorrt.fake import RTX, FakeTrt, installed
 from tests.executors.tiny import tiny_emulation
@@ -297,6 +298,20 @@ def test_engines_stay_untried_where_pycuda_is_broken(
     monkeypatch.setattr(trt, "answers", broken)
     assert run(bundle)[0].engine.accuracy.by == "none"
     assert "the engines were not tried here: found no context" in caplog.text
+
+
+def test_engines_stay_untried_where_the_driver_is_too_old_for_the_library(
+    bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be for another machine."""
+    with_gpus(monkeypatch, (8, 6))
+    monkeypatch.setattr(presence, "missing_for", lambda executor: None)
+    bench = Bench()
+    monkeypatch.setattr(trt, "_open", lambda ordinal: bench.open())
+    rtx.refuses, rtx.invalidity = {"plan"}, 4
+    assert [each.engine.whole() for each in run(bundle)] == [True] * 3
+    assert "the engines were not tried here: stage 0" in caplog.text
+    assert "update the driver" in caplog.text
 
 
 def test_precision_needs_an_evaluation_set(bundle: Bundle, rtx: FakeTrt) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.executors.cuda.engines import Bench
-from tests.executors.tensorrt.device import networks, running
+from tests.executors.tensorrt.device import FakeTrtExecutor, networks, running
 from tests.executors.tensorrt.fake import RTX, FakeTrt, installed
 from tests.executors.tiny import DATA, STAGES, images, tiny_bundle
 from zpipe.bundle import Bundle
@@ -260,6 +260,22 @@ def test_library_that_takes_no_plan_here_is_not_told_to_build_another(
         load(bundle, rtx)
     assert "zpipe build" not in str(info.value)
     assert "\n" not in str(info.value)
+
+
+def test_command_for_a_plan_the_library_does_not_take_builds_what_would_be_kept(bundle: Bundle, rtx: FakeTrt, gpu: None) -> None:
+    built(bundle, max_batch=8)
+    found = find_engine(bundle, 0, capability=(8, 6), precision="fp32", max_batch=8, hosted=(0,))
+    rtx.refuses, rtx.invalidity = {"plan"}, 1
+    with pytest.raises(EngineMismatchError, match=r"; run here: zpipe build .* --target 8\.6 --max-batch 8 --force$"):
+        found.load(Device())  # type: ignore[arg-type]
+
+
+def test_executor_whose_library_takes_no_plan_here_says_so_at_its_warm_up(bundle: Bundle, gpu: None) -> None:
+    executor = FakeTrtExecutor(bundle, [0, 1])
+    executor.trt.refuses, executor.trt.invalidity = {"plan"}, 4
+    with pytest.raises(BackendUnavailable, match=r"update the driver, or take executor torch-cuda$"):
+        executor.warm_up(8)
+    executor.close()
 
 
 def test_full_library_says_why_by_its_log(bundle: Bundle, gpu: None) -> None:

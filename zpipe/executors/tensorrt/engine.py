@@ -48,7 +48,7 @@ class TrtEngine:
         spec: of the stage.
         engine: on disk, one that fits.
         flavour: the library that built it.
-        remedy: the command that builds one.
+        remedy: the command that builds one, to which an option may be added.
 
     Raises:
         EngineMismatchError: the plan is damaged, or the library does not take it.
@@ -65,7 +65,7 @@ class TrtEngine:
             engine.plan.read_bytes(),
             allocate=driver.allocate,
             what=f"{what} ({engine.key})",
-            remedy=f"expected one it does; {remedy}",
+            remedy=f"expected one it does; {remedy} --force",  # by its name and sha256 it fits, and would be kept
             compiled=engine.compiled,
         )
         try:

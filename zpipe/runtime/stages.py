@@ -45,6 +45,11 @@ class Stages:
         self._worker: Worker | None = None
         self._closed = False
 
+    @property
+    def spilled(self) -> int:
+        """Batches whose rows found no room on the executor's device and were copied once more; 0 from one that has none."""
+        return int(getattr(self._executor, "spilled", 0))
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Before the first `run`."""
         self._loop = loop

@@ -95,6 +95,7 @@ def node_stats(driver: Driver) -> dict[str, Any]:
         **asdict(driver.counts),
         **asdict(driver.inbox.counts),
         "hellos_refused": driver.peers.hellos_refused,
+        "spilled_batches": driver._stages.spilled if driver._stages is not None else 0,
         "notes_held_back": driver.notes.held_back,
         "notes_failed": driver.notes.failed,
         "accepting": policy.accepting,

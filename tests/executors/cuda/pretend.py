@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import GPU_DEVICES
+from tests.conftest import missing_gpu
+from zpipe.executors.cuda.presence import NO_GPU
 
-#: For tests that need a machine without a GPU, and cannot pretend that.
-WITHOUT_GPU = pytest.mark.skipif(any(Path(device).exists() for device in GPU_DEVICES), reason="this machine has an NVIDIA GPU")
+#: For tests that need a machine without a GPU, or anything of one, and cannot pretend that.
+WITHOUT_GPU = pytest.mark.skipif(
+    getattr(missing_gpu(), "found", "") != NO_GPU, reason="this machine has something of an NVIDIA GPU"
+)
 
 #: What `presence.py` asks the driver, and nothing else; FAKE_CUDA_INIT is what cuInit answers, FAKE_CUDA_GPUS how many there are.
 _DRIVER = r"""

@@ -87,6 +87,26 @@ def test_answers_are_those_of_onnx_runtime(expected: dict[int, tuple[str, int, i
         assert bench.driver.closed
 
 
+def test_batches_that_find_no_room_on_the_device_are_counted_in_the_nodes_stats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zpipe.executors.cuda.slots.HELD_BATCHES", 0)
+    executors: list[CudaStages] = []
+
+    def make(stages: tuple[int, ...]) -> StageExecutor:
+        executors.append(Bench().executor(bundle(), stages, max_batch=4))
+        return executors[-1]
+
+    mesh = RealMesh([[0, 1, 2, 3, 4]], make, kind="memory")
+
+    async def main() -> dict[str, Any]:
+        async with started(mesh):
+            for number in range(SAMPLES):
+                mesh.submit(number)
+            await mesh.until(SAMPLES)
+            return mesh.drivers[0].stats()
+
+    assert run(main)["spilled_batches"] == executors[0].spilled > 0
+
+
 @pytest.mark.parametrize("codec", ["fp16", "int8"])
 def test_activations_are_coded_on_the_device_for_links_that_all_say_so(codec: str) -> None:
     stages, links = [[0], [1, 2], [3, 4]], {"shape": "line", "codec": codec}

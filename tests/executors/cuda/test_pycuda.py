@@ -14,7 +14,7 @@ import pytest
 from tests.executors.cuda import libcuda_cases, pycuda_cases, stages_cases
 from tests.executors.cuda.standin import need_pycuda, on_standin
 from zpipe.errors import BackendUnavailable
-from zpipe.executors.cuda import pycuda
+from zpipe.executors.cuda import device, pycuda
 from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
 
 Case = Callable[[], None]
@@ -79,7 +79,7 @@ def test_tests_for_a_gpu_are_rehearsed(file: str, least: int) -> None:
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pycuda, "gpus", lambda: Gpus(12040, (Gpu("a card", (8, 6)),)))
+    monkeypatch.setattr(device, "gpus", lambda: Gpus(12040, (Gpu("a card", (8, 6)),)))
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def no_fake_stays() -> Iterator[None]:
 
 
 def test_no_driver_is_said_before_no_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pycuda, "gpus", lambda: Missing("no NVIDIA GPU", "one", "see executor onnx"))
+    monkeypatch.setattr(device, "gpus", lambda: Missing("no NVIDIA GPU", "one", "see executor onnx"))
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(BackendUnavailable, match=r"^GPU 0: found no NVIDIA GPU, expected one; see executor onnx$"):
         pycuda.PycudaDriver()

@@ -27,7 +27,7 @@ import numpy as np
 from zpipe.environment import pip
 from zpipe.errors import BackendUnavailable, ExecutorError, one_line
 from zpipe.executors.cuda import driver as seam
-from zpipe.executors.cuda.presence import Missing, gpus
+from zpipe.executors.cuda.device import require_device
 from zpipe.executors.cuda.pycuda_objects import (
     Called,
     Calls,
@@ -62,7 +62,7 @@ class PycudaDriver(Called):
     _open = False
 
     def __init__(self, device: int = 0) -> None:
-        _check_device(device)
+        require_device(device)
         super().__init__(Calls(_import_pycuda(), device))
         self._owner = threading.get_ident()
         self._held: weakref.WeakSet[Held] = weakref.WeakSet()
@@ -245,16 +245,6 @@ def _place(memory: seam.PinnedMemory, offset: int, nbytes: int) -> int:
     if not 0 <= offset <= memory.nbytes - nbytes:
         raise ExecutorError(f"copy: found bytes {offset}..{offset + nbytes}, expected them within the {memory.nbytes} there are")
     return cast("PycudaPinned", memory).address + offset
-
-
-def _check_device(device: int) -> None:
-    there = gpus()
-    if isinstance(there, Missing):
-        raise BackendUnavailable(f"GPU {device}: {there}")
-    if not 0 <= device < len(there.devices):
-        raise BackendUnavailable(
-            f"GPU {device}: found {there}, expected a device 0..{len(there.devices) - 1}; correct `device`, or CUDA_VISIBLE_DEVICES"
-        )
 
 
 def _import_pycuda() -> Any:

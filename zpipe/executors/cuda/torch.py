@@ -23,8 +23,8 @@ from typing import Any
 from zpipe.environment import installed, pip
 from zpipe.errors import BackendUnavailable, ExecutorError, ExecutorLost, one_line
 from zpipe.executors.cuda import driver as seam
+from zpipe.executors.cuda.device import require_device
 from zpipe.executors.cuda.libcuda import OUT_OF_MEMORY, Libcuda
-from zpipe.executors.cuda.presence import Gpus, Missing, gpus
 from zpipe.executors.cuda.torch_objects import Cuda, Held, TorchEvent, TorchFunction, TorchMemory, TorchPinned, TorchStream, raw
 
 #: CU_STREAM_NON_BLOCKING: does not wait for the default stream, which others in the process may be using.
@@ -51,7 +51,7 @@ class TorchDriver:
     """
 
     def __init__(self, device: int = 0) -> None:
-        there = _checked(device)
+        there = require_device(device)
         self.torch = _import_torch()
         self.device = device
         self.name, self.capability, self.version = there.devices[device].name, there.devices[device].capability, there.version
@@ -200,16 +200,6 @@ def translated(exc: BaseException, device: int) -> ExecutorError | None:
     libcuda = Libcuda(device)
     code, detail = libcuda.code(text) if cuda_error else (0, said)
     return libcuda.error("torch", code, detail)
-
-
-def _checked(device: int) -> Gpus:
-    """What the driver shows, the device among it."""
-    there = gpus()
-    if isinstance(there, Missing):
-        raise BackendUnavailable(f"GPU {device}: {there}")
-    if not 0 <= device < len(there.devices):
-        raise BackendUnavailable(f"GPU {device}: found {there}, expected a device 0..{len(there.devices) - 1}; correct `device`")
-    return there
 
 
 def _import_torch() -> Any:

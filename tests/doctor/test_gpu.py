@@ -250,6 +250,12 @@ def test_tensorrt_is_recommended_as_what_installs_everywhere() -> None:
         assert each.remedy.startswith("pip install 'zpipe[rtx]'")
 
 
+def test_tensorrt_is_not_asked_for_where_the_one_for_rtx_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "JETSON", Path("/no/such/file"))
+    monkeypatch.setattr(doctor, "installed", lambda module: module == "tensorrt_rtx")
+    assert doctor.extra(doctor.FLAVOURS["trt"]).remedy.startswith("not needed beside tensorrt_rtx; ")
+
+
 def test_pycuda_for_another_driver_is_compiled_anew(tmp_path: Path) -> None:
     broken = {**pretend.PYCUDA, "pycuda.driver": "raise ImportError('libcuda.so.1: undefined symbol: cuGreenCtxCreate')"}
     said = doctors_words(pretend.environment(tmp_path, broken, with_driver=True))

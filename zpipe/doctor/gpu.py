@@ -62,13 +62,14 @@ PYCUDA = Extra(
     "pip install 'zpipe[cuda]' (compiles it: needs the CUDA toolkit, nvcc on PATH)",
     "pip install --force-reinstall --no-cache-dir --no-deps pycuda, with a CUDA toolkit no newer than the driver",
 )
+_NVIDIA_SAYS = "TensorRT itself is not on PyPI, NVIDIA says where: docs.nvidia.com/deeplearning/tensorrt"
 #: By the key of the flavour in the names of engines.
 FLAVOURS = {
     "trt": Extra(
         "tensorrt",
         _FLAVOUR.format("trt"),
         "for executor trt, or tensorrt_rtx",
-        "pip install 'zpipe[rtx]' does; TensorRT itself is not on PyPI, NVIDIA says where: docs.nvidia.com/deeplearning/tensorrt",
+        f"pip install 'zpipe[rtx]' does; {_NVIDIA_SAYS}",
         "install it anew as docs.nvidia.com/deeplearning/tensorrt says, or: pip install 'zpipe[rtx]'",
     ),
     "rtx": Extra(
@@ -148,6 +149,8 @@ def _remedies(wanted: Extra) -> tuple[str, str]:
     if wanted.module.startswith("tensorrt") and JETSON.exists():
         brought = "JetPack brings it: python3 -m venv --system-site-packages .venv"
         return brought, brought
+    if wanted.module == "tensorrt" and installed("tensorrt_rtx"):
+        return f"not needed beside tensorrt_rtx; {_NVIDIA_SAYS}", wanted.mend
     return wanted.remedy.replace("pip ", f"{pip()} ", 1), wanted.mend.replace("pip ", f"{pip()} ", 1)
 
 

@@ -153,7 +153,7 @@ def test_the_documented_file_is_accepted_and_shows_the_defaults() -> None:
             "deadline": "30 s",
             "priority": 0,
             "weight": 1.0,
-            "accuracy": 0.0,
+            "accuracy": None,
         },
         "policy": {"offload": "local", "exit": "default", "report_interval": "100 ms", "output_threshold": 50},
     }
@@ -409,3 +409,17 @@ def test_ddi_lets_raw_inputs_out_without_being_told(policy: Any) -> None:
     assert topology.policy.offload_input == "yes"
     assert 0 in topology.lanes(0, 1)
     assert 0 in override(build(line([0, 1], [0, 1], policy="local")), offload="ddi").lanes(0, 1)
+
+
+def test_lone_source_may_leave_its_rank_out() -> None:
+    plain = {"bundle": "digits-mobilenetv2", "nodes": [{"rank": 0, "stages": [0, 1, 2, 3, 4]}], "source": {"accuracy": 0.95}}
+    (source,) = from_dict(plain).sources
+    assert (source.rank, source.accuracy) == (0, 0.95)
+    with pytest.raises(TopologyError, match=r"sources\[0\]\.rank: found nothing"):
+        from_dict({**{key: value for key, value in plain.items() if key != "source"}, "sources": [{"accuracy": 0.95}]})
+
+
+def test_accuracy_of_nothing_is_refused() -> None:
+    plain = {"bundle": "digits-mobilenetv2", "nodes": [{"rank": 0, "stages": [0, 1, 2, 3, 4]}], "source": {"accuracy": 0}}
+    with pytest.raises(TopologyError, match=r"source\.accuracy: found 0, expected a number above 0"):
+        from_dict(plain)

@@ -39,7 +39,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def own_images(path: Path, *, samples: int = 60, **change: Any) -> Path:
+def own_images(path: Path, *, samples: int = 160, **change: Any) -> Path:
     """Images of the digits bundle's size with labels, as a user might bring them."""
     bundle = load_bundle("digits-mobilenetv2-half", verify=False).evaluation()
     arrays: dict[str, Any] = {"images": bundle.images[:samples], "labels": bundle.labels[:samples], "digit": bundle.digit[:samples]}
@@ -133,8 +133,8 @@ def test_bundle_without_any_data_gets_all_of_it_from_the_users_images(call: Call
     code, _, _ = call("--bundle", folder, "--data", own_images(tmp_path / "mine.npz"), "--write")
     bundle = load_bundle(folder)
     assert code == 0
-    assert len(bundle.calibration()) + len(bundle.evaluation()) == 60
-    assert len(bundle.evaluation()) >= 25
+    assert len(bundle.calibration()) + len(bundle.evaluation()) == 160
+    assert len(bundle.evaluation()) >= 70
     assert not set(bundle.calibration().digit.tolist()) & set(bundle.evaluation().digit.tolist())
     assert bundle.replay().labels.shape == (len(bundle.evaluation()), 5)
     assert bundle.accuracy_table
@@ -181,9 +181,9 @@ def test_failed_write_leaves_the_bundle_as_it_was(call: Call, tmp_path: Path, mo
     ("change", "complaint"),
     [
         ({"labels": None}, "labels: found images, digit, expected an array of that name"),
-        ({"labels": np.full(60, 10)}, "labels: found 10..10, expected 0..9, as the bundle has 10 classes"),
-        ({"images": np.zeros((60, 3, 28, 28), np.uint8)}, "images: found uint8 [60, 3, 28, 28], expected uint8 [n, 3, 32, 32]"),
-        ({"images": np.zeros((60, 3, 32, 32), np.float32)}, "images: found float32 [60, 3, 32, 32], expected uint8"),
+        ({"labels": np.full(160, 10)}, "labels: found 10..10, expected 0..9, as the bundle has 10 classes"),
+        ({"images": np.zeros((160, 3, 28, 28), np.uint8)}, "images: found uint8 [160, 3, 28, 28], expected uint8 [n, 3, 32, 32]"),
+        ({"images": np.zeros((160, 3, 32, 32), np.float32)}, "images: found float32 [160, 3, 32, 32], expected uint8"),
     ],
 )
 def test_wrong_images_are_one_line(call: Call, tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
@@ -216,3 +216,36 @@ def test_wrong_arguments_are_one_line(call: Call, tmp_path: Path) -> None:
         assert (code, out) == (2, "")
         (line,) = err.splitlines()
         assert complaint in line
+
+
+# ---- too little to say anything ----------------------------------------------------------------
+
+
+def one_image(path: Path) -> Path:
+    return own_images(path, samples=1)
+
+
+def test_one_image_proves_nothing_and_is_not_written(call: Call, tmp_path: Path) -> None:
+    folder, file = small_bundle(tmp_path / "small"), tmp_path / "report.json"
+    before = snapshot(folder)
+    code, out, err = call("--bundle", folder, "--data", one_image(tmp_path / "one.npz"), "--write")
+    assert (code, out) == (2, "")
+    assert "--write: found 1 original image to calibrate with, expected at least 30: all of them right would prove only 21 %" in err
+    assert snapshot(folder) == before
+    code, out, _ = call("--bundle", folder, "--data", one_image(tmp_path / "one.npz"), "--json", file)
+    report, said = json.loads(file.read_text()), " ".join(out.split())
+    assert code == 0
+    assert report["accuracy_table"]["best"] < 0.21
+    assert report["variants"]["per-exit"]["temperatures"] == [1.0] * 5
+    assert "warning: only 1 original image to calibrate with" in said
+    assert "warning: no calibration sample of 9 of 10 classes:" in said
+    assert "exits 0, 1, 2, 3, 4: right on all 1 calibration samples, so no temperature can be fitted" in said
+
+
+def test_absent_class_is_named(call: Call, tmp_path: Path) -> None:
+    evaluation = load_bundle("digits-mobilenetv2-half", verify=False).evaluation()
+    rows = np.flatnonzero(evaluation.labels != 5)[:200]
+    arrays = {key: getattr(evaluation, key)[rows] for key in ("images", "labels", "digit")}
+    code, out, _ = call("--bundle", small_bundle(tmp_path / "small"), "--data", own_images(tmp_path / "mine.npz", **arrays))
+    assert code == 0
+    assert "no calibration sample of 1 of 10 classes: 5; nothing is promised for them" in " ".join(out.split())

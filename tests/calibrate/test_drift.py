@@ -9,7 +9,16 @@ import pytest
 
 from tests.runtime.mesh import HALF
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.calibrate.drift import ALPHA, EVERY, LEAST_SAMPLES, Drift, Monitor, Reference, _kolmogorov
+from zpipe.calibrate.drift import (
+    ALPHA,
+    EVERY,
+    LEAST_SAMPLES,
+    Drift,
+    Monitor,
+    Reference,
+    _kolmogorov,
+    autocorrelation_time,
+)
 from zpipe.calibrate.points import exit_of
 from zpipe.model import NEVER_EXIT
 
@@ -82,6 +91,48 @@ def test_clean_inputs_alone_are_a_drift_the_other_way(bundle: Bundle) -> None:
     assert found.drifted
     assert not found.harder
     assert "easier inputs" in str(found)
+
+
+# ---- a camera: the same thing is in view for many frames ---------------------------------------
+
+
+def looks_at(bundle: Bundle, *, frames: int, rows: np.ndarray, seed: int, samples: int) -> tuple[list[Drift], int]:
+    """What a monitor's looks say of a stream that shows each of some random `rows` for that many frames; and its warnings."""
+    thresholds = bundle.default_point.thresholds
+    exits, confidences = answers(bundle, thresholds)
+    monitor, looks, warnings = Monitor(reference_of(bundle, thresholds)), [], 0
+    shown = np.random.default_rng(seed).choice(rows, samples // frames).repeat(frames)
+    for stage, confidence in zip(exits[shown].tolist(), confidences[shown].tolist(), strict=True):
+        before = monitor.last
+        news = monitor.see(stage, confidence)
+        warnings += news is not None and news.drifted
+        if monitor.last is not None and monitor.last is not before:
+            looks.append(monitor.last)
+    return looks, warnings
+
+
+@pytest.mark.parametrize("frames", [1, 10, 30, 100])
+def test_frames_that_follow_on_each_other_are_no_drift_but_hard_ones_are(frames: int) -> None:
+    bundle = load_bundle(HALF, verify=False)
+    severity, samples, seeds = bundle.evaluation().severity, 8000 + 400 * frames, range(5)
+    calm = [looks_at(bundle, frames=frames, rows=np.arange(len(severity)), seed=seed, samples=samples) for seed in seeds]
+    p_values = np.array([look.p_value for looks, _ in calm for look in looks])
+    assert len(p_values) >= 30
+    assert sum(warnings for _, warnings in calm) == 0
+    assert (p_values < ALPHA).mean() <= ALPHA
+    assert (p_values < 0.01).mean() <= 0.01
+    for seed in seeds:
+        looks, warnings = looks_at(bundle, frames=frames, rows=np.flatnonzero(severity == 4), seed=seed, samples=samples)
+        assert warnings >= 1
+        assert np.mean([look.drifted for look in looks]) > 0.5
+
+
+@pytest.mark.parametrize("frames", [1, 10, 100])
+def test_autocorrelation_time_is_how_long_things_stay(frames: int) -> None:
+    values = np.random.default_rng(0).random(40_000 // frames).repeat(frames)
+    found = autocorrelation_time(values)
+    assert 0.9 * frames <= found <= 2.5 * frames
+    assert autocorrelation_time(np.ones(100)) == math.inf
 
 
 # ---- the test itself ---------------------------------------------------------------------------

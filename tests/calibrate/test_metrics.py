@@ -7,12 +7,14 @@ import pytest
 
 from zpipe.calibrate.metrics import (
     Answers,
+    accuracy_interval,
     answers_of,
     bootstrap,
     expected_calibration_error,
     fit_temperature,
     max_probability,
     negative_log_likelihood,
+    wilson_interval,
 )
 from zpipe.calibrate.points import NO_EXIT, accuracy_lost, choose_default, exit_of, measure_point, threshold_vectors
 from zpipe.model import PointMetrics
@@ -103,3 +105,33 @@ def test_accuracy_lost_is_paired_with_the_last_exit() -> None:
     assert accuracy_lost(answers, (0.9, 0.9), np.arange(4)).value == 0.0
     lost = accuracy_lost(answers, (1.0, 1.0), np.arange(4))
     assert (lost.value, lost.low, lost.high) == (0.0, 0.0, 0.0)
+
+
+# ---- what few samples prove --------------------------------------------------------------------
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson_interval(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert wilson_interval(1.0, 1) == pytest.approx((0.2065, 1.0), abs=1e-4)
+    assert wilson_interval(0.0, 50) == pytest.approx((0.0, 0.0713), abs=1e-4)
+
+
+@pytest.mark.parametrize("copies", [1, 15])
+def test_answers_that_are_all_right_prove_no_more_than_their_originals_can(copies: int) -> None:
+    lows = [accuracy_interval(np.ones(n * copies, np.bool_), np.repeat(np.arange(n), copies)).low for n in (1, 30, 200)]
+    assert lows == pytest.approx([0.2065, 0.8865, 0.9812], abs=1e-4)
+
+
+def test_few_independent_samples_cover_the_truth_as_often_as_said() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random((300, 40)) < 0.95
+    covered = {
+        name: np.mean([made(row, np.arange(40)).low <= 0.95 for row in right])
+        for name, made in (("bootstrap", bootstrap), ("ours", accuracy_interval))
+    }
+    assert covered["bootstrap"] < 0.9
+    assert covered["ours"] > 0.94
+
+
+def test_temperature_of_an_exit_that_is_always_right_is_left_alone() -> None:
+    assert fit_temperature(np.array([[3.0, 0.0], [0.0, 1.0]], np.float32), np.array([0, 1])) == 1.0

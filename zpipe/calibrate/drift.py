@@ -6,10 +6,18 @@ Kolmogorov-Smirnov test, which so sees exit shares (the distribution at whole nu
 label is needed.
 
 Samples that show one original are not independent: 3,000 calibration samples of 200 digits tell no more than some 900 independent
-ones would. How many those are is found once by resampling originals; the live samples are taken to depend on each other as much.
-That is careful where they are independent, and too bold for a camera that sees the same for minutes.
+ones would. How many those are is found once by resampling originals; the live samples are taken to depend on each other as much,
+which is careful where they do not.
 
-Source: Kolmogorov (1933) and Smirnov (1939); asymptotic p-value. The effective sample size is ours.
+Frames of a camera depend on those before them as well. How long is measured: the integrated autocorrelation time of the eases, in
+samples, with its own uncertainty on top. So many samples count for one, and where too few are left the test says nothing. A
+monitor therefore keeps every sample of the last 1,000, and every 4th, 16th, ... of ever longer stretches; the shortest stretch that
+holds enough independent samples answers. A stretch is looked at each time a quarter of it is new, so that the more slowly the
+picture changes the rarer looks are: independent frames are looked at every 250 samples, things in view for 30 frames every 1,000
+or 4,000. What stays in view for thousands of frames it cannot judge, and does not.
+
+Source: Kolmogorov (1933) and Smirnov (1939); asymptotic p-value. Autocorrelation time: Sokal, Monte Carlo Methods in Statistical
+Mechanics (1997), with his window and error. The effective sample size over originals, and the stretches, are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +36,8 @@ from zpipe.calibrate.points import exit_of
 from zpipe.calibrate.temperature import by_stage
 from zpipe.report import KINDS, RunLog
 
-#: Below this p-value answers have drifted. A monitor looks some thousand times a day.
+#: Below this p-value answers have drifted: a look at answers that have not says so in fewer than one of a thousand (measured for
+#: things in view for 1, 10, 30 and 100 frames: `tests/calibrate/test_drift.py`).
 ALPHA = 1e-3
 
 #: Fewer live samples than this say nothing.
@@ -37,8 +46,21 @@ LEAST_SAMPLES = 100
 #: Resamples of the originals, and the quantile of their distances that is compared with Kolmogorov's.
 _DRAWS, _QUANTILE, _KOLMOGOROV = 200, 0.95, 1.3581
 
-#: A monitor keeps so many of the last answers, and looks at them each time so many have come.
+#: A monitor keeps so many answers of each stretch, and looks at them each time so many of it have come.
 WINDOW, EVERY = 1000, 250
+
+#: The stretches: every so many-th answer.
+STRIDES = (1, 4, 16, 64, 256)
+
+#: Fewer independent live samples than this say nothing: their autocorrelation time is guesswork.
+LEAST_INDEPENDENT = 75
+
+#: Sokal's window: lags up to so many autocorrelation times are summed.
+_SOKAL = 5
+
+#: Deviations of the first autocorrelation of independent samples within which samples are taken to be independent, and of the
+#: autocorrelation time that are put on top of it.
+_INDEPENDENT_WITHIN, _CAREFUL = 3.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +69,7 @@ class Drift:
 
     Attributes:
         samples: live answers it rests on.
+        independent: how many of them count, as samples follow on samples like them.
         distance: largest difference of the two distribution functions, 0..1.
         p_value: how likely so large a distance is without any drift.
         drifted: `p_value` is below ALPHA.
@@ -55,6 +78,7 @@ class Drift:
     """
 
     samples: int
+    independent: float
     distance: float
     p_value: float
     drifted: bool
@@ -118,23 +142,31 @@ class Reference:
         return cls(ease[order], _effective_samples(ease[order], member[order]), tuple(float(share) for share in shares))
 
     def compare(self, exits: Sequence[int] | Ints, confidences: Sequence[float] | Doubles) -> Drift | None:
-        """The test on live answers: where they were given, and how surely, `[samples]`; None of too few."""
+        """The test on live answers in the order they came: where they were given, and how surely, `[samples]`; None of too few."""
         stage = np.asarray(exits, np.int64)
         count = len(stage)
         if count < LEAST_SAMPLES:
             return None
         # The wire carries float32; in float64 the same confidence must be the same number on both sides.
-        live = np.sort(np.asarray(confidences, np.float32).astype(np.float64) - stage)
+        live = np.asarray(confidences, np.float32).astype(np.float64) - stage
+        ordered = np.sort(live)
+        # Ranks, equal ones in the middle: one far out then weighs no more than another.
+        ranks = np.searchsorted(ordered, live, side="left") + np.searchsorted(ordered, live, side="right")
+        followed = count / autocorrelation_time(ranks / (2.0 * count))
+        if followed < LEAST_INDEPENDENT:
+            return None
+        live = ordered
         at = np.concatenate([self.ease, live])
         below = (np.searchsorted(values, at, side="right") / len(values) for values in (self.ease, live))
         expected, seen = below
         distance = float(np.abs(expected - seen).max())
-        independent = count * min(1.0, self.effective / len(self.ease))
+        independent = followed * min(1.0, self.effective / len(self.ease))
         size = math.sqrt(self.effective * independent / (self.effective + independent))
         p_value = _kolmogorov(size * distance)
         shares = np.bincount(stage, minlength=len(self.shares)) / count
         return Drift(
             samples=count,
+            independent=followed,
             distance=distance,
             p_value=p_value,
             drifted=p_value < ALPHA,
@@ -145,31 +177,53 @@ class Reference:
 
 
 @dataclass(slots=True)
+class _Stretch:
+    """Every `stride`-th of the last answers, and what the latest look at them said."""
+
+    stride: int
+    exits: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    confidences: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    unseen: int = 0
+    said: Drift | None = None
+
+
+@dataclass(slots=True)
 class Monitor:
     """Looks at a source's answers as they come: `see` each one.
 
     Attributes:
         reference: what they should look like.
-        last: what the latest look said; None before the first.
+        last: what the latest look said; None before the first that could say anything.
     """
 
     reference: Reference
     last: Drift | None = None
-    _exits: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _confidences: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _unseen: int = 0
+    _stretches: list[_Stretch] = field(default_factory=lambda: [_Stretch(stride) for stride in STRIDES])
+    _seen: int = 0
 
     def see(self, exit_stage: int, confidence: float) -> Drift | None:
         """Takes one answer; the new state where it has just drifted, or is just as it should be again."""
-        self._exits.append(exit_stage)
-        self._confidences.append(confidence)
-        self._unseen += 1
-        if self._unseen < EVERY:
+        self._seen += 1
+        news = None
+        for index, stretch in enumerate(self._stretches):
+            if self._seen % stretch.stride:
+                break  # strides are multiples of each other
+            stretch.exits.append(exit_stage)
+            stretch.confidences.append(confidence)
+            stretch.unseen += 1
+            if stretch.unseen == EVERY:
+                stretch.unseen = 0
+                news = self._look(index) or news
+        return news
+
+    def _look(self, index: int) -> Drift | None:
+        """Looks at one stretch; counts where no shorter one can say anything."""
+        stretch = self._stretches[index]
+        stretch.said = self.reference.compare(stretch.exits, stretch.confidences)
+        if stretch.said is None or any(shorter.said is not None for shorter in self._stretches[:index]):
             return None
-        self._unseen = 0
-        before, self.last = self.last, self.reference.compare(self._exits, self._confidences)
-        drifted = self.last is not None and self.last.drifted
-        return self.last if drifted != (before is not None and before.drifted) else None
+        before, self.last = self.last, stretch.said
+        return self.last if self.last.drifted != (before is not None and before.drifted) else None
 
 
 def drift_rows(log: RunLog, bundle: Bundle, thresholds: Mapping[int, Sequence[float] | None]) -> dict[int, dict[str, Any]]:
@@ -196,6 +250,26 @@ def drift_rows(log: RunLog, bundle: Bundle, thresholds: Mapping[int, Sequence[fl
         if found is not None:
             rows[rank] = found.to_json()
     return rows
+
+
+def autocorrelation_time(values: Doubles) -> float:
+    """Of `values [samples]` in order, how many count for one: at least 1, inf where they never change; careful, so rather too many.
+
+    1 + 2 * the sum of the autocorrelations up to the first lag that is _SOKAL times as long as that itself; its standard error is
+    sqrt(2 (2 lag + 1) / samples) of it.
+    """
+    count = len(values)
+    around = values - values.mean()
+    spectrum = np.fft.rfft(around, 2 * count)
+    covariance = np.fft.irfft(spectrum * spectrum.conj())[:count]
+    if covariance[0] <= 1e-12 * count:
+        return math.inf
+    correlation = covariance / covariance[0]
+    if correlation[1] < _INDEPENDENT_WITHIN / math.sqrt(count):
+        return 1.0
+    times = 2.0 * np.cumsum(correlation) - 1.0
+    lag = int(np.argmax(np.arange(count) >= _SOKAL * times))
+    return max(1.0, float(times[lag])) * (1.0 + _CAREFUL * math.sqrt(2.0 * (2 * lag + 1) / count))
 
 
 def _effective_samples(ease: Doubles, member: Ints) -> float:

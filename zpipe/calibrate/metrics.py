@@ -5,6 +5,7 @@ Samples that show one original image (a digit, say) are not independent, so ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ ECE_BINS = 15
 #: Resamples of a bootstrap, and its two-sided level.
 BOOTSTRAP_DRAWS, BOOTSTRAP_LEVEL = 2000, 0.95
 
+#: Standard deviations of a normal distribution that hold BOOTSTRAP_LEVEL of it.
+NORMAL_QUANTILE = 1.959964
+
 #: Searched range of a temperature: outside of it a head is broken, not miscalibrated.
 TEMPERATURE_RANGE = (0.05, 20.0)
 
@@ -37,7 +41,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its 95 % bootstrap interval."""
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -72,8 +76,11 @@ def negative_log_likelihood(logits: Floats, truth: Ints, temperature: float) -> 
 def fit_temperature(logits: Floats, truth: Ints) -> float:
     """The temperature that minimises the negative log likelihood: golden section over its logarithm.
 
-    The likelihood is convex in 1/temperature, so that a search over one valley finds it. Source: Guo et al., arXiv:1706.04599.
+    The likelihood is convex in 1/temperature, so that a search over one valley finds it. Where every answer is right there is no
+    minimum, ever lower temperatures only fit better: 1 is left. Source: Guo et al., arXiv:1706.04599.
     """
+    if bool((logits.argmax(-1) == truth).all()):
+        return 1.0
     ratio = (5**0.5 - 1) / 2
     low, high = (float(np.log(bound)) for bound in TEMPERATURE_RANGE)
     for _ in range(60):
@@ -130,3 +137,36 @@ def bootstrap(values: npt.NDArray[np.generic], groups: Ints) -> Interval:
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - BOOTSTRAP_LEVEL) / 2, (1 + BOOTSTRAP_LEVEL) / 2])
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def accuracy_interval(right: Bools, groups: Ints) -> Interval:
+    """Accuracy of `right [samples]` with an interval that stays wide where nothing, or everything, went wrong.
+
+    A bootstrap cannot draw a mistake that is not there: of one right answer it makes 100..100 %. So where each original gives one
+    sample the interval reaches at least as far as Wilson's; where it gives several, the bootstrap's, which knows how much these
+    depend on each other, but never closer to 1 (or 0) than as many originals, all right (all wrong), would let Wilson's come.
+    Source: Wilson (1927).
+    """
+    drawn = bootstrap(right, groups)
+    originals = len(np.unique(groups))
+    if originals == len(right):
+        low, high = wilson_interval(drawn.value, originals)
+    else:
+        low, high = wilson_interval(1.0, originals)[0], wilson_interval(0.0, originals)[1]
+    return Interval(drawn.value, min(drawn.low, low), max(drawn.high, high))
+
+
+def interval_name(groups: Ints) -> str:
+    """How `accuracy_interval` makes its interval, for people."""
+    if len(np.unique(groups)) == len(groups):
+        return "95 %, Wilson or bootstrap over original images, whichever is wider"
+    return "95 %, bootstrap over original images"
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Where a probability may lie of which `count` independent samples showed `share`: its ends at the level of the bootstrap."""
+    square = NORMAL_QUANTILE**2
+    middle = share + square / (2 * count)
+    half = NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    scale = 1 + square / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

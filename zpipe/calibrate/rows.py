@@ -107,7 +107,7 @@ def _column(metrics: PointMetrics, split: Split, vector: Sequence[float]) -> Jso
 def table_row(calibration: Split, test: Split, *, heads: Sequence[bool], stage_macs: Sequence[int], variant: Variant) -> Json:
     """The manifest's `accuracy_table`, for the usual targets."""
     table = accuracy_table(calibration, test, targets=TARGETS, heads=heads, stage_macs=stage_macs)
-    return table_json(table.rows, variant=variant, rule=DEFAULT_RULE)
+    return table_json(table, variant=variant, rule=DEFAULT_RULE)
 
 
 def test_rows(answers: Answers, digit: Ints, severity: Ints, *, stages: Sequence[int]) -> Json:

@@ -10,6 +10,7 @@ import numpy as np
 
 from zpipe.bundle import Bundle, Evaluation, load_bundle
 from zpipe.calibrate.chain import StageChain
+from zpipe.calibrate.doubts import require_originals
 from zpipe.calibrate.study import OUTAGE_TARGETS, WINDOW, Spoken, Study, study_bundle
 from zpipe.calibrate.table import DEFAULT_RULE, TARGETS, Rule
 from zpipe.calibrate.temperature import Variant
@@ -63,7 +64,7 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
 
     Raises:
         BundleError: no such bundle, a damaged one, or one without data to calibrate with.
-        ConfigError: the data is not what it should be.
+        ConfigError: the data is not what it should be, or too little to be written.
         TopologyError: the topology does not fit the bundle.
         ExecutorError: a stage failed.
     """
@@ -73,6 +74,8 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
         check(options.topology, len(bundle.stages))
         seconds = exit_seconds(options.topology, bundle, device=options.device)
     fitted, tested = _images(bundle, options)
+    if options.write:
+        require_originals(bundle.calibration().digit if fitted is None else fitted.data.digit)
     chain = StageChain.of(bundle)
     calibration = _stored(bundle) if fitted is None else _ask(chain, fitted, "calibration", progress)
     test = _ask(chain, tested, "test", progress)

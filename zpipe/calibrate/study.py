@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zpipe.bundle import Bundle
+from zpipe.calibrate.doubts import doubts
 from zpipe.calibrate.metrics import (
     Answers,
     Bools,
@@ -126,6 +127,14 @@ def study_bundle(
         "digest": bundle.digest,
         "full_macs": bundle.full_macs,
         "variant": variant,
+        "warnings": doubts(
+            calibration.logits,
+            calibration.labels,
+            calibration.digit,
+            classes=bundle.classes,
+            stages=stages.exits,
+            temperatures=temperatures[variant],
+        ),
         "data": {split: _data_row(spoken) for split, spoken in (("calibration", calibration), ("test", test))},
         "variants": {
             name: {
@@ -135,7 +144,7 @@ def study_bundle(
             for name in VARIANTS
         },
         "accuracy_table": {
-            **table_json(table.rows, variant=variant, rule=rule),
+            **table_json(table, variant=variant, rule=rule),
             "unreached": list(table.unreached),
             "best": table.best,
         },

@@ -33,6 +33,8 @@ def _headline(report: Json) -> RenderableType:
     text.append(report["bundle"], style="bold")
     for split, row in report["data"].items():
         text.append(f"\n{split}: {row['samples']:,} samples of {row['originals']:,} originals, {row['source']}", style="dim")
+    for line in report["warnings"]:
+        text.append(f"\nwarning: {line}", style="yellow")
     return text
 
 

@@ -26,13 +26,13 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         medium: ""                links of one medium share its airtime
         window: 16                slots of each direction at its receiver (policy rule C1)
     source: 0                     a rank, or the keys below; `sources:` a list of these; the lowest rank where neither is given
-        rank: 0                   required
+        rank: 0                   required in `sources:`; 0 where `source:` does not say
         admission: aimd           fixed, mdi-rate, mdi-threshold, aimd; or {name: aimd, when_full: block, waiting: 0, OPTION: ...}
         deadline: 30 s
         priority: 0
         weight: 1.0
-        accuracy: 0.0             the accuracy this source wants: the thresholds come from the bundle's accuracy table, as long as
-                                  policy.exit is default; 0 = no wish
+        accuracy:                 what this source wants, such as 0.95: the thresholds come from the bundle's accuracy table, as
+                                  long as policy.exit is default
     policy: local                 an offload strategy, or the keys below
         offload: local            local, cheapest, ddi, mdi
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`

@@ -251,7 +251,7 @@ def _sources(top: Fields, nodes: int) -> tuple[SourceSpec, ...]:
     if "source" in top and "sources" in top:
         raise (top.at / "sources").error("both source and sources", "one of the two")
     if "source" in top:
-        return (_source(top.at / "source", top.raw("source"), nodes),)
+        return (_source(top.at / "source", top.raw("source"), nodes, alone=True),)
     if "sources" not in top:
         return (SourceSpec(0),)
     sources: list[SourceSpec] = []
@@ -265,19 +265,28 @@ def _sources(top: Fields, nodes: int) -> tuple[SourceSpec, ...]:
     return tuple(sorted(sources, key=lambda source: source.rank))
 
 
-def _source(at: At, value: object, nodes: int) -> SourceSpec:
+def _source(at: At, value: object, nodes: int, *, alone: bool = False) -> SourceSpec:
     if isinstance(value, int):
         return SourceSpec(_rank(at, value, nodes))
     read = Fields(at, value, known=("rank", "admission", "deadline", "priority", "weight", "accuracy"))
-    default = SourceSpec(_rank(at / "rank", read.raw("rank"), nodes))
+    # A lone source may leave its rank out, as a topology may leave out its source.
+    default = SourceSpec(0 if alone and "rank" not in read else _rank(at / "rank", read.raw("rank"), nodes))
+    wanted = read.raw("accuracy")
     return SourceSpec(
         rank=default.rank,
         admission=_admission(at / "admission", read.raw("admission")),
         deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds, bounds=DEADLINE_SECONDS),
         priority=read.integer("priority", default.priority, maximum=MAX_PRIORITY),
         weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a number above 0"),
-        accuracy=read.number("accuracy", default.accuracy, valid=lambda x: 0.0 <= x <= 1.0, expected="a number from 0 to 1"),
+        accuracy=default.accuracy if wanted is None else number(at / "accuracy", wanted, valid=_wished, expected=_WISHED),
     )
+
+
+_WISHED = "a number above 0 and up to 1, or nothing"
+
+
+def _wished(x: float) -> bool:
+    return 0.0 < x <= 1.0
 
 
 def _admission(at: At, value: object) -> AdmissionSpec:

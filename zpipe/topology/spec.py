@@ -329,7 +329,7 @@ class Topology:
                 "deadline": source.deadline_seconds,
                 "priority": source.priority,
                 "weight": source.weight,
-                "accuracy": source.accuracy,
+                "accuracy": source.accuracy or None,
             }
             for source in self.sources
         ]

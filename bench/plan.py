@@ -126,7 +126,7 @@ def _line_cost(case: Problem, line: Sequence[tuple[int, int, int]], goal: str) -
         link = case.boards.link(a, b)
         if link is None:
             return math.inf
-        seconds = case.reach[first] * case.link_seconds(link)[first]
+        seconds = case.reach[first] * case.link_seconds(link, alone=goal == "latency")[first]
         alone += seconds + 2.0 * case.reach[first] * link.latency_seconds
         if link.medium:
             airtime += seconds
@@ -210,7 +210,7 @@ class _without_headers:  # noqa: N801 - reads as a context manager
     """The bound knows no headers: for a comparison the plan must not, either."""
 
     def __enter__(self) -> None:
-        names = ("HEADER_BYTES", "PACKET_BYTES", "ANSWER_BYTES")
+        names = ("HEADER_BYTES", "ROW_BYTES", "PACKET_BYTES", "ANSWER_BYTES", "RESULT_BYTES")
         self._kept = {name: getattr(problem, name) for name in names}
         for name in names:
             setattr(problem, name, 0.0)

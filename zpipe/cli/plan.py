@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from zpipe.errors import ConfigError
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
     from zpipe.plan import Plan
+
+#: Of the time there is: for the plan itself, at most; the rest for what would help.
+PLANNING = 0.7
 
 
 @cli.command()
@@ -43,7 +47,13 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=FILE, default=Path("plan.yaml"), show_default=True, help="Write the topology here.")
 @click.option("--draw", type=FILE, help="Write a drawing here, as SVG.")
-@click.option("--time-limit", type=SECONDS, default=30.0, show_default=True, help="Seconds a solver may take.")
+@click.option(
+    "--time-limit",
+    type=SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds to search, roughly and in all; lines take what they need.",
+)
 @click.option(
     "--simulated/--on-paper", default=True, show_default=True, help="Whether plans for throughput are tried in the simulator."
 )
@@ -70,6 +80,7 @@ def plan(
     if out.suffix != ".yaml":
         raise ConfigError(f"--out: found {out}, expected a file that ends in .yaml")
     check_writable(out, draw)
+    began = time.monotonic()
     loaded = load_bundle(bundle)
     boards = load_boards(devices, loaded)
     with libraries_silent(), progress_shown() as progress:
@@ -82,13 +93,15 @@ def plan(
             point=point,
             shape=shape,  # type: ignore[arg-type]
             most_lost=most_lost,
-            time_limit=time_limit,
+            time_limit=PLANNING * time_limit,
             name=out.stem,
             out=out,
             trial=_trial(loaded, progress) if simulated else None,
+            clock=time.monotonic,
         )
         progress("asking what would help", 0.9)
-        lines = explain(found, time_limit=time_limit)
+        left = time_limit - (time.monotonic() - began)
+        lines = explain(found, time_limit=max(left, (1.0 - PLANNING) * time_limit), clock=time.monotonic)
     comment = f"Made by `zpipe plan --devices {devices} --goal {goal}`.\n" + "\n".join(lines)
     write_text(out, to_yaml(found.topology, comment))
     if draw is not None:

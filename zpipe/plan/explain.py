@@ -1,15 +1,19 @@
-"""Why a plan is as it is, in five lines: what it gives, what limits it, what nothing could exceed, what would help."""
+"""Why a plan is as it is, in five lines: what it gives, what limits it, what nothing could exceed, what would help.
+
+A sixth warns where nodes are seen to reach less than was computed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from zpipe.errors import ConfigError
 from zpipe.plan.layout import Layout
 from zpipe.plan.planner import Plan, solve
 from zpipe.plan.problem import Problem
+from zpipe.plan.program import Clock, still
 
 #: What is asked about: a board or a link so many times as fast.
 FACTOR = 2.0
@@ -19,8 +23,12 @@ MOST_ASKED = 4
 BUSY_ENOUGH = 0.5
 #: As busy as the busiest, but for the solver's rounding and the slack for fewer replicas.
 ALWAYS_BUSY = 0.97
-#: A gain below it is none.
-LEAST_GAIN = 0.005
+#: A gain below it is none; a plan that is closer to its bound has reached it.
+LEAST_GAIN, LEAST_GAP = 0.005, 5e-4
+#: A trial that gives so much less than what was computed is told.
+MOST_LOST = 0.05
+#: So many names of a kind, or slices of a line, are told; of more than that the first ones and their number.
+MOST_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +37,25 @@ class WhatIf:
 
     Attributes:
         change: in words.
-        gain: relative, 0..: so much more samples per second, or so much less time.
+        gain: relative, 0..: so much more samples per second, or so much less time; None where its time was over.
     """
 
     change: str
-    gain: float
+    gain: float | None
 
 
-def explain(plan: Plan, *, time_limit: float) -> list[str]:
-    """The five lines.
+def explain(plan: Plan, *, time_limit: float, clock: Clock = still) -> list[str]:
+    """The five lines, and a warning where there is reason.
 
     Args:
         plan: as `make_plan` gave it.
         time_limit: seconds the solver may take for all questions together, where it is a mesh.
+        clock: monotonic seconds; without one each solver's run is limited, not their sum.
     """
-    boards = better_boards(plan, time_limit=time_limit / 2.0)
-    links = better_links(plan, time_limit=time_limit / 2.0)
-    return [_gives(plan), _limits(plan), _bound(plan), f"device: {_said(plan, boards)}", f"link: {_said(plan, links)}"]
+    boards = better_boards(plan, time_limit=time_limit / 2.0, clock=clock)
+    links = better_links(plan, time_limit=time_limit / 2.0, clock=clock)
+    lines = [_gives(plan), _limits(plan), _bound(plan), f"device: {_said(plan, boards)}", f"link: {_said(plan, links)}"]
+    return lines + _warning(plan)
 
 
 # ---- what it gives -----------------------------------------------------------------------------
@@ -55,17 +65,33 @@ def _gives(plan: Plan) -> str:
     bundle = plan.topology.bundle
     point = "without exits" if plan.point is None else f"at point {plan.point.name}"
     accuracy = "" if plan.point is None else f", accuracy {plan.point.calibration.accuracy:.3f} on calibration"
-    rate = f"{plan.rate_hz:.4g} results/s" if plan.rate_hz < math.inf else "no limit of results/s"
-    rate += f" (simulated {plan.tried_hz:.4g})" if plan.tried_hz is not None else ""
+    rate = f"{plan.sustained_hz:.4g} results/s" if plan.sustained_hz < math.inf else "no limit of results/s"
+    if plan.tried_hz is not None:
+        slower = plan.tried_hz < plan.rate_hz
+        rate += f" simulated ({plan.rate_hz:.4g} on paper)" if slower else f" (simulated {plan.tried_hz:.4g})"
     alone = f"{1e3 * plan.latency_seconds:.3g} ms for a sample alone"
     figures = f"{rate}, {alone}" if plan.goal == "throughput" else f"{alone}, {rate}"
     return f"plan: {bundle} {point} on {_boards(plan)}: {figures}{accuracy}"
 
 
 def _boards(plan: Plan) -> str:
-    hosting = [(board, stages) for board, stages in plan.layout.hosted.items() if stages]
-    join = " -> " if not plan.layout.replicated else ", "
-    return join.join(f"{plan.problem.boards.boards[board].name} {list(stages)}" for board, stages in hosting)
+    hosting = {board: stages for board, stages in plan.layout.hosted.items() if stages}
+    names = {board: plan.problem.boards.boards[board].name for board in hosting}
+    if plan.layout.replicated:
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for board, stages in hosting.items():
+            groups.setdefault(stages, []).append(names[board])
+        if any(len(alike) > MOST_NAMED for alike in groups.values()):
+            return "; ".join(f"{_some(alike)} {list(stages)}" for stages, alike in groups.items())
+        return ", ".join(f"{names[board]} {list(stages)}" for board, stages in hosting.items())
+    return " -> ".join(f"{names[board]} {list(stages)}" for board, stages in hosting.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    """Those that there are, or the first and how many more."""
+    if len(names) <= MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: MOST_NAMED - 2])} and {len(names) - MOST_NAMED + 2} more"
 
 
 def _limits(plan: Plan) -> str:
@@ -76,7 +102,7 @@ def _limits(plan: Plan) -> str:
     busiest = [load for load in plan.loads if load.seconds * plan.rate_hz >= ALWAYS_BUSY]
     rest = plan.loads[len(busiest) :]
     each = f"{1e3 * plan.loads[0].seconds:.3g} ms per sample"
-    line = f"bottleneck: {', '.join(load.name for load in busiest)} (always busy at that rate: {each})"
+    line = f"bottleneck: {_some([load.name for load in busiest])} (always busy at that rate: {each})"
     return line + (f"; then {rest[0].name} ({100 * rest[0].seconds * plan.rate_hz:.0f} %)" if rest else "")
 
 
@@ -98,21 +124,39 @@ def _bound(plan: Plan) -> str:
     bound = plan.layout.bound
     if plan.goal == "latency":
         return f"bound: no placement takes less than {1e3 * bound:.3g} ms ({plan.layout.method})"
-    said = f"{bound:.4g} results/s" if bound < math.inf else "any rate"
-    return f"bound: no placement gives more than {said} ({plan.layout.method})"
+    if bound == math.inf:
+        return f"bound: no placement gives more than any rate ({plan.layout.method})"
+    line = f"bound: no placement gives more than {bound:.4g} results/s on paper ({plan.layout.method})"
+    line += f"; this one {_below(plan.rate_hz, bound)}"
+    return line if plan.tried_hz is None else f"{line}, simulated {_below(plan.tried_hz, bound)}"
+
+
+def _below(rate: float, bound: float) -> str:
+    """How far a rate is from a bound. A trial replays other samples than those that were computed with, and may do more."""
+    gap = 1.0 - rate / bound
+    return f"{100 * gap:.1f} % less" if gap > LEAST_GAP else "as much" if gap > -LEAST_GAP else f"{-100 * gap:.1f} % more"
+
+
+def _warning(plan: Plan) -> list[str]:
+    if plan.tried_hz is None or plan.tried_hz >= (1.0 - MOST_LOST) * plan.rate_hz:
+        return []
+    less = 100 * (1.0 - plan.tried_hz / plan.rate_hz)
+    why = "each decides by what it sees around it"
+    advice = "count on the simulated rate, or compare a line (`--shape line`)"
+    return [f"warning: nodes reach {less:.0f} % less than was computed, in the simulator: {why}; {advice}"]
 
 
 # ---- what would help ---------------------------------------------------------------------------
 
 
-def better_boards(plan: Plan, *, time_limit: float) -> list[WhatIf]:
+def better_boards(plan: Plan, *, time_limit: float, clock: Clock = still) -> list[WhatIf]:
     """What a faster or a further board would give, the best first."""
-    return _answers(plan, list(_board_changes(plan)), time_limit)
+    return _answers(plan, list(_board_changes(plan)), time_limit, clock)
 
 
-def better_links(plan: Plan, *, time_limit: float) -> list[WhatIf]:
+def better_links(plan: Plan, *, time_limit: float, clock: Clock = still) -> list[WhatIf]:
     """What a faster link would give, the best first."""
-    return _answers(plan, list(_link_changes(plan)), time_limit)
+    return _answers(plan, list(_link_changes(plan)), time_limit, clock)
 
 
 def _board_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
@@ -150,16 +194,20 @@ def _mbit(bps: float) -> str:
     return f"{bps / 1e6:g} Mbit/s"
 
 
-def _answers(plan: Plan, changes: list[tuple[str, Problem]], time_limit: float) -> list[WhatIf]:
-    each = time_limit / max(1, len(changes))
+def _answers(plan: Plan, changes: list[tuple[str, Problem]], time_limit: float, clock: Clock) -> list[WhatIf]:
+    ends = clock() + time_limit
     found = []
-    for change, problem in changes:
-        try:
-            layout = solve(problem, plan.goal, plan.shape, time_limit=each)
-        except ConfigError:  # no answer in its time; or a further board makes too many ways
-            continue
-        found.append(WhatIf(change, _gain(plan, layout)))
-    return sorted(found, key=lambda answer: -answer.gain)
+    for at, (change, problem) in enumerate(changes):
+        left = ends - clock()
+        gain: float | None = None
+        if plan.shape == "line" or left > 0.0:
+            try:
+                layout = solve(problem, plan.goal, plan.shape, time_limit=left / (len(changes) - at), clock=clock)
+                gain = None if layout.timed_out or plan.layout.timed_out else _gain(plan, layout)
+            except ConfigError:  # no answer in its time; or a further board makes too many ways
+                pass
+        found.append(WhatIf(change, gain))
+    return sorted(found, key=lambda answer: -math.inf if answer.gain is None else answer.gain, reverse=True)
 
 
 def _gain(plan: Plan, better: Layout) -> float:
@@ -171,10 +219,13 @@ def _gain(plan: Plan, better: Layout) -> float:
 
 
 def _said(plan: Plan, answers: list[WhatIf]) -> str:
-    helping = [answer for answer in answers if answer.gain >= LEAST_GAIN]
     if not answers:
         return "none of them limits this plan"
+    known = [(answer.change, answer.gain) for answer in answers if answer.gain is not None]
+    helping = [(change, gain) for change, gain in known if gain >= LEAST_GAIN]
+    if not helping and len(known) < len(answers):
+        return f"not known within the time ({answers[-1].change}?); give it longer (`--time-limit`)"
     if not helping:
-        return f"no single one would help ({answers[0].change}: nothing)"
+        return f"no single one would help ({known[0][0]}: nothing)"
     more = "+" if plan.goal == "throughput" else "-"
-    return "; ".join(f"{answer.change}: {more}{100 * answer.gain:.0f} %" for answer in helping[:2])
+    return "; ".join(f"{change}: {more}{100 * gain:.0f} %" for change, gain in helping[:2])

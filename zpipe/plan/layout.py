@@ -25,6 +25,8 @@ class Layout:
         entered: {board: the stage at which samples come to it} (`Problem.seconds`).
         bound: what no placement exceeds (throughput, samples per second) or falls below (latency, seconds).
         method: how that is known, in words.
+        codecs: of a link that leaves its codec open, until one is chosen for it; () = as the problem says.
+        timed_out: whether the bound might be closer, had the solver had more time.
     """
 
     hosted: Mapping[int, tuple[int, ...]]
@@ -34,6 +36,8 @@ class Layout:
     entered: Mapping[int, int]
     bound: float
     method: str
+    codecs: tuple[str, ...] = ()
+    timed_out: bool = False
 
     @property
     def replicated(self) -> bool:
@@ -65,7 +69,7 @@ def loads(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str
         layout: the placement.
         codecs: {link, lower board first: its codec}, where they are chosen already.
     """
-    boards = problem.boards
+    problem, boards = problem.within(layout.codecs), problem.boards
     busy: dict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
     for (board, stage), tasks in layout.run.items():
         seconds = problem.seconds(board, stage, layout.entered[board])
@@ -93,11 +97,11 @@ def latency_seconds(problem: Problem, layout: Layout, codecs: Mapping[tuple[int,
     An answer goes back over as few links as possible; of several such ways the quickest is taken.
     """
     total = sum(tasks * problem.lone_seconds(board, stage) for (board, stage), tasks in layout.run.items())
-    boards = problem.boards
+    problem, boards = problem.within(layout.codecs), problem.boards
     for (a, b, stage), tasks in layout.sent.items():
         link = boards.link(a, b)
         assert link is not None, "tasks go over links"
-        total += tasks * (link.latency_seconds + problem.link_seconds(link, codecs.get(link.between, ""))[stage])
+        total += tasks * (link.latency_seconds + problem.link_seconds(link, codecs.get(link.between, ""), alone=True)[stage])
     back = ways_back(problem, layout.links)
     for (board, stage), tasks in layout.run.items():
         goes_on = problem.survive[stage] if stage < len(problem.stages) - 1 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,16 +14,23 @@ from zpipe.plan.problem import Problem
 
 
 def plan_line(problem: Problem, goal: Goal) -> Layout:
-    """The best line; every link with the smallest codec it may have.
+    """The best line, whatever codecs its links get: a link of a line carries what waits for one stage, so one codec is its best.
 
     Raises:
         ConfigError: no line of these boards holds the network.
     """
+    found = [_best_line(problem.within(family), goal) for family in problem.smallest_families]
+    return min(found, key=lambda layout: layout.bound) if goal == "latency" else max(found, key=lambda layout: layout.bound)
+
+
+def _best_line(problem: Problem, goal: Goal) -> Layout:
+    """With the codecs that are open here."""
     boards = problem.boards
     count, reach = len(problem.stages), np.asarray(problem.reach)
     slices = np.stack([_slices(problem, board, goal) for board in range(len(boards.boards))])
     slices[boards.source, 0, 0] = 0.0
-    links, airtime = link_costs(boards, problem.link_bytes, reach, latency=goal == "latency")
+    crossing = partial(problem.link_bytes, alone=goal == "latency")
+    links, airtime = link_costs(boards, crossing, reach, latency=goal == "latency")
     found: Chain | None
     if goal == "latency":
         found = best_chain(slices, links + airtime, source=boards.source, combine="sum")
@@ -38,7 +46,8 @@ def plan_line(problem: Problem, goal: Goal) -> Layout:
     bound = found.cost if goal == "latency" else 1.0 / found.cost if found.cost else np.inf
     pairs = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
     entered = {each.device: min(each.first, count - 1) for each in found.slices}
-    return Layout(hosted, run, sent, pairs, entered, float(bound), "exact, by dynamic programming over all lines of these boards")
+    method = "exact, by dynamic programming over all lines of these boards and all codecs they may have"
+    return Layout(hosted, run, sent, pairs, entered, float(bound), method, problem.open)
 
 
 def _slices(problem: Problem, board: int, goal: Goal) -> Costs:

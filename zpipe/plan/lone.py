@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from zpipe.errors import ConfigError
 from zpipe.plan.layout import Layout, latency_seconds
 from zpipe.plan.problem import Problem
-from zpipe.plan.program import Found, Name, Program, memory_unit
+from zpipe.plan.program import Found, Name, OutOfTime, Program, memory_unit
 
 #: A placement this close to what is proven is good enough.
 CLOSE = 0.002
@@ -26,17 +27,42 @@ MOST_TRIED = 60
 
 
 def plan_lone(problem: Problem, *, time_limit: float) -> Layout:
-    """The placement with the least mean time of a lone sample; every link with the smallest codec it may have.
+    """The placement with the least mean time of a lone sample, whatever codecs its links get.
 
     Raises:
         ConfigError: no placement exists, or none was found in time.
         BackendUnavailable: scipy is not here.
     """
+    families = problem.smallest_families
+    tried = [_in_time(problem.within(family), time_limit / len(families)) for family in families]
+    found = [each for each in tried if isinstance(each, Layout)]
+    late = next((each for each in tried if isinstance(each, OutOfTime)), None)
+    if not found and late is not None:
+        raise late
+    best = min(found, key=lambda layout: _cost(problem, layout))
+    # A family without an answer may take no time at all.
+    return replace(best, bound=0.0 if late is not None else min(layout.bound for layout in found))
+
+
+def _in_time(problem: Problem, time_limit: float) -> Layout | OutOfTime:
+    """The best, or why there is none."""
+    try:
+        return _best(problem, time_limit)
+    except OutOfTime as exc:
+        return exc
+
+
+def _best(problem: Problem, time_limit: float) -> Layout:
+    """With the codecs that are open here."""
     program = _program(problem, _quickest_back(problem), twice=False)
     best, bound = _guess(problem, time_limit / 4.0), 0.0
     for tried in range(MOST_TRIED):
         try:
             found = program.solve(problem, time_limit=time_limit / 4.0)
+        except OutOfTime:
+            if best is None:
+                raise
+            break
         except ConfigError:
             if best is None:
                 raise
@@ -54,7 +80,7 @@ def plan_lone(problem: Problem, *, time_limit: float) -> Layout:
     bound = min(bound, _cost(problem, best))
     gap = 1.0 - bound / _cost(problem, best)
     said = "proven by HiGHS, " + (f"gap {100 * gap:.1f} %" if gap > CLOSE else "no gap")
-    return Layout(best.hosted, best.run, best.sent, best.links, best.entered, bound, said)
+    return Layout(best.hosted, best.run, best.sent, best.links, best.entered, bound, said, problem.open)
 
 
 def _cost(problem: Problem, layout: Layout) -> float:
@@ -124,7 +150,7 @@ def _moves(problem: Problem, ways: float) -> Iterator[tuple[int, int, int, float
         for board in range(len(problem.boards.boards)):
             yield board, board, stage, 0.0
         for link in problem.boards.links:
-            seconds = ways * link.latency_seconds + problem.link_seconds(link)[stage]
+            seconds = ways * link.latency_seconds + problem.link_seconds(link, alone=True)[stage]
             for a, b in (link.between, link.between[::-1]):
                 if stage or a == problem.boards.source:
                     yield a, b, stage, seconds
@@ -146,5 +172,5 @@ def _layout(problem: Problem, found: Found) -> Layout:
     way = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
     every = frozenset(link.between for link in problem.boards.links if all(board in hosted for board in link.between))
     # A slow link that tasks do not use may be better left out.
-    made = [Layout(hosted, run, sent, links, dict.fromkeys(hosted, 0), found.bound, "") for links in (way, every)]
+    made = [Layout(hosted, run, sent, links, dict.fromkeys(hosted, 0), found.bound, "", problem.open) for links in (way, every)]
     return min(made, key=lambda layout: latency_seconds(problem, layout, {}))

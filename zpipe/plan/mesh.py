@@ -16,66 +16,118 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from zpipe.errors import ConfigError
 from zpipe.plan.cuts import cannot_hold
 from zpipe.plan.layout import Layout
 from zpipe.plan.problem import Problem
-from zpipe.plan.program import Found, Name, Program, memory_unit, method
+from zpipe.plan.program import Clock, Found, Name, OutOfTime, Program, memory_unit, still
 
 #: A flow below this share of the rate is the solver's rounding.
 LEAST_FLOW = 1e-6
+#: Seconds of work, where a profile says none.
+LEAST_WORK = 1e-12
 #: The second search, for fewer replicas, may give up so much of the rate; the first is what a plan without trials takes.
 RATE_SLACKS = (0.01, 0.03, 0.06, 0.1)
 #: What a task sent per sample weighs there against a stage hosted: of plans with as few replicas the one that sends least.
 SEND_WEIGHT = 0.1
 
 
-def plan_mesh(problem: Problem, *, time_limit: float) -> Layout:
-    """The placement with about the highest rate; every link with the smallest codec it may have.
+class _Searched(NamedTuple):
+    """One family of codecs: its problem, the program and the best values."""
+
+    problem: Problem
+    program: Program
+    found: Found
+
+    @property
+    def rate(self) -> float:
+        return self.found.values["rate",] * _most(self.problem)
+
+
+def plan_mesh(problem: Problem, *, time_limit: float, clock: Clock = still) -> Layout:
+    """The placement with about the highest rate.
 
     Args:
         problem: the numbers.
-        time_limit: seconds the solver may take.
+        time_limit: seconds the search may take, roughly.
+        clock: monotonic seconds; without one each solver's run is limited, not their sum.
 
     Raises:
-        ConfigError: no placement exists, or none was found in time.
+        ConfigError: no placement exists.
+        OutOfTime: none was found in time.
         BackendUnavailable: scipy is not here.
     """
-    return next(mesh_choices(problem, time_limit=time_limit))
+    return next(mesh_choices(problem, time_limit=time_limit, clock=clock))
 
 
-def mesh_choices(problem: Problem, *, time_limit: float) -> Iterator[Layout]:
-    """Placements that differ, the best on paper first; all with the bound of any placement.
+def mesh_choices(problem: Problem, *, time_limit: float, clock: Clock = still) -> Iterator[Layout]:
+    """Placements that differ, the best on paper first; all with the bound of any placement with any codecs.
+
+    A link has one codec for all that crosses it; the program takes the smallest of a family for each stage, so its bound holds
+    whatever the codecs. It is solved for each family (`Problem.smallest_families`), and half of the time is for that.
 
     Raises:
-        ConfigError, BackendUnavailable: as `plan_mesh`, for the first.
+        ConfigError, OutOfTime, BackendUnavailable: as `plan_mesh`, for the first.
     """
-    program, most = _flow_program(problem), _most(problem)
-    found = program.solve(problem, time_limit=time_limit)
-    bound, how = -found.bound * most, method(found)
+    ends = clock() + time_limit
+    searched, bound, late = _searched(problem, time_limit / 2.0)
     seen = []
+    for search in searched:
+        for layout in _layouts(search, lambda: ends - clock(), time_limit):
+            if layout.hosted not in seen:
+                seen.append(layout.hosted)
+                yield replace(layout, bound=bound, method="proven by HiGHS" + ", as far as its time went" * late, timed_out=late)
+
+
+def _searched(problem: Problem, time_limit: float) -> tuple[list[_Searched], float, bool]:
+    """Each family's search, the best first; what no placement exceeds; whether time was over in one."""
+    families = problem.smallest_families
+    searched, bound, late = [], 0.0, None
+    for family in families:
+        there = problem.within(family)
+        program = _flow_program(there)
+        try:
+            found = program.solve(there, time_limit=time_limit / len(families))
+        except OutOfTime as exc:
+            late, bound = exc, max(bound, _most(there))
+            continue
+        searched.append(_Searched(there, program, found))
+        bound = max(bound, -found.bound * _most(there))
+    if not searched and late is not None:
+        raise late
+    searched.sort(key=lambda search: -search.rate)
+    return searched, bound, late is not None or any(search.found.timed_out for search in searched)
+
+
+def _layouts(search: _Searched, left: Clock, time_limit: float) -> Iterator[Layout]:
+    """With fewer and fewer replicas, then in layers; when the time is over, only the first."""
+    problem, program, found = search
     for slack in RATE_SLACKS:
-        layout = _flow_layout(problem, _leanest(problem, program, found, slack, time_limit / 2.0), bound=bound, method=how)
-        if layout.hosted not in seen:
-            seen.append(layout.hosted)
-            yield layout
+        if left() <= 0.0 and slack != RATE_SLACKS[0]:
+            return
+        yield _flow_layout(problem, _leanest(problem, program, found, slack, min(left(), time_limit / 8.0)))
+    if left() <= 0.0:
+        return
     try:
         program = _flow_program(problem)
         _add_layers(program, problem)
-        found = program.solve(problem, time_limit=time_limit)
-        layout = _flow_layout(problem, _leanest(problem, program, found, RATE_SLACKS[0], time_limit / 2.0), bound=bound, method=how)
+        found = program.solve(problem, time_limit=min(left(), time_limit / 4.0))
+        values = _leanest(problem, program, found, RATE_SLACKS[0], min(left(), time_limit / 8.0))
+        layout = _flow_layout(problem, values)
     except ConfigError:  # in layers it does not fit, or not within the time
         return
-    if layout.hosted not in seen:
-        yield layout
+    yield layout
 
 
 def _leanest(problem: Problem, program: Program, best: Found, slack: float, time_limit: float) -> Mapping[Name, float]:
     """About the same rate, with as few replicas as it takes: they cost memory and buy little."""
     rate = best.values["rate",]
+    if time_limit <= 0.0:
+        return best.values
     program.least("enough", {("rate",): 1.0}, rate * (1.0 - slack))
     weights = {"hosts": 1.0, "send": SEND_WEIGHT / rate} if rate else {"hosts": 1.0}
     program.cost = {name: weights[kind] for name in program.columns if (kind := str(name[0])) in weights}
@@ -180,15 +232,19 @@ def _add_layers(program: Program, problem: Problem) -> None:
 
 
 def _most(problem: Problem) -> float:
-    """Samples per second that all boards together could do, each the whole network, without links."""
-    whole = [
-        sum(share * problem.seconds(board, stage) for stage, share in enumerate(problem.reach))
-        for board in range(len(problem.boards.boards))
-    ]
-    return sum(1.0 / max(1e-12, seconds) for seconds in whole)
+    """Samples per second that no placement exceeds: the stage of which all that can hold it together do least.
+
+    The whole network on each board would be no bound: where a stage has a price of its own, boards that share stages out do more.
+    """
+    rates = []
+    for stage, share in enumerate(problem.reach):
+        able = [board for board in range(len(problem.boards.boards)) if problem.holds(board, [stage])]
+        if share > 0.0:
+            rates.append(sum(1.0 / max(LEAST_WORK, share * problem.seconds(board, stage)) for board in able))
+    return max(LEAST_WORK, min(rates))
 
 
-def _flow_layout(problem: Problem, values: Mapping[Name, float], *, bound: float, method: str) -> Layout:
+def _flow_layout(problem: Problem, values: Mapping[Name, float]) -> Layout:
     rate = values["rate",]
     if rate <= 0.0:
         raise cannot_hold(problem.boards, weights=sum(problem.weight_bytes), stages=len(problem.stages))
@@ -206,8 +262,27 @@ def _flow_layout(problem: Problem, values: Mapping[Name, float], *, bound: float
     source = problem.boards.source
     order = sorted((board for board in needed if board != source), key=lambda board: (min(needed[board]), board))
     hosted = {board: tuple(sorted(needed[board])) for board in (source, *order)}
-    pairs = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
-    return Layout(hosted, run, sent, pairs, dict.fromkeys(hosted, 0), bound, method)
+    pairs = {(min(a, b), max(a, b)) for a, b, _ in sent}
+    pairs |= _ways_on(problem, hosted, pairs)
+    return Layout(hosted, run, sent, frozenset(pairs), dict.fromkeys(hosted, 0), 0.0, "", problem.open)
+
+
+def _ways_on(problem: Problem, hosted: Mapping[int, Sequence[int]], pairs: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Links over which nothing is planned to go, but without which a host has no way to the next stage; the fastest there are."""
+    added: set[tuple[int, int]] = set()
+    for board, stages in hosted.items():
+        wanted = {stage + 1 for stage in stages if stage + 1 < len(problem.stages)} | (
+            {0} if board == problem.boards.source else set()
+        )
+        for stage in sorted(wanted - set(stages)):
+            able = [
+                link
+                for link in problem.boards.links
+                if board in link.between and stage in hosted.get(sum(link.between) - board, ())
+            ]
+            if able and not any(link.between in pairs or link.between in added for link in able):
+                added.add(min(able, key=lambda link: problem.link_seconds(link)[stage]).between)
+    return added
 
 
 def _near(problem: Problem) -> dict[int, list[int]]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from zpipe.boards import Boards
 from zpipe.bundle import Bundle
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, TopologyError
 from zpipe.model import AUTO_CODEC, NO_CODEC, OperatingPoint
 from zpipe.plan.layout import Goal, Layout, Load, latency_seconds, loads, rate_hz
 from zpipe.plan.line import plan_line
 from zpipe.plan.lone import plan_lone
 from zpipe.plan.mesh import mesh_choices, plan_mesh
-from zpipe.plan.problem import MOST_LOST, Problem, check_useful, families, make_problem
+from zpipe.plan.problem import MOST_LOST, Problem, check_useful, make_problem
+from zpipe.plan.program import Clock, still
 from zpipe.topology import NO_EXIT, LinkSpec, NodeSpec, PolicySpec, Topology, check
 
 Shape = Literal["auto", "line", "mesh"]
@@ -98,6 +99,7 @@ def make_plan(
     name: str = "plan",
     out: Path | None = None,
     trial: Trial | None = None,
+    clock: Clock = still,
 ) -> Plan:
     """The best topology of these boards for a bundle.
 
@@ -111,12 +113,13 @@ def make_plan(
         shape: `line`: each board one slice, none twice; `mesh`: any board any stages, stages on several boards; `auto`: a line
             where the boards are linked as one.
         most_lost: a codec may cost so much accuracy, 0..1, where a link leaves the codec open.
-        time_limit: seconds for the solver of a mesh.
+        time_limit: seconds for the search of a mesh, roughly; trials are cut short when it is over.
         name: of the topology.
         out: where the topology will be written: its bundle is named from there.
         trial: results per second of a plan when samples are always there, as a simulator gives them. With it the best of
             several plans of a mesh is taken (`zpipe.plan.mesh`): what nodes reach that decide by what they see is not in the
             numbers.
+        clock: monotonic seconds; without one each solver's run is limited, not their sum.
 
     Raises:
         ConfigError: no placement exists, or an argument is wrong.
@@ -125,7 +128,7 @@ def make_plan(
     if (goal == "accuracy-at-rate") != (rate is not None):
         found = "none" if rate is None else f"{rate:g} Hz with goal {goal}"
         raise ConfigError(f"--rate: found {found}, expected a rate with `--goal accuracy-at-rate`, and there alone")
-    search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out, trial)
+    search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out, trial, clock)
     if rate is None:
         return search.plan("latency" if goal == "latency" else "throughput", _point(bundle, point))
     if point is not None:
@@ -145,6 +148,7 @@ def _point(bundle: Bundle, name: str | None) -> OperatingPoint | None:
 
 def _most_accurate(search: _Search, bundle: Bundle, rate: float) -> Plan:
     """Of the operating points whose best plan sustains the rate the one with the highest accuracy, of equal ones the cheapest."""
+    search = replace(search, time_limit=search.time_limit / max(1, len(bundle.operating_points)))
     ordered = sorted(bundle.operating_points, key=lambda point: (-point.calibration.accuracy, point.calibration.mean_macs))
     best: Plan | None = None
     for point in ordered:
@@ -172,27 +176,42 @@ class _Search:
     name: str
     out: Path | None
     trial: Trial | None
+    clock: Clock
 
     def plan(self, goal: Goal, point: OperatingPoint | None, *, rate: float = 0.0) -> Plan:
         """The best plan; one that stays below `rate` even on paper is not tried."""
         problem = make_problem(self.bundle, self.boards, point=point, most_lost=self.most_lost)
         check_useful(problem)
         if self.trial is None or goal != "throughput":
-            return self._made(problem, goal, point, solve(problem, goal, self.shape, time_limit=self.time_limit))
+            return self._made(problem, goal, point, solve(problem, goal, self.shape, time_limit=self.time_limit, clock=self.clock))
         best: Plan | None = None
+        wrong: TopologyError | None = None
+        ends = self.clock() + self.time_limit
         for layout in self._choices(problem):
-            plan = self._made(problem, goal, point, layout)
+            try:
+                plan = self._made(problem, goal, point, layout)
+            except TopologyError as exc:  # nodes could not follow it; another will do
+                wrong = exc
+                continue
             if best is not None and plan.rate_hz <= (best.tried_hz or 0.0):
                 continue  # on paper no better than another is in fact
             if plan.rate_hz >= rate:
                 plan = replace(plan, tried_hz=self.trial(plan))
             if best is None or plan.sustained_hz > best.sustained_hz:
                 best = plan
-        assert best is not None, "there is one choice at least, or an error"
+            if self.clock() > ends:
+                break
+        if best is None:
+            assert wrong is not None, "there is one choice at least, or an error"
+            raise wrong
         return best
 
     def _choices(self, problem: Problem) -> Iterable[Layout]:
-        return [plan_line(problem, "throughput")] if self.shape == "line" else mesh_choices(problem, time_limit=self.time_limit)
+        return (
+            [plan_line(problem, "throughput")]
+            if self.shape == "line"
+            else mesh_choices(problem, time_limit=self.time_limit, clock=self.clock)
+        )
 
     def _made(self, problem: Problem, goal: Goal, point: OperatingPoint | None, layout: Layout) -> Plan:
         codecs = choose_codecs(problem, layout, goal)
@@ -210,15 +229,17 @@ class _Search:
         return replace(topology, bundle=_bundle_name(self.bundle, self.out))
 
 
-def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float) -> Layout:
-    """The best layout with the smallest codecs.
+def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float, clock: Clock = still) -> Layout:
+    """The best layout, whatever codecs its links get.
 
     Raises:
         ConfigError, BackendUnavailable: as `make_plan`.
     """
     if shape == "line":
         return plan_line(problem, goal)
-    return plan_mesh(problem, time_limit=time_limit) if goal == "throughput" else plan_lone(problem, time_limit=time_limit)
+    if goal == "throughput":
+        return plan_mesh(problem, time_limit=time_limit, clock=clock)
+    return plan_lone(problem, time_limit=time_limit)
 
 
 # ---- codecs ------------------------------------------------------------------------------------
@@ -227,33 +248,47 @@ def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float) -> Lay
 def choose_codecs(problem: Problem, layout: Layout, goal: Goal) -> dict[tuple[int, int], str]:
     """For each link of the layout the most accurate codec that costs the goal nothing to speak of.
 
-    1. The layout was found with the smallest codec on every link; that is what has to be kept.
+    1. The layout was found with one family of codecs (`Problem.families`), on each link the one with the fewest bytes for what
+       crosses it; that is what has to be kept.
     2. The first family in order of accuracy (`none` alone, then `none` beside one lossy codec) that keeps it is taken.
     3. Link by link, from the least used, the most accurate of the family that still keeps it. Where stages have several hosts,
        nodes choose whom to send what, and may send more over a link than the plan does: there a codec must leave it room for
        all that may come.
     """
     links = [link for link in problem.boards.links if link.between in layout.links]
-    smallest = {link.between: _fixed(link) or problem.smallest for link in links}
+    every = problem.families
+    last = layout.codecs or every[-1]
+    smallest = {link.between: _tightest(problem, layout, link, last) for link in links}
     best = _cost(problem, layout, smallest, goal) * (1.0 + CODEC_SLACK[goal])
     used = {link.between: 0.0 for link in links}
     for (a, b, stage), tasks in layout.sent.items():
         used[min(a, b), max(a, b)] += tasks * problem.stages[stage].input.bytes
-    every = families(list(problem.sizes))
-    last = next(family for family in every if problem.smallest in family)
     for family in every:
-        tightest = min(family, key=lambda name: sum(problem.sizes[name]))
-        chosen = {link.between: _fixed(link) or tightest for link in links}
+        chosen = {link.between: _tightest(problem, layout, link, family) for link in links}
         crowded = goal != "latency" and not all(_has_room(problem, layout, link, chosen[link.between]) for link in links)
-        if family is not last and (crowded or not _keeps(problem, layout, smallest, chosen, goal, best)):
+        if family != last and (crowded or not _keeps(problem, layout, smallest, chosen, goal, best)):
             continue
         for link in sorted(links, key=lambda link: used[link.between]):
-            if not _fixed(link):
+            if link.codec == AUTO_CODEC:
                 able = [name for name in family if goal == "latency" or _has_room(problem, layout, link, name)]
                 tries = [{**chosen, link.between: name} for name in able]
                 chosen = next((each for each in tries if _keeps(problem, layout, chosen, each, goal, best)), chosen)
         return chosen
-    raise AssertionError("the last family is taken whatever it is")
+    raise AssertionError("the layout's own family is taken whatever it costs")
+
+
+def _tightest(problem: Problem, layout: Layout, link: LinkSpec, family: Sequence[str]) -> str:
+    """The link's own codec, else the one with the fewest bytes for what crosses it, else for what may."""
+    if link.codec != AUTO_CODEC:
+        return link.codec
+    crossing = {stage: tasks for (a, b, stage), tasks in layout.sent.items() if {a, b} == set(link.between)}
+
+    def size(name: str) -> tuple[float, float]:
+        sizes = problem.link_bytes(link, name)
+        most = sum(share * each for share, each in zip(problem.reach, sizes, strict=True))
+        return sum(tasks * sizes[stage] for stage, tasks in crossing.items()), most
+
+    return min(family, key=size)
 
 
 def _keeps(
@@ -283,10 +318,6 @@ def _has_room(problem: Problem, layout: Layout, link: LinkSpec, codec: str) -> b
         if rate * sum(problem.reach[stage] * seconds[stage] for stage in lanes) > BUSY:
             return False
     return True
-
-
-def _fixed(link: LinkSpec) -> str:
-    return "" if link.codec == AUTO_CODEC else link.codec
 
 
 def _cost(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str], goal: Goal) -> float:

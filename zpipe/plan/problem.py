@@ -17,11 +17,11 @@ from zpipe.topology import LinkSpec
 
 #: Codecs that cost no more accuracy than this, 0..1, may be chosen where a link leaves that open.
 MOST_LOST = 0.005
-#: What a message of one task has beside its row: header and frames; and Ethernet, IPv4 and TCP around each segment. A batch shares
-#: some of it, so busy links carry a little more than is said here (zpipe.sim.sizes counts exactly).
-HEADER_BYTES, PACKET_BYTES, SEGMENT_BYTES = 142.0, 66.0, 1448.0
-#: What a task's Credit and its Result take on their way back.
-ANSWER_BYTES = 250.0
+#: What a message has beside its rows, and each row beside its activation (zpipe.sim.sizes counts exactly); and Ethernet, IPv4 and
+#: TCP around each segment.
+HEADER_BYTES, ROW_BYTES, PACKET_BYTES, SEGMENT_BYTES = 37.0, 105.0, 66.0, 1448.0
+#: What a batch's Credit and its Results take on their way back, and each task's Result of it.
+ANSWER_BYTES, RESULT_BYTES = 200.0, 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Problem:
         stages: of the bundle.
         reach: P(a sample gets to stage k).
         weight_bytes: of each stage's file.
-        sizes: {codec: bytes of one row that waits for stage k}; the codecs that may be used, those that cost less accuracy first.
+        sizes: {codec: bytes of one row that waits for stage k}, those that cost less accuracy first.
+        open: the codecs of a link that leaves its codec open; () = all of `sizes`.
     """
 
     boards: Boards
@@ -41,6 +42,7 @@ class Problem:
     reach: tuple[float, ...]
     weight_bytes: tuple[float, ...]
     sizes: Mapping[str, tuple[float, ...]]
+    open: tuple[str, ...] = ()
 
     # ---- boards --------------------------------------------------------------------------------
 
@@ -89,27 +91,59 @@ class Problem:
 
     # ---- links ---------------------------------------------------------------------------------
 
-    def link_bytes(self, link: LinkSpec, codec: str = "") -> tuple[float, ...]:
+    def link_bytes(self, link: LinkSpec, codec: str = "", *, alone: bool = False) -> tuple[float, ...]:
         """Bytes on that link of one task that waits for stage k, with packets and headers.
+
+        Where samples are always waiting a message has a full batch, which shares them; no message has more rows.
 
         Args:
             link: one of the boards'.
-            codec: instead of the link's own; where both leave it open, the smallest that may be used.
+            codec: instead of the link's own; where both leave it open, for each stage the smallest that may be used.
+            alone: a message of one task.
         """
+        rows = 1 if alone else max(self.boards.boards[board].max_batch for board in link.between)
         name = codec or link.codec
-        sizes = self.sizes[self.smallest if name == AUTO_CODEC else name]
+        names = (self.open or tuple(self.sizes)) if name == AUTO_CODEC else (name,)
         # Answers go the other way, which is another link, but for a medium that all of them share.
-        answers = ANSWER_BYTES if link.medium else 0.0
-        return tuple(_on_link(size + HEADER_BYTES) + answers for size in sizes)
+        answers = ANSWER_BYTES / rows + RESULT_BYTES if link.medium else 0.0
+        return tuple(
+            _on_link(rows * (min(sizes) + ROW_BYTES) + HEADER_BYTES) / rows + answers
+            for sizes in zip(*(self.sizes[each] for each in names), strict=True)
+        )
+
+    def within(self, codecs: Sequence[str]) -> Problem:
+        """The same with these codecs on links that leave theirs open; () = as it is."""
+        return replace(self, open=tuple(codecs)) if codecs else self
 
     @property
-    def smallest(self) -> str:
-        """The codec with the fewest bytes."""
-        return min(self.sizes, key=lambda name: sum(share * size for share, size in zip(self.reach, self.sizes[name], strict=True)))
+    def families(self) -> list[tuple[str, ...]]:
+        """Sets of open codecs that may stand beside each other in one topology, and beside those that links name.
 
-    def link_seconds(self, link: LinkSpec, codec: str = "") -> tuple[float, ...]:
-        """Seconds one task that waits for stage k keeps the link busy; 0 where nothing limits it."""
-        return tuple(8.0 * size / link.bandwidth_bps for size in self.link_bytes(link, codec))
+        A topology has one lossy codec (`zpipe.emulation`). In order of accuracy: `none` and what costs nothing, then these beside
+        one lossy codec.
+        """
+        named = {lossy_part(link.codec) for link in self.boards.links if link.codec != AUTO_CODEC} - {NO_CODEC}
+        names = self.open or tuple(self.sizes)
+        lossy = [part for part in dict.fromkeys(map(lossy_part, names)) if part != NO_CODEC and named <= {part}]
+        plain = tuple(name for name in names if lossy_part(name) == NO_CODEC)
+        return [plain, *((*plain, *(name for name in names if lossy_part(name) == part)) for part in lossy)]
+
+    @property
+    def smallest_families(self) -> list[tuple[str, ...]]:
+        """Families of which no other has fewer bytes at every stage: a best plan has codecs of one of these."""
+        least = {
+            family: [min(sizes) for sizes in zip(*(self.sizes[name] for name in family), strict=True)] for family in self.families
+        }
+        found: list[tuple[str, ...]] = []
+        for family in reversed(self.families):
+            if not any(all(a <= b for a, b in zip(least[other], least[family], strict=True)) for other in found):
+                found = [other for other in found if any(a < b for a, b in zip(least[other], least[family], strict=True))]
+                found.append(family)
+        return found
+
+    def link_seconds(self, link: LinkSpec, codec: str = "", *, alone: bool = False) -> tuple[float, ...]:
+        """Seconds one task that waits for stage k keeps the link busy, as in `link_bytes`; 0 where nothing limits it."""
+        return tuple(8.0 * size / link.bandwidth_bps for size in self.link_bytes(link, codec, alone=alone))
 
     # ---- the same, a little different ----------------------------------------------------------
 
@@ -190,6 +224,7 @@ def make_problem(bundle: Bundle, boards: Boards, *, point: OperatingPoint | None
         reach,
         tuple(float(size) for size in bundle.stage_file_bytes()),
         {name: tuple(map(float, row_bytes(bundle, name))) for name in ordered},
+        tuple(name for name in ordered if name in names),
     )
 
 
@@ -200,13 +235,6 @@ def _on_link(size: float) -> float:
 def _lost(bundle: Bundle, name: str) -> float:
     known = name in measured_codecs(bundle)
     return max(0.0, accuracy_lost(bundle, name)) if known else math.inf
-
-
-def families(codecs: Sequence[str]) -> list[list[str]]:
-    """Codecs that may stand beside each other in one topology: `none`, and those of one lossy codec (`zpipe.emulation`)."""
-    lossy = dict.fromkeys(lossy_part(name) for name in codecs if lossy_part(name) != NO_CODEC)
-    plain = [name for name in codecs if lossy_part(name) == NO_CODEC]
-    return [plain, *([*plain, *(name for name in codecs if lossy_part(name) == part)] for part in lossy)]
 
 
 def named(board: Board, memory: bool = False) -> str:

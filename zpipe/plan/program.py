@@ -7,29 +7,42 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from zpipe.errors import BackendUnavailable, ConfigError
-from zpipe.plan.chain import Costs
 from zpipe.plan.cuts import cannot_hold
 from zpipe.plan.problem import Problem
 
-#: scipy's status of a search that ended at its limit of time.
-_LIMIT = 1
+#: scipy's status of a search that ended at its limit of time, and of one that showed that there is nothing.
+_LIMIT, _INFEASIBLE = 1, 2
+#: A solver that gets less does not begin.
+LEAST_SECONDS = 0.01
 
 Name = tuple[Hashable, ...]
 
 
+#: Monotonic seconds, as `time.monotonic` gives them: nothing here looks at the host's clock by itself.
+Clock: TypeAlias = Callable[[], float]
+
+
+def still() -> float:
+    """The clock of callers who only limit each solver's run."""
+    return 0.0
+
+
+class OutOfTime(ConfigError):
+    """The solver found nothing within its time; there may be something."""
+
+
 class Found(NamedTuple):
-    """What the solver came to: values by name, what they cost, what no values cost less than, and how far apart these are."""
+    """What the solver came to: values by name, what they cost, what no values cost less than, and whether its time was over."""
 
     values: Mapping[Name, float]
     objective: float
     bound: float
-    gap: float
     timed_out: bool
 
 
@@ -73,7 +86,8 @@ class Program:
         """The best values found.
 
         Raises:
-            ConfigError: there are none, or none were found in time.
+            ConfigError: there are none.
+            OutOfTime: none were found in time.
             BackendUnavailable: scipy is not here.
         """
         try:
@@ -86,37 +100,35 @@ class Program:
         names = list(self.columns)
         rows = {name: row for name, row in self.rows.items() if row}
         entries = [(at, self.columns[name], value) for at, row in enumerate(rows.values()) for name, value in row.items()]
-        places, columns, values = zip(*entries, strict=True)
-        matrix = csr_matrix((values, (places, columns)), shape=(len(rows), len(names)))
+        places, columns, shares = zip(*entries, strict=True)
+        matrix = csr_matrix((shares, (places, columns)), shape=(len(rows), len(names)))
         lows = np.array([self.lows.get(name, -math.inf) for name in rows])
         highs = np.array([self.highs.get(name, math.inf) for name in rows])
+        whole = np.array([name in self.whole for name in names])
+        cost, low, high = (np.array([values.get(name, 0.0) for name in names]) for values in (self.cost, self.low, self.high))
+        rules = LinearConstraint(matrix, lows, highs)
         done = milp(
-            np.array([self.cost.get(name, 0.0) for name in names]),
-            integrality=np.array([name in self.whole for name in names], int),
-            bounds=Bounds(_each(self.low, names), _each(self.high, names)),
-            constraints=LinearConstraint(matrix, lows, highs),
-            options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
+            cost,
+            integrality=whole.astype(int),
+            bounds=Bounds(low, high),
+            constraints=rules,
+            options={"time_limit": max(LEAST_SECONDS, time_limit), "mip_rel_gap": 1e-6},
         )
         if done.x is None:
-            if done.status == _LIMIT:
-                raise ConfigError(
-                    f"--time-limit: found no placement in {time_limit:g} s, expected one; give it longer, or plan a line "
-                    "(`--shape line`)"
-                )
-            raise cannot_hold(problem.boards, weights=sum(problem.weight_bytes), stages=len(problem.stages))
-        found = {name: float(value) for name, value in zip(names, done.x, strict=True)}
-        bound = done.fun if done.mip_dual_bound is None else done.mip_dual_bound
-        return Found(found, done.fun, float(bound), abs(bound - done.fun) / max(1e-12, abs(done.fun)), done.status == _LIMIT)
-
-
-def _each(values: Mapping[Name, float], names: list[Name]) -> Costs:
-    return np.array([values[name] for name in names])
-
-
-def method(found: Found) -> str:
-    """How a bound is known, in words."""
-    gap = f"gap {100 * found.gap:.1f} %" if found.gap > 5e-4 else "no gap"
-    return f"proven by HiGHS, {gap}" + (" when its time was over" if found.timed_out else "")
+            # A solver may also end with "infeasible or unbounded": the rate has a limit, so that is the first.
+            if done.status == _INFEASIBLE or (done.status != _LIMIT and "ime limit" not in done.message):
+                raise cannot_hold(problem.boards, weights=sum(problem.weight_bytes), stages=len(problem.stages))
+            raise OutOfTime(
+                f"--time-limit: found no placement of the network within the time ({done.message.split('.')[0]}), expected one; "
+                "give it longer, or plan a line (`--shape line`)"
+            )
+        bound = float(done.fun if done.mip_dual_bound is None else done.mip_dual_bound)
+        # What is whole is so within a tolerance; with exactly whole values the rest is what it says it is.
+        low, high = (np.where(whole, np.round(done.x), limits) for limits in (low, high))
+        exact = milp(cost, bounds=Bounds(low, high), constraints=rules)
+        x, least = (done.x, float(done.fun)) if exact.x is None else (exact.x, float(exact.fun))
+        values = {name: float(value) for name, value in zip(names, x, strict=True)}
+        return Found(values, least, min(bound, least), done.status == _LIMIT)
 
 
 def memory_unit(problem: Problem, board: int) -> float:

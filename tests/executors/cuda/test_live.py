@@ -40,7 +40,7 @@ class RealMesh(LiveMesh):
         return self._make(stages)
 
     def input(self, number: int) -> npt.NDArray[Any]:
-        row: npt.NDArray[Any] = self._rows[number]
+        row: npt.NDArray[Any] = self._rows[number % len(self._rows)]
         return row
 
 
@@ -141,10 +141,15 @@ def test_a_device_that_is_lost_hands_over_what_it_can_and_every_sample_ends() ->
 
     async def main() -> None:
         async with started(mesh):
-            for number in range(SAMPLES):
-                mesh.submit(number)
-            ended = answers(await mesh.until(SAMPLES))
-            assert [kind for kind, _, _ in ended.values()] == ["result"] * SAMPLES
+            submitted = 0
+            while mesh.drivers[
+                1
+            ].policy.serving:  # its second batch is long in coming where this machine is slow to load the engine
+                for number in range(submitted, submitted + SAMPLES):
+                    mesh.submit(number)
+                submitted += SAMPLES
+                ended = answers(await mesh.until(submitted))
+                assert [kind for kind, _, _ in ended.values()] == ["result"] * submitted
             assert [driver.policy.serving for driver in mesh.drivers.values()] == [True, False, True, True]
 
     run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from zpipe.executors.tensorrt.build import build_engines
 from zpipe.executors.tensorrt.convert import PRECISIONS
 from zpipe.executors.tensorrt.engine import TrtEngine, find_engine
 from zpipe.executors.tensorrt.flavour import load_flavour
+from zpipe.executors.tensorrt.loaded import LoadedEngine
 from zpipe.executors.tensorrt.manifest import Engine, engines_of, read_engine
 from zpipe.executors.trt import answers
 from zpipe.model import NEVER_EXIT, GateSpec, TensorSpec
@@ -331,6 +333,27 @@ def test_capturable_is_what_the_library_says(bundle: Bundle, rtx: FakeTrt, gpu: 
     full = FakeTrt("10.3.0", networks(bundle))
     with installed(trt=full):
         assert load(bundle, full, key="trt").capturable
+
+
+def test_stream_is_there_while_the_library_looks_at_it(bundle: Bundle, rtx: FakeTrt, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        handle = 99
+
+    made: list[weakref.ref[Held]] = []
+    seen: list[bool] = []
+
+    def fresh(self: Device) -> Any:
+        made.append(weakref.ref(it := Held()))
+        return it
+
+    def capturable(self: LoadedEngine, handle: int) -> bool:
+        seen.append(made[-1]() is not None)
+        return True
+
+    monkeypatch.setattr(Device, "stream", fresh)
+    monkeypatch.setattr(LoadedEngine, "capturable", capturable)
+    load(bundle, rtx)
+    assert seen == [True]
 
 
 # ---- running -----------------------------------------------------------------------------------

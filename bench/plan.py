@@ -1,7 +1,7 @@
 """Plans against brute force, against the simulator, and against equal cuts.
 
-    python -m bench.plan                   about 9 minutes; writes bench/results/plan.json
-    python -m bench.plan brute             one part: brute (a minute), simulated (three) or equal (five)
+    python -m bench.plan                   about 15 minutes; writes bench/results/plan.json
+    python -m bench.plan brute             one part: brute (a minute), simulated (four), sparse (five) or equal (five)
 
 *brute*: random small networks and boards. Lines: every order and every cut is tried; the best must be the plan's. Meshes: every set
 of stages on every board is tried, each with the linear program of `zpipe.plan.bounds` (throughput), every board for every stage
@@ -9,6 +9,8 @@ with the time added up (latency); the plan may be 2 % worse.
 *simulated*: what plans for every bundle predict, and what the simulator gives where samples are always waiting, with a seed that
 no trial used. Exit shares are those of the evaluation set here, which is what the simulator replays; a plan knows those of the
 calibration set.
+*sparse*: random boards with random links between some of them, random memory and operating points: how far what is delivered, on
+paper and simulated, is from what no placement exceeds. Here nodes that decide by what they see fall short; nothing is left out.
 *equal*: boards of three speeds (topologies/devices/mixed.yaml): the plan against slices of equal multiply-adds in the order of the
 file, in the simulator and live, emulated.
 """
@@ -46,6 +48,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "plan.json"
 #: What the issue asks of a mesh's plan, and of its prediction.
 MESH_SLACK, PREDICTION_SLACK = 0.02, 0.05
+#: Sparse meshes, and seconds for each.
+SPARSE_CASES, SPARSE_SECONDS = 24, 10.0
 BUNDLES = ("digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2")
 #: Boards to plan for, beside those of topologies/devices: (name, devices in a row, links).
 PIS = [{"name": "pi", "device": "raspberry-pi-3", "count": 4}]
@@ -318,6 +322,72 @@ def trial(plan: Plan) -> float:
     return capacity(plan.topology)
 
 
+# ---- sparse meshes ---------------------------------------------------------------------------------
+
+
+def sparse_boards(seed: int) -> tuple[str, Boards]:
+    """An operating point and 3 to 5 boards, each linked to the next and now and then to others."""
+    rng = random.Random(seed)
+    count = rng.randint(3, 5)
+    names = [f"b{at}" for at in range(count)]
+    devices: list[dict[str, Any]] = []
+    for name in names:
+        device = rng.choice(["raspberry-pi-3", "raspberry-pi-4", "jetson-nano", "raspberry-pi-3/4"])
+        held = rng.choice([{}, {"memory": f"{rng.choice([100, 110, 130, 300])} MB"}])
+        devices.append({"name": name, "device": device, **held})
+    links = [
+        {"between": list(pair), "bandwidth": f"{rng.choice([2, 10, 50, 100])} Mbit/s", "latency": f"{rng.choice([0.2, 1, 3])} ms"}
+        for pair in combinations(names, 2)
+        if names.index(pair[1]) == names.index(pair[0]) + 1 or rng.random() < 0.5
+    ]
+
+    def none(file: str) -> Any:
+        raise AssertionError(file)
+
+    value = {"devices": devices, "links": links}
+    point = rng.choice(["default", "no-exit", "t0.99", "t0.80"])
+    return point, parse_boards(value, file=f"sparse {seed}", path=None, measured=none)
+
+
+def sparse(cases: int, count: int) -> dict[str, Any]:
+    bundle, rows = load_bundle(BUNDLES[0], verify=False), []
+    for seed in range(cases):
+        point, boards = sparse_boards(seed)
+        try:
+            with libraries_silent():
+                plan = make_plan(
+                    bundle, boards, point=point, shape="mesh", time_limit=SPARSE_SECONDS, trial=trial, clock=time.monotonic
+                )
+        except ConfigError as exc:
+            print(f"sparse {seed:<3} {exc}", flush=True)
+            rows.append({"seed": seed, "error": str(exc)})
+            continue
+        found = simulate(plan.topology, rate_hz=math.inf, admission="fixed", count=count, warm_up=count // 5, seed=2)
+        simulated_hz, bound = float(found["throughput_hz"]), plan.layout.bound
+        rows.append(
+            {
+                "seed": seed,
+                "point": point,
+                "bound": bound,
+                "proven": not plan.layout.timed_out,
+                "predicted": plan.rate_hz,
+                "simulated": simulated_hz,
+                "holds": plan.rate_hz <= bound * (1.0 + 1e-9),
+            }
+        )
+        print(
+            f"sparse {seed:<3} {point:<8} bound {bound:7.1f}  paper {100 * (plan.rate_hz / bound - 1.0):+6.1f} %  "
+            f"simulated {100 * (simulated_hz / bound - 1.0):+6.1f} %",
+            flush=True,
+        )
+    for kind in ("predicted", "simulated"):
+        shares = sorted(row[kind] / row["bound"] for row in rows if "bound" in row)
+        print(
+            f"{kind} against the bound: median {shares[len(shares) // 2]:.3f}, worst {shares[0]:.3f} of {len(shares)}", flush=True
+        )
+    return {"sparse": rows}
+
+
 # ---- equal cuts ------------------------------------------------------------------------------------
 
 
@@ -366,7 +436,7 @@ def live_rate(topology: Topology, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "equal"])
+    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "sparse", "equal"])
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--count", type=int, default=10_000, help="samples of a simulated run")
     parser.add_argument("--no-live", action="store_true", help="equal: the simulator alone")
@@ -379,10 +449,12 @@ def main() -> None:
             found |= brute(arguments.cases)
         elif part == "simulated":
             found |= simulated(arguments.count)
+        elif part == "sparse":
+            found |= sparse(SPARSE_CASES, arguments.count // 2)
         elif part == "equal":
             found |= equal(arguments.count // 2, live=not arguments.no_live)
         else:
-            parser.error(f"found part {part!r}, expected brute, simulated or equal")
+            parser.error(f"found part {part!r}, expected brute, simulated, sparse or equal")
         found.setdefault("made", {})[part] = {"machine": machine(), "commit": commit, "command": f"python -m bench.plan {part}"}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -117,3 +117,19 @@ def test_measured_links_take_the_place_of_stated_ones(tmp_path: Path) -> None:
     assert (link.bandwidth_bps, link.latency_seconds) == (3e6, 0.004)
     with pytest.raises(ConfigError, match=r"measured: found no link between devices of this file \(it knows 10.0.0.1:5800"):
         read(tmp_path, text.replace("10.0.0.", "10.0.9."))
+
+
+def test_measured_links_of_nodes_without_addresses_are_told_apart_by_rank(tmp_path: Path) -> None:
+    nowhere = ["127.0.0.1:0", "127.0.0.1:0"]
+    pairs = {(0, 1): 3e6, (1, 0): 4e6, (1, 2): 9e6}
+    rows = [{"between": list(pair), "addresses": nowhere, "latency": 0.004, "bandwidth": bps} for pair, bps in pairs.items()]
+    (tmp_path / "links.json").write_text(json.dumps({"schema": "zpipe.service/1", "links": rows}))
+    devices = [f"  - {{name: {name}, device: reference}}" for name in "abc"]
+    text = "\n".join(["devices:", *devices, "links: {shape: mesh, bandwidth: 1 Gbit/s}", "measured: links.json", ""])
+    found = {link.between: link.bandwidth_bps for link in read(tmp_path, text).links}
+    assert found == {(0, 1): 3e6, (0, 2): 1e9, (1, 2): 9e6}
+    for row in rows:
+        del row["between"]
+    (tmp_path / "links.json").write_text(json.dumps({"schema": "zpipe.service/1", "links": rows}))
+    with pytest.raises(ConfigError, match=r"links\[0\].between: found None, expected the ranks of both ends"):
+        read(tmp_path, text)

@@ -17,7 +17,8 @@ A devices file is short YAML; `topologies/devices/` holds examples. Its keys, wi
                                   topology, but `codec: auto` (the default here) leaves the choice to the planner
       except: []                  beside `shape`: links with values of their own, {between: [camera, arm], bandwidth: 10 Mbit/s}
     measured: none                what `zpipe profile --topology FILE --json THIS` found: bandwidth and latency of links whose ends
-                                  have addresses that it knows, in place of what `links` says
+                                  have addresses that it knows, in place of what `links` says; devices without addresses
+                                  must stand in the order of that topology's ranks
     source: the first device      where samples enter
 """
 
@@ -34,7 +35,7 @@ from zpipe.bundle import Bundle
 from zpipe.devices import load_device
 from zpipe.errors import ConfigError
 from zpipe.model import AUTO_CODEC, StageSpec
-from zpipe.service import Measured, load_links, load_service
+from zpipe.service import Measured, has_port, load_links, load_service
 from zpipe.topology import LinkSpec, NodeSpec
 from zpipe.topology.parse import MAX_BATCH, parse_address, parse_links
 from zpipe.topology.reader import At, Fields, items, one_of, quantity, read_yaml
@@ -250,15 +251,27 @@ def _check_reached(at: At, links: Sequence[LinkSpec], names: Sequence[str], sour
 
 
 def _as_measured(at: At, links: Sequence[LinkSpec], boards: Sequence[Board], file: Path) -> tuple[LinkSpec, ...]:
-    """The links with the bandwidth and latency that were found between their addresses."""
+    """The links with the bandwidth and latency that were found between their addresses, or ranks where these do not tell.
+
+    Rank 0 is the first device of the file, and so on: that is the order of the topology that was measured.
+    """
     known = load_links(file)
-    ends = {link.between: frozenset(boards[board].address for board in link.between) for link in links}
-    if not any(pair in known for pair in ends.values()):
-        there = ", ".join(sorted({address for pair in known for address in pair}))
-        raise at.error(f"no link between devices of this file (it knows {there})", "devices with these addresses")
+
+    def measured(link: LinkSpec) -> tuple[float, float] | None:
+        ends = [boards[board].address for board in link.between]
+        if all(has_port(end) for end in ends):
+            return known.get(frozenset(ends))
+        return known.get(frozenset(link.between))
+
+    if all(measured(link) is None for link in links):
+        there = ", ".join(sorted("-".join(sorted(map(str, pair))) for pair in known))
+        raise at.error(
+            f"no link between devices of this file (it knows {there})",
+            "devices with these addresses, or without any in the order of these ranks",
+        )
     found = []
     for link in links:
-        bandwidth, latency = known.get(ends[link.between], (link.bandwidth_bps, link.latency_seconds))
+        bandwidth, latency = measured(link) or (link.bandwidth_bps, link.latency_seconds)
         found.append(replace(link, bandwidth_bps=bandwidth, latency_seconds=latency))
     return tuple(found)
 

@@ -149,28 +149,41 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def load_links(path: Path) -> dict[frozenset[str], tuple[float, float]]:
-    """Measured links: {addresses of both ends: (bits per second, latency in seconds)}; of two directions the slower counts.
+def load_links(path: Path) -> dict[frozenset[str | int], tuple[float, float]]:
+    """Measured links: {both ends: (bits per second, latency in seconds)}; of two directions the slower counts.
+
+    An end is its address, or its rank where one of the two has none that tells it from others (port 0: any that was free).
 
     Raises:
-        ConfigError: it cannot be read, or has no links that name their addresses.
+        ConfigError: it cannot be read, or has no links that name both ends.
     """
     document = _document(path)
     rows = document.get("links")
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path}: links: found none, expected some; run `zpipe profile --topology FILE --json {path}`")
-    found: dict[frozenset[str], tuple[float, float]] = {}
+    found: dict[frozenset[str | int], tuple[float, float]] = {}
     for index, row in enumerate(rows):
         where = f"{path}: links[{index}]"
         ends = row.get("addresses") if isinstance(row, dict) else None
         if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
             raise ConfigError(f"{where}.addresses: found {ends!r}, expected the addresses of both ends")
+        if not all(has_port(end) for end in ends) or len(set(ends)) < 2:
+            ends = row.get("between")
+            if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) is int for end in ends):
+                raise ConfigError(
+                    f"{where}.between: found {ends!r}, expected the ranks of both ends, as their addresses do not tell"
+                )
         bandwidth, latency = row.get("bandwidth"), row.get("latency")
         there = math.inf if bandwidth is None else amount(bandwidth, f"{where}.bandwidth")
         late = 0.0 if latency is None else amount(latency, f"{where}.latency")
         other = found.get(frozenset(ends), (math.inf, 0.0))
         found[frozenset(ends)] = (min(there, other[0]), max(late, other[1]))
     return found
+
+
+def has_port(address: str) -> bool:
+    """Whether an address tells a node from others; port 0 is whichever is free."""
+    return not address.endswith(":0")
 
 
 def _check_bundle(path: Path, document: dict[str, Any], bundle: Bundle | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from zpipe.bundle import Bundle, CodecMetrics, indexed_rows, load_bundle, manifest_digest
+from zpipe.bundle.write import replaced_when_done
 from zpipe.errors import BundleError
 from zpipe.model import TensorSpec
 
@@ -474,3 +476,36 @@ def test_replay_of_a_large_vocabulary(tmp_path: Path) -> None:
     answers["confidence.none"] = np.full((SAMPLES, 2), 0.5, np.float32)
     np.savez_compressed(bundle.path / "replay.npz", **answers)
     assert int(bundle.replay().labels.max()) == 50_256
+
+
+def test_sigterm_while_a_bundle_is_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").touch()
+
+    def replace_and_end() -> None:
+        with replaced_when_done(out) as folder:
+            (folder / "new").touch()
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        replace_and_end()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in out.iterdir()] == ["old"]
+
+
+def test_signal_in_the_last_step_waits_until_the_new_bundle_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "bundle", Path.rename
+    out.mkdir()
+
+    def interrupted(self: Path, target: Path) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_when_done(out) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in out.iterdir()] == ["new"]

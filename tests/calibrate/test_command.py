@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.calibrate.small import SAMPLES, small_bundle, without_evaluation
+from tests.runtime.mesh import HALF
 from zpipe import cli
 from zpipe.bundle import load_bundle
 from zpipe.calibrate.points import exit_of
@@ -119,11 +120,14 @@ def test_same_temperatures_leave_points_and_replay_alone(call: Call, tmp_path: P
     folder = small_bundle(tmp_path / "small")
     call("--bundle", folder, "--write")
     first = snapshot(folder)
-    code, _, _ = call("--bundle", folder, "--write", "--targets", "0.9")
+    code, _, _ = call("--bundle", folder, "--write", "--targets", "0.77")
     second = snapshot(folder)
     assert code == 0
     assert {name for name in first if first[name] != second[name]} == {"manifest.json"}
-    assert load_bundle(folder).accuracy_table[0].target == 0.9
+    targets = [row.target for row in load_bundle(folder).accuracy_table]
+    assert {0.5, 0.77, 0.8} <= set(targets)
+    call("--bundle", folder, "--write")
+    assert [row.target for row in load_bundle(folder).accuracy_table] == targets
 
 
 def test_bundle_without_any_data_gets_all_of_it_from_the_users_images(call: Call, tmp_path: Path) -> None:
@@ -210,6 +214,7 @@ def test_wrong_arguments_are_one_line(call: Call, tmp_path: Path) -> None:
         (("--bundle", folder, "--bandwidth", "1 Mbit/s"), "found no --topology, expected one"),
         (("--bundle", folder, "--topology", "line4", "--device", "toaster"), "device: found 'toaster'"),
         (("--bundle", folder, "--json", tmp_path / "no" / "x.json"), "found no folder"),
+        (("--bundle", folder, "--write", "--plots", "/proc/plots"), "/proc/plots: found that it cannot be written"),
         (("--bundle", bare), "--data: found none, expected labelled images"),
     ):
         code, out, err = call(*arguments)
@@ -249,3 +254,19 @@ def test_absent_class_is_named(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("--bundle", small_bundle(tmp_path / "small"), "--data", own_images(tmp_path / "mine.npz", **arrays))
     assert code == 0
     assert "no calibration sample of 1 of 10 classes: 5; nothing is promised for them" in " ".join(out.split())
+
+
+def test_rise_of_outage_comes_with_its_reason(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    code, out, _ = call("--bundle", HALF, "--json", file, "--targets", "0.9")
+    report = json.loads(file.read_text())
+    rows = [(row["target"], *(row["variants"][name]["outage"] for name in ("none", "per-exit"))) for row in report["outage"]]
+    risen = [(target, before) for target, before, after in rows if round(after, 3) > round(before, 3)]
+    said = " ".join(out.split())
+    assert code == 0
+    assert risen
+    assert said.count("outage rose from") == len(risen)
+    for target, before in risen:
+        assert f"target {target:g}: outage rose from {before:.3f}" in said
+    assert "was under-confident (" in said
+    assert "is so little that a ratio to it says little" in said

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from zpipe.bundle.files import MANIFEST, file_digest
@@ -27,13 +31,47 @@ def extend_manifest(folder: Path, keys: Mapping[str, Any]) -> None:
 
 @contextmanager
 def replaced_when_done(out: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `out` once the block ends; when it raises, `out` stays as it was."""
+    """A new empty folder that takes the place of `out` once the block ends; when it raises, `out` stays as it was.
+
+    SIGTERM in the block ends the process as an exception would (code 143), so that the new folder goes; in the last step both it
+    and Ctrl-C wait.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    with _sigterm_raises(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
         folder.mkdir()
         yield folder
         # What was there goes with the scratch folder, and only once the new one is whole.
-        if out.exists():
-            out.rename(Path(scratch) / "replaced")
-        folder.rename(out)
+        with _signals_wait():
+            if out.exists():
+                out.rename(Path(scratch) / "replaced")
+            folder.rename(out)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Where nobody else answers SIGTERM, and Python lets one."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

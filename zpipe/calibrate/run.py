@@ -34,7 +34,7 @@ class CalibrateOptions:
     Attributes:
         bundle: a folder or a name.
         variant: the temperatures that the accuracy table is made with, and that are written.
-        targets: accuracies 0..1 of the table.
+        targets: accuracies 0..1 of the table; with `write` they come on top of the usual ones and those it has.
         rule: what must reach a target on the calibration split (`zpipe.calibrate.table`).
         data: labelled images to calibrate with: a path for `zpipe.datasets`, or the images themselves; None = the bundle's own
             calibration split.
@@ -80,12 +80,13 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
     calibration = _stored(bundle) if fitted is None else _ask(chain, fitted, "calibration", progress)
     test = _ask(chain, tested, "test", progress)
     progress("fitting", 0.0)
+    targets = _kept_targets(bundle, options.targets) if options.write else options.targets
     study = study_bundle(
         bundle,
         calibration,
         test,
         variant=options.variant,
-        targets=options.targets,
+        targets=targets,
         rule=options.rule,
         outage_targets=options.outage_targets,
         window=options.window,
@@ -97,6 +98,11 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
     if options.write:
         write_study(bundle, study, calibration, test, tested.data, progress)
     return study
+
+
+def _kept_targets(bundle: Bundle, wanted: tuple[float, ...]) -> tuple[float, ...]:
+    """What is written has the usual targets and those that somebody asked for before; the last row was the best there was."""
+    return tuple(sorted({*wanted, *TARGETS, *(row.target for row in bundle.accuracy_table[:-1])}))
 
 
 def _kept(stored: tuple[float, ...], fitted: tuple[float, ...]) -> tuple[float, ...]:

@@ -89,8 +89,35 @@ def _outage(report: Json) -> RenderableType:
                 number(found["macs_share"], ".3f"),
             )
     size = report["outage"][0]["window"]
-    said = f"outage: share of windows of {size} samples whose early answers fall under the target"
-    return Group(table, Text(said, style="dim"))
+    lines = [f"outage: share of windows of {size} samples whose early answers fall under the target", *_risen(report)]
+    return Group(table, Text("\n".join(lines), style="dim"))
+
+
+#: Outage below this is a handful of windows: a ratio to it says little.
+_RARE = 0.02
+
+
+def _risen(report: Json) -> list[str]:
+    """Why calibration made outages more frequent, where it did: one line per target, from the figures."""
+    variant = report["variant"]
+    exit_row = report["variants"]["none"]["exits"][0]
+    first = exit_row["test"]
+    lines = []
+    for row in report["outage"]:
+        before, after = row["variants"]["none"], row["variants"][variant]
+        if round(after["outage"], 3) <= round(before["outage"], 3):
+            continue  # none that could be seen above
+        line = f"target {row['target']:g}: outage rose from {before['outage']:.3f} to {after['outage']:.3f}"
+        if first["mean_confidence"] < first["accuracy"]:
+            line += (
+                f": exit {exit_row['stage']} was under-confident ({percent(first['mean_confidence'])} sure, "
+                f"{percent(first['accuracy'])} right), so calibration raises confidences and {percent(after['left_early'])} leave "
+                f"early instead of {percent(before['left_early'])}"
+            )
+        if before["outage"] < _RARE:
+            line += f"; {before['outage']:.3f} is so little that a ratio to it says little"
+        lines.append(line)
+    return lines
 
 
 def _missed(report: Json) -> RenderableType | None:

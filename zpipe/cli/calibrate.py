@@ -11,7 +11,7 @@ import click
 
 from zpipe.cli.group import cli
 from zpipe.cli.options import FILE, FOLDER
-from zpipe.cli.output import check_writable, write_text
+from zpipe.cli.output import check_folder, check_writable, write_text
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
@@ -31,7 +31,11 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="The temperatures that the accuracy table is made with; the other two are shown beside it.",
 )
-@click.option("--targets", metavar="A,B,...", help="Accuracies 0..1 to find thresholds for.  [default: 0.5 to 0.999]")
+@click.option(
+    "--targets",
+    metavar="A,B,...",
+    help="Accuracies 0..1 to find thresholds for; with --write on top of the usual.  [default: 0.5 to 0.999]",
+)
 @click.option(
     "--rule",
     type=click.Choice(["low", "mean"]),
@@ -51,9 +55,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--latency", metavar="TIME", help="Of every link of it, such as '5 ms'.")
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of its nodes that name none.")
 @click.option("--outage-targets", metavar="A,B,...", default="0.8,0.9", show_default=True, help="Of outage and missed deadlines.")
-@click.option("--window", type=click.IntRange(2), default=32, show_default=True, help="Samples in a window of both.")
+@click.option("--window", type=click.IntRange(2, 10_000), default=32, show_default=True, help="Samples in a window of both.")
 @click.option("--json", "json_file", type=FILE, help="Write all of it here.")
-@click.option("--plots", type=FOLDER, help="Write reliability.png, outage.png and missed.png into this folder (extra `suite`).")
+@click.option(
+    "--plots", type=FOLDER, help="Write reliability.png, outage.png and, with --topology, missed.png here (extra `suite`)."
+)
 @click.option("--write", is_flag=True, help="Put temperatures and accuracy table into the bundle; its digest becomes another.")
 def calibrate(
     data: str | None,
@@ -81,6 +87,7 @@ def calibrate(
     if plots is not None:
         from zpipe.calibrate.plots import require_matplotlib
 
+        check_folder(plots)
         require_matplotlib()
     plan = CalibrateOptions(
         **options,

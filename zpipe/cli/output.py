@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,21 @@ def _check_writable(file: Path) -> None:
     except OSError as exc:
         raise ConfigError(
             f"{file}: found that it cannot be written ({exc.strerror}), expected a file to write; choose another"
+        ) from exc
+
+
+def check_folder(folder: Path) -> None:
+    """The same for a folder of files; where there is none it is made."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if made:
+            folder.rmdir()
+    except OSError as exc:
+        raise ConfigError(
+            f"{folder}: found that it cannot be written ({exc.strerror}), expected a folder to write into; choose another"
         ) from exc
 
 

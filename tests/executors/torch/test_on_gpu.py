@@ -102,7 +102,7 @@ def test_bundle_passes_the_smoke_inference(bundle: Bundle) -> None:
 def test_common_batches_are_graphs_and_answer_as_others_do(tiny: TorchCudaExecutor) -> None:
     assert all(sorted(slot.graphs) == [1, 2, 4, 8, 16] for lane in tiny._lanes.values() for slot in lane.slots)
     together = tiny.run(0, images(16), gate(16))
-    for rows in (3, 4):  # as it is, and as a graph
+    for rows in (3, 4):  # by the graph of the next size, and by its own
         alone = tiny.run(0, images(16)[:rows], gate(rows))
         assert alone.labels == together.labels[:rows]
         np.testing.assert_allclose(alone.confidences, together.confidences[:rows], atol=1e-5)

@@ -79,6 +79,7 @@ def test_sim_makes_large_meshes_and_says_how_many_nodes_ran(call: Call, tmp_path
         (("--service", "nowhere.json"), "nowhere.json: found no readable JSON"),
         (("--hop", "nowhere.json"), "nowhere.json: found no readable JSON"),
         (("--offload", "far"), "offload: found 'far'"),
+        (("--policy", "t0.95", "--accuracy", "0.93"), "--accuracy: found 0.93 beside --policy t0.95, expected one of the two"),
     ],
 )
 def test_a_mistake_is_one_line(call: Call, arguments: tuple[str, ...], complaint: str) -> None:

@@ -15,7 +15,9 @@ from tests.calibrate.small import SAMPLES, small_bundle, without_evaluation
 from tests.runtime.mesh import HALF
 from zpipe import cli
 from zpipe.bundle import load_bundle
+from zpipe.calibrate import plots
 from zpipe.calibrate.points import exit_of
+from zpipe.calibrate.run import CalibrateOptions, calibrate
 from zpipe.model import NEVER_EXIT
 
 Call = Callable[..., tuple[int, str, str]]
@@ -94,6 +96,17 @@ def test_topology_brings_missed_deadlines_which_fall_with_the_deadline(call: Cal
             assert shares == sorted(shares, reverse=True)
     assert sorted(path.name for path in plots.iterdir()) == ["missed.png", "outage.png", "reliability.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots.iterdir())
+
+
+def test_legend_of_reliability_hides_no_point(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'zpipe[suite]'")
+    figure = plots._reliability(calibrate(CalibrateOptions(small_bundle(tmp_path / "small"))).report)
+    bare = small_bundle(tmp_path / "bare", without_evaluation)
+    few = own_images(tmp_path / "few.npz", samples=20)  # fills no bin
+    assert plots._reliability(calibrate(CalibrateOptions(bare, data=few)).report).axes
+    figure.canvas.draw()
+    for axes in figure.axes:
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -205,6 +218,8 @@ def test_wrong_arguments_are_one_line(call: Call, tmp_path: Path) -> None:
         (("--bundle", folder, "--targets", "0.9,1.5"), "--targets: found '0.9,1.5', expected accuracies above 0 and up to 1"),
         (("--bundle", folder, "--targets", "nan"), "--targets: found 'nan'"),
         (("--bundle", folder, "--data", tmp_path / "empty"), "empty: found no folders in it"),
+        (("--bundle", folder, "--data", folder / "manifest.json"), "found no readable npz (it is no zip archive)"),
+        (("--bundle", folder, "--window", "100000000"), "100000000 is not in the range 2<=x<=10000"),
         (("--bundle", folder, "--data", tmp_path / "absent"), "absent: found nothing there"),
         (
             ("--bundle", folder, "--test", tmp_path / "absent"),

@@ -105,6 +105,12 @@ def test_file_that_is_no_batch_is_refused_in_one_line(tmp_path: Path, content: b
         read_batch(path)
 
 
+def test_labels_out_of_range_are_told(tmp_path: Path) -> None:
+    path = write_archive(tmp_path) / "data_batch_1"
+    path.write_bytes(pickle.dumps({b"labels": [3, 77], b"data": np.zeros((2, 3072), np.uint8)}, protocol=2))
+    assert "labels [2] 3..77, expected data uint8 [n, 3072] and n labels 0..9" in complaint(tmp_path)
+
+
 def test_augmentation_crops_within_four_pixels_and_mirrors() -> None:
     image = np.arange(32 * 32, dtype=np.float64).reshape(1, 1, 32, 32) / 4.0
     images = np.repeat(np.repeat(image, 3, 1), 64, 0).astype(np.uint8)

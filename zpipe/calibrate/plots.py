@@ -79,7 +79,7 @@ def _reliability(report: Json) -> Any:
     """One panel per exit: accuracy over confidence; the diagonal is a confidence that means what it says."""
     variants = report["variants"]
     stages = [row["stage"] for row in variants["none"]["exits"]]
-    figure, panels = _figure(len(stages), height=3.3)
+    figure, panels = _figure(len(stages), height=3.6)
     for index, (axes, stage) in enumerate(zip(panels, stages, strict=True)):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         for name, (colour, dash) in LOOKS.items():
@@ -91,9 +91,10 @@ def _reliability(report: Json) -> Any:
                 if samples >= 20  # fewer say nothing, and jump
             ]
             label = f"{NAMES[name]}: ECE {100 * row['test']['ece']:.1f} %"
-            axes.plot(*zip(*points, strict=True), dash, color=colour, marker="o", markersize=3, label=label)
+            axes.plot([x for x, _ in points], [y for _, y in points], dash, color=colour, marker="o", markersize=3, label=label)
         axes.set(title=f"exit {stage}", xlabel="confidence", xlim=(0.0, 1.02), ylim=(0.0, 1.02), aspect="equal")
-        axes.legend(loc="lower right", fontsize=6.5, handlelength=1.6)
+        # Below: in the early exits' panels there are points in every corner.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6.5, handlelength=2.4)
     panels[0].set_ylabel("accuracy")
     figure.suptitle(f"{report['bundle']}: reliability on {report['data']['test']['samples']:,} test samples", fontsize=10)
     return figure

@@ -95,7 +95,16 @@ def parse_compare(text: str | None, samples_file: Path | None) -> list[str]:
 
 
 def parse_load(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `load_options` with `rate` as a number, `rate_hz`; a rate without an end offers for 10 seconds."""
+    """The options of `load_options` with `rate` as a number, `rate_hz`; a rate without an end offers for 10 seconds.
+
+    Raises:
+        ConfigError: a value that cannot be, or two that exclude each other.
+    """
+    if options["exit_point"] is not None and options["accuracy"] is not None:
+        raise ConfigError(
+            f"--accuracy: found {options['accuracy']:g} beside --policy {options['exit_point']}, expected one of the two: "
+            "an operating point has its own thresholds; leave one out"
+        )
     severity = options.pop("severity")
     options["severity"] = None if severity is None else _levels(severity)
     rate = options.pop("rate")

@@ -59,6 +59,8 @@ def _arrays(path: Path, keys: str) -> dict[str, npt.NDArray[Any]]:
     try:
         # Our own stream: NumPy leaves one of its own open where the file is no archive after all.
         with path.open("rb") as stream:
+            if not stream.peek(6).startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("it is no zip archive")  # NumPy would say that it does not unpickle it
             archive = np.load(stream, allow_pickle=False)
             if not hasattr(archive, "files"):
                 raise ValueError("one bare array")

@@ -30,7 +30,7 @@ IMAGE_SIZE = 32
 
 WHERE = (
     f"put the six files {', '.join(TRAIN_FILES)} and {TEST_FILE} of the 'CIFAR-10 python version' archive into "
-    f"DIR/{FOLDER}/ and give --data-dir DIR"
+    f"DIR/{FOLDER}/ and give DIR (--data-dir to train, --data elsewhere)"
 )
 
 #: What a NumPy array's own pickle names: its constructor and its dtype. The module was renamed in NumPy 2.
@@ -93,6 +93,7 @@ def read_batch(path: Path) -> tuple[Bytes, Ints]:
         raise ConfigError(f"{path}: found no readable CIFAR-10 batch ({reason}); expected the official file; {WHERE}") from exc
     fits = images.dtype == np.uint8 and images.ndim == 2 and images.shape == (len(labels), 3 * 32 * 32)
     if not fits or labels.ndim != 1 or not len(labels) or not (labels.min() >= 0 and labels.max() < len(CLASSES)):
-        found = f"data {images.dtype} {list(images.shape)}, labels {list(labels.shape)}"
+        between = f" {labels.min()}..{labels.max()}" if labels.size else ""
+        found = f"data {images.dtype} {list(images.shape)}, labels {list(labels.shape)}{between}"
         raise ConfigError(f"{path}: found {found}, expected data uint8 [n, 3072] and n labels 0..9; {WHERE}")
     return images.reshape(-1, 3, 32, 32), labels

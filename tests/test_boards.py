@@ -66,6 +66,11 @@ def test_a_batch_on_a_gpu_pays_its_fixed_part_once() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ("", "found an empty file, expected devices, a list"),
+        ("devices:\n  - {name: a, device: reference, memory: 512}\n", r"memory: found 512 without a unit, expected .*'512 MB'"),
+        (TWO + "links: {shape: line, bandwidth: 20}\n", "links.bandwidth: found 20 without a unit, expected .*'20 Mbit/s'"),
+        (TWO + "links: [{between: [a, b], bandwidth: 20}]\n", r"links\[0\].bandwidth: found 20 without a unit"),
+        ("devices:\n  - {name: a, device: reference, executor: bogus}\n", r"devices\[0\].executor: found 'bogus', expected one of"),
         ("links: mesh\n", "devices: found nothing, expected a list"),
         ("devices: []\n", "devices: found no devices, expected at least one"),
         ("devices:\n  - {device: raspberry-pi-3}\n", r"devices\[0\].name: found nothing"),

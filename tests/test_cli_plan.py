@@ -37,6 +37,9 @@ def test_a_plan_is_explained_drawn_and_what_sim_confirms(call: Call, tmp_path: P
     assert [line.split(":")[0] for line in lines[:5]] == ["plan", "bottleneck", "bound", "device", "link"]
     assert lines[5].endswith(f"zpipe sim --topology {out} --rate max --admission fixed")
     assert drawing.read_text().startswith("<svg")
+    head = out.read_text().splitlines()
+    assert head[0].startswith("# Made by `zpipe plan --devices mixed --shape line --out ")
+    assert any(line.startswith("# ranks: 0 ") for line in head)
     topology = load_topology(out)
     assert topology.name == "mine"
     predicted = float(lines[0].split(": ")[2].split(" results/s")[0])

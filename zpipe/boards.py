@@ -34,11 +34,12 @@ from pathlib import Path
 from zpipe.bundle import Bundle
 from zpipe.devices import load_device
 from zpipe.errors import ConfigError
+from zpipe.executors.base import EXECUTORS, is_executor_name
 from zpipe.model import AUTO_CODEC, StageSpec
 from zpipe.service import Measured, has_port, load_links, load_service
 from zpipe.topology import LinkSpec, NodeSpec
 from zpipe.topology.parse import MAX_BATCH, parse_address, parse_links
-from zpipe.topology.reader import At, Fields, items, one_of, quantity, read_yaml
+from zpipe.topology.reader import BANDWIDTH_UNITS, At, Fields, items, one_of, quantity, read_yaml
 
 MEMORY_UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 #: Most boards of one entry, and in all: a plan beyond is no matter of exact search.
@@ -131,7 +132,9 @@ def load_boards(name_or_path: str | Path, bundle: Bundle | None = None) -> Board
     def measured(file: str) -> Measured:
         return load_service(path.parent / file, bundle)
 
-    return parse_boards(read_yaml(text, str(path)), file=str(path), path=path, measured=measured)
+    return parse_boards(
+        read_yaml(text, str(path), of="devices, a list of name and device each"), file=str(path), path=path, measured=measured
+    )
 
 
 def _find(given: Path) -> Path:
@@ -198,14 +201,23 @@ def _entry(at: At, value: object, measured: Callable[[str], Measured]) -> Sequen
         default.name,
         default.device,
         _measured(at / "device", default.device, measured),
-        memory_bytes=quantity(at / "memory", read.raw("memory"), MEMORY_UNITS) if "memory" in read else math.inf,
+        memory_bytes=_with_unit(at / "memory", read.raw("memory"), MEMORY_UNITS, "512 MB") if "memory" in read else math.inf,
         address=parse_address(at / "address", read.text("address", default.address)),
         executor=read.text("executor", default.executor),
         max_batch=read.integer("max_batch", default.max_batch, minimum=1, maximum=MAX_BATCH),
     )
+    if not is_executor_name(board.executor):  # whether Python finds one is for the node that runs it to say
+        raise (at / "executor").wrong(board.executor, one_of((*EXECUTORS, "MODULE:CLASS of your own"), board.executor))
     if count == 1:
         return (board,)
     return [replace(board, name=f"{board.name}-{number}") for number in range(1, count + 1)]
+
+
+def _with_unit(at: At, value: object, units: Mapping[str, float], example: str) -> float:
+    """A quantity that names its unit: 512 bytes of memory are never meant."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise at.error(f"{value} without a unit", f"a number with one, such as '{example}' (units: {', '.join(units)})")
+    return quantity(at, value, units)
 
 
 def _measured(at: At, device: str, measured: Callable[[str], Measured]) -> Measured | None:
@@ -223,6 +235,7 @@ def _measured(at: At, device: str, measured: Callable[[str], Measured]) -> Measu
 def _links(at: At, value: object, names: Sequence[str]) -> tuple[tuple[LinkSpec, ...], str]:
     """The links, and the shape they were given by."""
     value = "mesh" if value is None else {"shape": value} if isinstance(value, str) else value
+    _check_units(at, value)
     end = partial(_index, names=names)
     if value == "mesh":
         value = {"shape": "mesh"}
@@ -237,6 +250,17 @@ def _links(at: At, value: object, names: Sequence[str]) -> tuple[tuple[LinkSpec,
                 raise (at / "except" / index).error(f"{pair}, which are not linked", f"links of the {rest.get('shape')}")
             links[link.between] = link
     return tuple(links.values()), str(rest["shape"])
+
+
+def _check_units(at: At, value: object) -> None:
+    """Bandwidths name their unit: 20 bit/s are never meant."""
+    if isinstance(value, Mapping):
+        if value.get("bandwidth") is not None:
+            _with_unit(at / "bandwidth", value["bandwidth"], BANDWIDTH_UNITS, "20 Mbit/s")
+        _check_units(at / "except", value.get("except"))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_units(at / index, entry)
 
 
 def _check_reached(at: At, links: Sequence[LinkSpec], names: Sequence[str], source: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,7 +103,7 @@ def plan(
         progress("asking what would help", 0.9)
         left = time_limit - (time.monotonic() - began)
         lines = explain(found, time_limit=max(left, (1.0 - PLANNING) * time_limit), clock=time.monotonic)
-    comment = f"Made by `zpipe plan --devices {devices} --goal {goal}`.\n" + "\n".join(lines)
+    comment = f"Made by `{_command()}`.\n" + "\n".join([*lines, f"ranks: {_ranks(found)}"])
     write_text(out, to_yaml(found.topology, comment))
     if draw is not None:
         write_text(draw, draw_plan(found, lines[0].removeprefix("plan: ")))
@@ -124,6 +125,17 @@ def _trial(bundle: Bundle, progress: Callable[[str, float], None]) -> Callable[[
         return capacity(replace(plan.topology, bundle=str(bundle.path.absolute())), service=plan.measured_files)
 
     return results_per_second
+
+
+def _command() -> str:
+    """As it was called: rate, operating point and shape belong to what is true of the plan."""
+    return " ".join(["zpipe", *map(shlex.quote, sys.argv[1:])])
+
+
+def _ranks(found: Plan) -> str:
+    """Whose node is which: a topology has no names."""
+    boards = found.problem.boards.boards
+    return ", ".join(f"{rank} {boards[board].name}" for rank, board in enumerate(found.layout.hosted))
 
 
 def _try_it(found: Plan, out: Path) -> str:

@@ -85,7 +85,8 @@ def mesh_choices(problem: Problem, *, time_limit: float, clock: Clock = still) -
 
 def _searched(problem: Problem, time_limit: float) -> tuple[list[_Searched], float, bool]:
     """Each family's search, the best first; what no placement exceeds; whether time was over in one."""
-    families = problem.smallest_families
+    families, alike = problem.smallest_families, not _batches_matter(problem)
+    time_limit = time_limit if alike else time_limit / 2.0
     searched, bound, late = [], 0.0, None
     for family in families:
         there = problem.within(family)
@@ -96,11 +97,25 @@ def _searched(problem: Problem, time_limit: float) -> tuple[list[_Searched], flo
             late, bound = exc, max(bound, _most(there))
             continue
         searched.append(_Searched(there, program, found))
-        bound = max(bound, -found.bound * _most(there))
+        bound = max(bound, -found.bound * _most(there) if alike else _full_bound(there, time_limit / len(families)))
     if not searched and late is not None:
         raise late
     searched.sort(key=lambda search: -search.rate)
     return searched, bound, late is not None or any(search.found.timed_out for search in searched)
+
+
+def _batches_matter(problem: Problem) -> bool:
+    """Whether some board does more of a stage when samples come to it there, in full batches."""
+    boards, stages = range(len(problem.boards.boards)), range(len(problem.stages))
+    return any(problem.seconds(board, stage) > problem.seconds(board, stage, stage) for board in boards for stage in stages)
+
+
+def _full_bound(problem: Problem, time_limit: float) -> float:
+    """What no placement exceeds, whatever comes to a board where: as if all its batches were full."""
+    try:
+        return -_flow_program(problem, full=True).solve(problem, time_limit=time_limit).bound * _most(problem)
+    except OutOfTime:
+        return _most(problem)
 
 
 def _layouts(search: _Searched, left: Clock, time_limit: float) -> Iterator[Layout]:
@@ -137,7 +152,13 @@ def _leanest(problem: Problem, program: Program, best: Found, slack: float, time
         return best.values
 
 
-def _flow_program(problem: Problem) -> Program:
+def _flow_program(problem: Problem, *, full: bool = False) -> Program:
+    """Shares of `_most` for rates.
+
+    Args:
+        problem: the numbers.
+        full: whether all batches are full, which they are where samples come in; else all samples come in at stage 0.
+    """
     boards, stages = problem.boards, range(len(problem.stages))
     everyone = range(len(boards.boards))
     hops = _hops(problem)
@@ -152,7 +173,7 @@ def _flow_program(problem: Problem) -> Program:
         for stage in stages:
             program.column(("hosts", board, stage), high=1.0, whole=True)
             program.column(("run", board, stage), high=1.0)
-            seconds = problem.seconds(board, stage) * most
+            seconds = problem.seconds(board, stage, stage if full else 0) * most
             able = min(problem.reach[stage], 1.0 / seconds if seconds > 0.0 else math.inf)
             program.most(("able", board, stage), {("run", board, stage): 1.0, ("hosts", board, stage): -able}, 0.0)
             program.balance(str(stage), board)["run", board, stage] = -1.0
@@ -240,7 +261,7 @@ def _most(problem: Problem) -> float:
     for stage, share in enumerate(problem.reach):
         able = [board for board in range(len(problem.boards.boards)) if problem.holds(board, [stage])]
         if share > 0.0:
-            rates.append(sum(1.0 / max(LEAST_WORK, share * problem.seconds(board, stage)) for board in able))
+            rates.append(sum(1.0 / max(LEAST_WORK, share * problem.seconds(board, stage, stage)) for board in able))
     return max(LEAST_WORK, min(rates))
 
 
@@ -264,7 +285,8 @@ def _flow_layout(problem: Problem, values: Mapping[Name, float]) -> Layout:
     hosted = {board: tuple(sorted(needed[board])) for board in (source, *order)}
     pairs = {(min(a, b), max(a, b)) for a, b, _ in sent}
     pairs |= _ways_on(problem, hosted, pairs)
-    return Layout(hosted, run, sent, frozenset(pairs), dict.fromkeys(hosted, 0), 0.0, "", problem.open)
+    entered = {board: min((stage for at, stage in run if at == board), default=0) for board in hosted}
+    return Layout(hosted, run, sent, frozenset(pairs), entered, 0.0, "", problem.open)
 
 
 def _ways_on(problem: Problem, hosted: Mapping[int, Sequence[int]], pairs: Collection[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -125,6 +125,8 @@ def make_plan(
         ConfigError: no placement exists, or an argument is wrong.
         BackendUnavailable: scipy is not here (meshes alone need it).
     """
+    if rate is not None and not 0.0 < rate < math.inf:
+        raise ConfigError(f"--rate: found {rate:g}, expected samples per second, a finite number above 0")
     if (goal == "accuracy-at-rate") != (rate is not None):
         found = "none" if rate is None else f"{rate:g} Hz with goal {goal}"
         raise ConfigError(f"--rate: found {found}, expected a rate with `--goal accuracy-at-rate`, and there alone")
@@ -186,8 +188,10 @@ class _Search:
             return self._made(problem, goal, point, solve(problem, goal, self.shape, time_limit=self.time_limit, clock=self.clock))
         best: Plan | None = None
         wrong: TopologyError | None = None
-        ends = self.clock() + self.time_limit
+        ends, late = self.clock() + self.time_limit, False
         for layout in self._choices(problem):
+            if late and layout.replicated:
+                continue  # the line that comes last is quick
             try:
                 plan = self._made(problem, goal, point, layout)
             except TopologyError as exc:  # nodes could not follow it; another will do
@@ -199,19 +203,26 @@ class _Search:
                 plan = replace(plan, tried_hz=self.trial(plan))
             if best is None or plan.sustained_hz > best.sustained_hz:
                 best = plan
-            if self.clock() > ends:
-                break
+            late = self.clock() > ends
         if best is None:
             assert wrong is not None, "there is one choice at least, or an error"
             raise wrong
         return best
 
-    def _choices(self, problem: Problem) -> Iterable[Layout]:
-        return (
-            [plan_line(problem, "throughput")]
-            if self.shape == "line"
-            else mesh_choices(problem, time_limit=self.time_limit, clock=self.clock)
-        )
+    def _choices(self, problem: Problem) -> Iterator[Layout]:
+        if self.shape == "line":
+            yield plan_line(problem, "throughput")
+            return
+        bounded: Layout | None = None
+        for bounded in mesh_choices(problem, time_limit=self.time_limit, clock=self.clock):
+            yield bounded
+        # Where nodes have nothing to choose they reach what is computed: on few links that may be more than they get by choosing.
+        try:
+            line = plan_line(problem, "throughput")
+        except ConfigError:  # no board is left for a slice, or there are several media
+            return
+        if bounded is not None:
+            yield replace(line, bound=bounded.bound, method=bounded.method, timed_out=bounded.timed_out)
 
     def _made(self, problem: Problem, goal: Goal, point: OperatingPoint | None, layout: Layout) -> Plan:
         codecs = choose_codecs(problem, layout, goal)

@@ -195,8 +195,8 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(text: str, file: str) -> object:
-    """The plain values of a YAML text.
+def read_yaml(text: str, file: str, *, of: str = "a topology with at least bundle and nodes") -> object:
+    """The plain values of a YAML text; `of` says what an empty one should have held.
 
     Raises:
         TopologyError: the text is no YAML, is empty, has a key twice (the message names the line) or is nested too deeply.
@@ -211,5 +211,5 @@ def read_yaml(text: str, file: str) -> object:
     except RecursionError as exc:
         raise At(file).error("lists or mappings nested too deeply", "valid YAML, a few levels deep") from exc
     if value is None:
-        raise At(file).error("an empty file", "a topology with at least bundle and nodes")
+        raise At(file).error("an empty file", of)
     return value

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from zpipe.errors import ConfigError
-from zpipe.plan.layout import Layout
+from zpipe.plan.mesh import mesh_bound
 from zpipe.plan.planner import Plan, solve
 from zpipe.plan.problem import Problem
 from zpipe.plan.program import Clock, still
@@ -202,17 +202,23 @@ def _answers(plan: Plan, changes: list[tuple[str, Problem]], time_limit: float, 
         gain: float | None = None
         if plan.shape == "line" or left > 0.0:
             try:
-                layout = solve(problem, plan.goal, plan.shape, time_limit=left / (len(changes) - at), clock=clock)
-                gain = None if layout.timed_out or plan.layout.timed_out else _gain(plan, layout)
+                gain = _gain(plan, problem, left / (len(changes) - at))
             except ConfigError:  # no answer in its time; or a further board makes too many ways
                 pass
         found.append(WhatIf(change, gain))
     return sorted(found, key=lambda answer: -math.inf if answer.gain is None else answer.gain, reverse=True)
 
 
-def _gain(plan: Plan, better: Layout) -> float:
-    """By what is proven for each: the best there is, before and after."""
-    before, after = plan.layout.bound, better.bound
+def _gain(plan: Plan, changed: Problem, time_limit: float) -> float | None:
+    """By what is proven for each: the best there is, before and after; None where that is not known in time."""
+    if plan.shape == "mesh" and plan.goal == "throughput":
+        after, late = mesh_bound(changed, time_limit=time_limit)
+    else:
+        layout = solve(changed, plan.goal, plan.shape, time_limit=time_limit)
+        after, late = layout.bound, layout.timed_out
+    before = plan.layout.bound
+    if late or plan.layout.timed_out:
+        return None
     if not 0.0 < before < math.inf or not 0.0 < after < math.inf:
         return 0.0
     return after / before - 1.0 if plan.goal == "throughput" else 1.0 - after / before

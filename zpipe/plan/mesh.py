@@ -36,6 +36,18 @@ RATE_SLACKS = (0.01, 0.03, 0.06, 0.1)
 SEND_WEIGHT = 0.1
 
 
+def mesh_bound(problem: Problem, *, time_limit: float) -> tuple[float, bool]:
+    """What no placement exceeds with any codecs, as `mesh_choices` gives it, without a placement; and whether time was over.
+
+    Raises:
+        ConfigError: no placement exists.
+        BackendUnavailable: scipy is not here.
+    """
+    families = problem.smallest_families
+    bounds = [_full_bound(problem.within(family), time_limit / len(families)) for family in families]
+    return max(bound for bound, _ in bounds), any(late for _, late in bounds)
+
+
 class _Searched(NamedTuple):
     """One family of codecs: its problem, the program and the best values."""
 
@@ -87,7 +99,7 @@ def _searched(problem: Problem, time_limit: float) -> tuple[list[_Searched], flo
     """Each family's search, the best first; what no placement exceeds; whether time was over in one."""
     families, alike = problem.smallest_families, not _batches_matter(problem)
     time_limit = time_limit if alike else time_limit / 2.0
-    searched, bound, late = [], 0.0, None
+    searched, bound, late, cut = [], 0.0, None, False
     for family in families:
         there = problem.within(family)
         program = _flow_program(there)
@@ -97,11 +109,12 @@ def _searched(problem: Problem, time_limit: float) -> tuple[list[_Searched], flo
             late, bound = exc, max(bound, _most(there))
             continue
         searched.append(_Searched(there, program, found))
-        bound = max(bound, -found.bound * _most(there) if alike else _full_bound(there, time_limit / len(families)))
+        full, out = (-found.bound * _most(there), False) if alike else _full_bound(there, time_limit / len(families))
+        bound, cut = max(bound, full), cut or out or found.timed_out
     if not searched and late is not None:
         raise late
     searched.sort(key=lambda search: -search.rate)
-    return searched, bound, late is not None or any(search.found.timed_out for search in searched)
+    return searched, bound, late is not None or cut
 
 
 def _batches_matter(problem: Problem) -> bool:
@@ -110,12 +123,13 @@ def _batches_matter(problem: Problem) -> bool:
     return any(problem.seconds(board, stage) > problem.seconds(board, stage, stage) for board in boards for stage in stages)
 
 
-def _full_bound(problem: Problem, time_limit: float) -> float:
-    """What no placement exceeds, whatever comes to a board where: as if all its batches were full."""
+def _full_bound(problem: Problem, time_limit: float) -> tuple[float, bool]:
+    """What no placement exceeds, whatever comes to a board where: as if all its batches were full; and whether time was over."""
     try:
-        return -_flow_program(problem, full=True).solve(problem, time_limit=time_limit).bound * _most(problem)
+        found = _flow_program(problem, full=True).solve(problem, time_limit=time_limit)
     except OutOfTime:
-        return _most(problem)
+        return _most(problem), True
+    return -found.bound * _most(problem), found.timed_out
 
 
 def _layouts(search: _Searched, left: Clock, time_limit: float) -> Iterator[Layout]:

@@ -15,6 +15,7 @@ import pytest
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.calibrate.metrics import Answers, answers_of, bootstrap, max_probability
 from zpipe.calibrate.points import exit_of, measure_point, right_at
+from zpipe.calibrate.table import TARGETS, Split, accuracy_table
 from zpipe.calibrate.temperature import fit_variant
 from zpipe.codecs import load_bottleneck, make_codecs
 from zpipe.executors import evaluate_gate
@@ -299,6 +300,20 @@ def test_accuracy_table_follows_from_calibration_file_and_replay(bundle: Bundle)
         assert_same(measure_point(answers_in(bundle), row.thresholds, macs), row.test)
         assert row.test_interval[0] < row.test.accuracy < row.test_interval[1]
     assert bundle.accuracy_table[-1].calibration.accuracy > bundle.default_point.calibration.accuracy - 0.005
+
+
+def test_accuracy_table_is_what_the_tool_makes_of_them_now(bundle: Bundle) -> None:
+    """Targets, the thresholds chosen for them, and what they give: as `zpipe calibrate --write` would write them again."""
+    calibration, evaluation = bundle.calibration(), bundle.evaluation()
+    fitted = Split(answers_of(calibration.logits, temperatures_of(bundle), calibration.labels), calibration.digit)
+    macs = [stage.macs for stage in bundle.stages]
+    table = accuracy_table(
+        fitted, Split(answers_in(bundle), evaluation.digit), targets=TARGETS, heads=(True,) * len(macs), stage_macs=macs
+    )
+    assert [row.target for row in table.rows] == [row.target for row in bundle.accuracy_table]
+    for made, stored in zip(table.rows, bundle.accuracy_table, strict=True):
+        assert made.thresholds == stored.thresholds
+        assert made.test_interval == pytest.approx(stored.test_interval, abs=1e-3)
 
 
 def test_every_promise_of_the_full_network_is_kept_on_test() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from zpipe.calibrate.metrics import Answers, Ints, accuracy_interval, interval_name
+from zpipe.calibrate.metrics import Answers, Ints, accuracy_interval, capped_bootstrap
 from zpipe.calibrate.points import measure_point, right_at
 from zpipe.calibrate.temperature import thresholds_by_stage
 from zpipe.model import NEVER_EXIT, PointMetrics, Promise
@@ -46,11 +46,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows, by rising target; the targets that no thresholds reach on the calibration split; how its intervals were made."""
+    """The rows, by rising target, and the targets that no thresholds reach on the calibration split."""
 
     rows: tuple[Promise, ...]
     unreached: tuple[float, ...]
-    interval: str
 
     @property
     def best(self) -> float:
@@ -94,7 +93,7 @@ def accuracy_table(
         able = [(vector, metrics) for _, kept, vector, metrics in candidates if kept >= target]
         if able:
             rows.append(_promise(target, *able[0], test, stage_macs))
-    return Table(tuple(rows), tuple(target for target in wanted if target > best), interval_name(calibration.digit))
+    return Table(tuple(rows), tuple(target for target in wanted if target > best))
 
 
 def _promise(
@@ -102,7 +101,7 @@ def _promise(
 ) -> Promise:
     if test is None:
         return Promise(target, vector, metrics, None, None)
-    found = accuracy_interval(right_at(test.answers, vector), test.digit)
+    found = capped_bootstrap(right_at(test.answers, vector), test.digit)
     return Promise(target, vector, metrics, measure_point(test.answers, vector, stage_macs), (found.low, found.high))
 
 
@@ -117,6 +116,6 @@ def table_json(table: Table, *, variant: str, rule: Rule) -> dict[str, Any]:
     return {
         "variant": variant,
         "rule": _RULES[rule],
-        "interval": table.interval,
+        "interval": "95 %, bootstrap over original images",
         "rows": [asdict(row) for row in table.rows],
     }

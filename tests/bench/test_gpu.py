@@ -175,6 +175,7 @@ def on_pretended_gpu(backend: Backend, bundle: Bundle, tmp_path: Path, monkeypat
     return tmp_path / "gpu.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holds", [True, False])
 def test_exit_code_says_whether_every_claim_holds(
     on_pretended_gpu: Path, holds: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

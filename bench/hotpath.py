@@ -1,0 +1,219 @@
+"""What a hop costs beside its stages: CPU of the line of four, saturated, exits off, at batch 1 and 8; one checkout or two.
+
+    python -m bench.hotpath                          this checkout, 5 rounds, about 4 minutes on an idle machine
+    python -m bench.hotpath --against ../other       pairs of runs, this checkout and another; the ratio with its 95 % interval
+    python -m bench.hotpath --batch 8 --rounds 8     one batch size
+
+Every figure comes from whole `zpipe bench` runs: CPU seconds as the kernel counts them for each node's process (the source's also
+offers the samples), CPU seconds of its stages as its executor's thread took them. CPU seconds rather than throughput, since they
+hardly depend on what else the machine does. Runs are interleaved and the order changes from round to round; a ratio is the
+geometric mean over pairs, its interval Student's t on the logarithms. Both checkouts run in the interpreter and with the packages
+this one runs in. Without `--against` the figures go to bench/results/hotpath.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "hotpath.json"
+TOPOLOGY = "line4.yaml"
+#: Samples under way: enough for full batches at every node.
+WINDOW = 64
+#: What issue 7 wants: at most so many microseconds outside the stages per hop of a sample, and at least this share inside at 8.
+MOST_OVERHEAD_US = {1: 200.0, 8: 50.0}
+LEAST_EFFICIENCY = {8: 0.85}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run's figures; CPU in microseconds a sample.
+
+    Attributes:
+        nodes: whole CPU of each node.
+        stages: of it, in stages.
+        batches: mean batch of each node.
+        tasks: stages run for a sample: the last node of the line hosts two.
+        hz: throughput.
+    """
+
+    nodes: tuple[float, ...]
+    stages: tuple[float, ...]
+    batches: tuple[float, ...]
+    tasks: float
+    hz: float
+
+    @property
+    def cpu(self) -> float:
+        return sum(self.nodes)
+
+    @property
+    def overhead(self) -> float:
+        """CPU outside the stages, per hop: a sample passes every node once. Stricter than per task (see `tasks`)."""
+        return sum(self.overheads) / len(self.nodes)
+
+    @property
+    def overheads(self) -> tuple[float, ...]:
+        return tuple(node - stage for node, stage in zip(self.nodes, self.stages, strict=True))
+
+    @property
+    def efficiency(self) -> float:
+        return sum(self.stages) / self.cpu
+
+
+def measured(tree: Path, *, batch: int, count: int, seed: int) -> Run:
+    """One run of a checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        load = ("--count", str(count), "--window", str(WINDOW), "--admission", "fixed", "--policy", "no-exit")
+        command = ["-m", "zpipe", "bench", "--topology", TOPOLOGY, *load, "--max-batch", str(batch), "--seed", str(seed)]
+        _python(tree, *command, "--json", str(file))
+        report = json.loads(file.read_text())
+    if report["counts"]["result"] != count:
+        raise SystemExit(f"{tree}: found {report['counts']}, expected {count} results")
+    nodes = report["nodes"]
+    return Run(
+        nodes=tuple(1e6 * node["cpu_s"] / count for node in nodes),
+        stages=tuple(1e6 * node["stage_cpu_s"] / count for node in nodes),
+        batches=tuple(node["batch_mean"] for node in nodes),
+        tasks=sum(node["tasks"] for node in nodes) / count,
+        hz=report["throughput_hz"],
+    )
+
+
+def _python(tree: Path, *command: str) -> str:
+    """What a Python of this interpreter says, with a checkout's own zpipe."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"in {tree}: {' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def check_tree(tree: Path) -> Path:
+    """The checkout at a path, which has to be what runs there: else both columns would show the same code."""
+    tree = tree.resolve()
+    if not (tree / "zpipe" / "__init__.py").is_file():
+        raise SystemExit(f"--against: found {tree}, expected a checkout of zpipe")
+    found = Path(_python(tree, "-c", "import zpipe; print(zpipe.__file__)").strip()).resolve()
+    if not found.is_relative_to(tree):
+        raise SystemExit(f"--against {tree}: found that {found} is imported there, expected zpipe of that checkout")
+    return tree
+
+
+def commit(tree: Path) -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def ratio(here: Sequence[float], there: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of `here / there` over pairs, and its 95 % interval; one pair has none."""
+    from scipy import stats
+
+    logs = [math.log(one / other) for one, other in zip(here, there, strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), 0.0, math.inf
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+# ---- what is printed -----------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Medians and ranges of one checkout at one batch size."""
+    ranks = range(len(runs[0].nodes))
+    return {
+        "cpu_us_per_sample": spread([run.cpu for run in runs]),
+        "overhead_us_per_hop": spread([run.overhead for run in runs]),
+        "overhead_us_per_task": spread([sum(run.overheads) / run.tasks for run in runs]),
+        "cpu_efficiency": spread([run.efficiency for run in runs]),
+        "throughput_hz": spread([run.hz for run in runs]),
+        "overhead_us_by_rank": [spread([run.overheads[rank] for run in runs]) for rank in ranks],
+        "batch_mean_by_rank": [statistics.median(run.batches[rank] for run in runs) for rank in ranks],
+    }
+
+
+def show_figures(batch: int, figures: dict[str, Any]) -> None:
+    """One checkout's, beside what is wanted."""
+    wanted = {
+        "overhead_us_per_hop": f"<= {MOST_OVERHEAD_US[batch]:g}" if batch in MOST_OVERHEAD_US else "",
+        "cpu_efficiency": f">= {LEAST_EFFICIENCY[batch]:g}" if batch in LEAST_EFFICIENCY else "",
+    }
+    rows = [(name, values, wanted.get(name, "")) for name, values in figures.items() if isinstance(values, dict)]
+    rows += [
+        (f"  node {rank}: overhead_us, mean batch {mean:.1f}", values, "")
+        for rank, (values, mean) in enumerate(zip(figures["overhead_us_by_rank"], figures["batch_mean_by_rank"], strict=True))
+    ]
+    for name, values, limit in rows:
+        form = ".3f" if name == "cpu_efficiency" else ",.0f"
+        said = f"  wanted {limit}" if limit else ""
+        print(f"  {name:<40}{values['median']:>10{form}}   [{values['low']:{form}}, {values['high']:{form}}]{said}", flush=True)
+
+
+def show_ratios(here: Sequence[Run], there: Sequence[Run]) -> None:
+    """Pair by pair."""
+    measures: dict[str, tuple[list[float], list[float]]] = {
+        "cpu_us_per_sample": ([run.cpu for run in here], [run.cpu for run in there]),
+        "overhead_us_per_hop": ([run.overhead for run in here], [run.overhead for run in there]),
+        "throughput_hz": ([run.hz for run in here], [run.hz for run in there]),
+    }
+    for rank in range(len(here[0].nodes)):
+        measures[f"  node {rank}: overhead_us"] = ([run.overheads[rank] for run in here], [run.overheads[rank] for run in there])
+    print(f"  {'':<40}{'here':>10}{'there':>10}{'ratio':>9}   95 % interval, {len(here)} pairs")
+    for name, (ours, theirs) in measures.items():
+        mean, low, high = ratio(ours, theirs)
+        medians = f"{statistics.median(ours):>10,.0f}{statistics.median(theirs):>10,.0f}"
+        print(f"  {name:<40}{medians}{mean:>9.3f}   [{low:.3f}, {high:.3f}]", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of zpipe")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=3000, help="samples of a run")
+    parser.add_argument("--batch", type=int, action="append", help="max_batch; several by repeating it")
+    options = parser.parse_args()
+    trees = [ROOT] if options.against is None else [check_tree(ROOT), check_tree(options.against)]
+    runs: dict[tuple[int, int], list[Run]] = {}
+    batches = options.batch or [1, 8]
+    for seed in range(options.rounds):
+        for batch in batches:
+            for which in range(len(trees)) if seed % 2 else reversed(range(len(trees))):
+                run = measured(trees[which], batch=batch, count=options.count, seed=seed)
+                runs.setdefault((batch, which), []).append(run)
+                where = f" in {trees[which]}" if len(trees) > 1 else ""
+                print(f"round {seed}, batch {batch}: {run.cpu:,.0f} us of CPU a sample{where}", file=sys.stderr, flush=True)
+    results: dict[str, Any] = {}
+    for batch in batches:
+        print(f"batch {batch}")
+        results[f"batch {batch}"] = summary(runs[batch, 0])
+        show_figures(batch, results[f"batch {batch}"])
+        if len(trees) > 1:
+            print(f"  against {trees[1]} ({commit(trees[1])})")
+            show_ratios(runs[batch, 0], runs[batch, 1])
+    if len(trees) == 1:
+        from zpipe.report import machine
+
+        about = {"commit": commit(ROOT), "machine": machine(), "rounds": options.rounds, "samples": options.count}
+        RESULTS.write_text(json.dumps({**about, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
     python -m bench.hotpath                          this checkout, 5 rounds, about 4 minutes on an idle machine
     python -m bench.hotpath --against ../other       pairs of runs, this checkout and another; the ratio with its 95 % interval
     python -m bench.hotpath --batch 8 --rounds 8     one batch size
+    python -m bench.hotpath --parts                  where it goes: one more run per batch size, timed part by part (bench/probe)
 
 Every figure comes from whole `zpipe bench` runs: CPU seconds as the kernel counts them for each node's process (the source's also
 offers the samples), CPU seconds of its stages as its executor's thread took them. CPU seconds rather than throughput, since they
@@ -28,9 +29,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "hotpath.json"
+PROBE = ROOT / "bench" / "probe"
 TOPOLOGY = "line4.yaml"
 #: Samples under way: enough for full batches at every node.
 WINDOW = 64
+#: Samples before the measured ones.
+WARM_UP = 200
 #: What issue 7 wants: at most so many microseconds outside the stages per hop of a sample, and at least this share inside at 8.
 MOST_OVERHEAD_US = {1: 200.0, 8: 50.0}
 LEAST_EFFICIENCY = {8: 0.85}
@@ -72,13 +76,13 @@ class Run:
         return sum(self.stages) / self.cpu
 
 
-def measured(tree: Path, *, batch: int, count: int, seed: int) -> Run:
-    """One run of a checkout."""
+def measured(tree: Path, *, batch: int, count: int, seed: int, probe: Path | None = None) -> Run:
+    """One run of a checkout; `probe`: a folder where each node's process writes where its CPU went."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         load = ("--count", str(count), "--window", str(WINDOW), "--admission", "fixed", "--policy", "no-exit")
         command = ["-m", "zpipe", "bench", "--topology", TOPOLOGY, *load, "--max-batch", str(batch), "--seed", str(seed)]
-        _python(tree, *command, "--json", str(file))
+        _python(tree, *command, "--warm-up", str(WARM_UP), "--json", str(file), probe=probe)
         report = json.loads(file.read_text())
     if report["counts"]["result"] != count:
         raise SystemExit(f"{tree}: found {report['counts']}, expected {count} results")
@@ -92,9 +96,11 @@ def measured(tree: Path, *, batch: int, count: int, seed: int) -> Run:
     )
 
 
-def _python(tree: Path, *command: str) -> str:
+def _python(tree: Path, *command: str, probe: Path | None = None) -> str:
     """What a Python of this interpreter says, with a checkout's own zpipe."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
+    if probe is not None:
+        environment |= {"PYTHONPATH": os.pathsep.join([str(PROBE), str(tree)]), "ZPIPE_PROBE": str(probe)}
     done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"in {tree}: {' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
@@ -127,6 +133,26 @@ def ratio(here: Sequence[float], there: Sequence[float]) -> tuple[float, float, 
         return math.exp(mean), 0.0, math.inf
     half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def parts(tree: Path, *, batch: int, count: int) -> dict[str, list[float]]:
+    """{part: microseconds of CPU a sample, by rank} of one run under the probe, which takes some itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = measured(tree, batch=batch, count=count, seed=0, probe=Path(folder))
+        nodes = sorted(
+            (json.loads(file.read_text()) for file in Path(folder).glob("*.json")), key=lambda node: node["threads"]["rank"]
+        )
+    if len(nodes) != len(run.nodes):
+        raise SystemExit(f"{tree}: found what {len(nodes)} nodes wrote, expected {len(run.nodes)}")
+    for name in nodes[0]["missing"]:
+        print(f"  not found in {tree}: {name}; it counts as the rest")
+    each = 1e6 / (count + WARM_UP)
+    found = {part: [each * node["seconds"][part] for node in nodes] for part in nodes[0]["seconds"]}
+    found["run a stage"] = [whole - stage for whole, stage in zip(found["run a stage"], run.stages, strict=True)]
+    found["ZeroMQ threads"] = [each * sum(cpu for name, cpu in node["threads"].items() if name.startswith("ZMQ")) for node in nodes]
+    known = [sum(values) for values in zip(*found.values(), strict=True)]
+    found["the rest"] = [over - sure for over, sure in zip(run.overheads, known, strict=True)]
+    return found
 
 
 # ---- what is printed -----------------------------------------------------------------------------
@@ -167,6 +193,18 @@ def show_figures(batch: int, figures: dict[str, Any]) -> None:
         print(f"  {name:<40}{values['median']:>10{form}}   [{values['low']:{form}}, {values['high']:{form}}]{said}", flush=True)
 
 
+def show_parts(found: dict[str, list[float]]) -> None:
+    """A table: parts down, ranks across."""
+    ranks = range(len(found["policy"]))
+    print(f"  {'us of CPU a sample':<24}" + "".join(f"{f'node {rank}':>9}" for rank in ranks) + f"{'a hop':>9}{'share':>8}")
+    whole = sum(sum(values) for values in found.values())
+    for part, values in found.items():
+        mean = sum(values) / len(values)
+        print(
+            f"  {part:<24}" + "".join(f"{value:>9.1f}" for value in values) + f"{mean:>9.1f}{sum(values) / whole:>8.1%}", flush=True
+        )
+
+
 def show_ratios(here: Sequence[Run], there: Sequence[Run]) -> None:
     """Pair by pair."""
     measures: dict[str, tuple[list[float], list[float]]] = {
@@ -186,9 +224,10 @@ def show_ratios(here: Sequence[Run], there: Sequence[Run]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of zpipe")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0 with --parts: the parts alone")
     parser.add_argument("--count", type=int, default=3000, help="samples of a run")
     parser.add_argument("--batch", type=int, action="append", help="max_batch; several by repeating it")
+    parser.add_argument("--parts", action="store_true", help="also where the CPU goes")
     options = parser.parse_args()
     trees = [ROOT] if options.against is None else [check_tree(ROOT), check_tree(options.against)]
     runs: dict[tuple[int, int], list[Run]] = {}
@@ -203,12 +242,16 @@ def main() -> None:
     results: dict[str, Any] = {}
     for batch in batches:
         print(f"batch {batch}")
-        results[f"batch {batch}"] = summary(runs[batch, 0])
-        show_figures(batch, results[f"batch {batch}"])
-        if len(trees) > 1:
+        results[f"batch {batch}"] = summary(runs[batch, 0]) if options.rounds else {}
+        if options.rounds:
+            show_figures(batch, results[f"batch {batch}"])
+        if options.rounds and len(trees) > 1:
             print(f"  against {trees[1]} ({commit(trees[1])})")
             show_ratios(runs[batch, 0], runs[batch, 1])
-    if len(trees) == 1:
+        if options.parts:
+            results[f"batch {batch}"]["parts_us_by_rank"] = found = parts(ROOT, batch=batch, count=options.count)
+            show_parts(found)
+    if len(trees) == 1 and options.rounds:
         from zpipe.report import machine
 
         about = {"commit": commit(ROOT), "machine": machine(), "rounds": options.rounds, "samples": options.count}

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zpipe.model import Outcome, OutcomeKind, Result
-from zpipe.report import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, build_report, check_schema, machine, render, spread
+from zpipe.model import OperatingPoint, Outcome, OutcomeKind, PointMetrics, Result
+from zpipe.report import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, build_report, check_schema, link_rows, machine, render, spread
 
 MACS = (100, 200, 700)
 
@@ -168,6 +168,36 @@ def test_causes_are_counted_and_bounded() -> None:
     assert causes["expired: waited for 10"] == 1
     assert len(causes) == MOST_CAUSES + 1
     assert sum(causes.values()) == 60
+
+
+# ---- curves ------------------------------------------------------------------------------------
+
+
+def test_latency_curve_tells_what_each_share_of_the_answers_does_not_exceed() -> None:
+    log = log_of(*[0] * 101)
+    for sample in range(101):
+        log.outcome(result(sample, stage=sample % 2, latency=0.001 * sample), now=0.5)
+    curve = report_of(log)["latency_curve"]
+    at = dict(zip(curve["shares"], curve["ms"], strict=True))
+    assert {share: at[share] for share in (0.0, 0.5, 0.98, 0.99, 0.999, 1.0)} == pytest.approx(
+        {0.0: 0.0, 0.5: 50.0, 0.98: 98.0, 0.99: 99.0, 0.999: 99.9, 1.0: 100.0}
+    )
+    assert [(ms[0], ms[-1]) for ms in curve["exits"][:2]] == [(0.0, 100.0), (1.0, 99.0)]
+    assert curve["exits"][2] == [], "nothing left there"
+
+
+def test_operating_points_are_told_as_shares_of_the_whole_network() -> None:
+    calibration, test = PointMetrics(0.9, (0.5, 0.0, 0.5), 600.0), PointMetrics(0.8, (0.4, 0.0, 0.6), 650.0)
+    report = report_of(log_of(1), operating_points=[OperatingPoint("t0.50", (0.5, 0.5, 0.0), calibration, test)])
+    assert report["operating_points"] == [{"name": "t0.50", "macs_share": 0.65, "calibration": 0.9, "test": 0.8}]
+
+
+def test_links_tell_their_limits_where_they_had_any() -> None:
+    sent = {"tasks": 4, "frames": 4, "bytes": 1_000_000, "raw_bytes": 1_000_000, "round_trip_seconds": 0.002}
+    stats = [{"rank": 2, "links": [{"to": 1, **sent}, {"to": 3, **sent}]}]
+    limited, free = link_rows([], stats, 2.0, limits={(1, 2): (20e6, "air"), (2, 3): (math.inf, "")})
+    assert (limited["mbit_s"], limited["limit_mbit_s"], limited["medium"]) == (4.0, 20.0, "air")
+    assert (free["limit_mbit_s"], free["medium"]) == (None, "")
 
 
 # ---- figures -----------------------------------------------------------------------------------

@@ -348,6 +348,8 @@ def _report(
     seconds: float,
 ) -> dict[str, Any]:
     bundle, source = pipeline.bundle, pipeline.source
+    # Local nodes talk over loopback, whatever the topology says of their links.
+    limits = pipeline.topology.limits if options.lab or options.attach else None
     first = next(stats for stats in before if stats["rank"] == pipeline.rank)["delivery"]
     report = build_report(
         log,
@@ -358,7 +360,7 @@ def _report(
         seconds=seconds,
         stage_macs=[spec.macs for spec in bundle.stages],
         nodes=node_rows(before, after, seconds),
-        links=link_rows(before, after, seconds),
+        links=link_rows(before, after, seconds, limits=limits),
         series=recorders.series.rows,
         memory=recorders.memory,
         second_results=source.counts.second_results - first["second_results"],
@@ -366,6 +368,7 @@ def _report(
         shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
         generated_inputs=bundle.evaluation_generated,
         severity=evaluation.severity.tolist(),
+        operating_points=bundle.operating_points,
         promises=promises(pipeline.topology, bundle, exit_point=options.exit_point),
         drift=drift_rows(log, bundle, {pipeline.rank: fixed_thresholds(source.config)}),
     )

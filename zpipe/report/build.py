@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from zpipe.model import Promise
+from zpipe.model import OperatingPoint, Promise
+from zpipe.report.curves import latency_curve, point_rows
 from zpipe.report.log import KINDS, RunLog
 from zpipe.report.machine import machine
 
@@ -34,6 +35,7 @@ REPORT = {
     "goodput_hz": float,
     "latency_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
     "queueing_ms": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None),
+    "latency_curve": {"shares": [float], "ms": [float], "exits": [list]},
     "accuracy": float | None,
     "mean_macs": float | None,
     "mean_macs_share": float | None,
@@ -46,6 +48,7 @@ REPORT = {
         | {"throughput_hz": float, "accuracy_wanted": float | None, "promised": dict | None, "drift": dict | None}
         | dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung"), int)
     ],
+    "operating_points": [{"name": str, "macs_share": float, "calibration": float, "test": float}],
     "severities": [{"severity": int, "samples": int, "accuracy": float | None, "exit_shares": list}],
     "exits": [{"stage": int, "share": float, "accuracy": float | None}],
     "nodes": [
@@ -87,6 +90,7 @@ def build_report(
     simulated: bool = False,
     generated_inputs: bool = False,
     severity: Sequence[int] = (),
+    operating_points: Sequence[OperatingPoint] = (),
     promises: Mapping[int, tuple[float, Promise]] | None = None,
     drift: Mapping[int, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -107,6 +111,7 @@ def build_report(
         simulated: no node ran at all.
         generated_inputs: samples are made up and their labels are the network's own answers; accuracy is agreement with these.
         severity: of each evaluation sample; () = not known.
+        operating_points: the bundle's, to compare the run with.
         promises: {source: (the accuracy it wants, what the bundle's table promises)}.
         drift: {source: what the drift test said of its answers}, where it could be done.
     """
@@ -133,6 +138,7 @@ def build_report(
         "goodput_hz": int((answered & ~columns["late"]).sum()) / seconds if seconds else 0.0,
         "latency_ms": spread(1e3 * columns["latency"][answered]),
         "queueing_ms": spread(1e3 * columns["queued"][answered]),
+        "latency_curve": latency_curve(columns, answered, len(stage_macs)),
         "accuracy": _accuracy(columns, answered),
         "mean_macs": mean_macs,
         "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
@@ -144,6 +150,7 @@ def build_report(
             {**row, **_promise(promises, row["rank"]), "drift": (drift or {}).get(row["rank"])}
             for row in _source_rows(log, columns, answered, seconds)
         ],
+        "operating_points": point_rows(operating_points, sum(stage_macs)),
         "severities": _severity_rows(columns, answered, severity, len(stage_macs)),
         "exits": exits,
         "nodes": nodes,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zpipe.report.terminal import number, percent, plain_table
+from zpipe.report.terminal import plain_table
+from zpipe.report.words import number, percent
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

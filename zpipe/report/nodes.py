@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -47,13 +49,27 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
     return rows
 
 
-def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """The report's `links`: what each direction carried between two looks, and its smoothed round trip at the end."""
+def link_rows(
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+    seconds: float,
+    *,
+    limits: Mapping[tuple[int, int], tuple[float, str]] | None = None,
+) -> list[dict[str, Any]]:
+    """The report's `links`: what each direction carried between two looks, and its smoothed round trip at the end.
+
+    Args:
+        before, after: every node's counters.
+        seconds: between them.
+        limits: {ranks, lower first: (bits per second, medium)} where links were as the topology says; None where they were not.
+    """
     first = {(rank, link["to"]): link for rank, stats in _same_start(before, after).items() for link in stats["links"]}
     rows = []
     for stats in after:
         for link in stats["links"]:
             old = first.get((stats["rank"], link["to"]), {})
+            low, high = sorted((stats["rank"], link["to"]))
+            limit_bps, medium = (limits or {}).get((low, high), (math.inf, ""))
             # raw_bytes: what `bytes` would be without the link's codec.
             grown = {key: link[key] - old.get(key, 0) for key in ("tasks", "frames", "bytes", "raw_bytes")}
             rows.append(
@@ -61,6 +77,8 @@ def link_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                     "between": [stats["rank"], link["to"]],
                     **grown,
                     "mbit_s": 8e-6 * grown["bytes"] / seconds,
+                    "limit_mbit_s": 1e-6 * limit_bps if limit_bps < math.inf else None,
+                    "medium": medium,
                     "round_trip_ms": 1e3 * link["round_trip_seconds"],
                     # What the sender takes the link for (`zpipe.policy.estimates`); a simulated node does not say.
                     "estimated_bps": link.get("bandwidth_bps"),

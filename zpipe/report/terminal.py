@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zpipe.report.build import PERCENTILES
 from zpipe.report.log import KINDS
+from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnotes, number, percent
 
 #: More nodes than this are shown as a spread.
 MOST_NODES = 40
@@ -33,16 +34,6 @@ def render(report: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def number(value: float | None, form: str = ",.1f", *, none: str = "–") -> str:
-    """A figure, or a dash where there is none."""
-    return none if value is None else format(value, form)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as percent, or a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
 def _headline(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
@@ -59,37 +50,13 @@ def _headline(report: dict[str, Any]) -> RenderableType:
     promise = f"lost {counts['lost']:,}  duplicate {counts['duplicate']:,}  hung {counts['hung']:,}"
     promise += f"  strangers {report['strangers']:,}" if report["strangers"] else ""
     text.append(promise, style="bold red" if broken else "green")
-    for line in _accuracies(report):
+    for line in accuracy_lines(report):
         text.append(f"\n{line}")
-    for row in report["sources"]:
-        if row["drift"] is not None and row["drift"]["drifted"]:
-            text.append(f"\n{_drift(row)}", style="bold yellow")
+    for line in drift_lines(report):
+        text.append(f"\n{line}", style="bold yellow")
     for cause, times in list(report["causes"].items())[:3]:
         text.append(f"\n{times:,} {cause}", style="yellow")
     return text
-
-
-def _accuracies(report: dict[str, Any]) -> list[str]:
-    """What sources wanted, what they were promised, what came out."""
-    lines = []
-    for row in report["sources"]:
-        promised = row["promised"]
-        if promised is not None:
-            who = f"source {row['rank']}: " if len(report["sources"]) > 1 else ""
-            test = "" if promised["test"] is None else f", {percent(promised['test'])} on test"
-            said = f"the table has {percent(promised['calibration'])} on calibration{test}"
-            lines.append(f"{who}accuracy wanted {percent(row['accuracy_wanted'])}: {said}, here {percent(row['accuracy'])}")
-    return lines
-
-
-def _drift(row: dict[str, Any]) -> str:
-    drift = row["drift"]
-    stage = max(range(len(drift["shares"])), key=lambda at: abs(drift["shares"][at] - drift["expected_shares"][at]))
-    return (
-        f"source {row['rank']}: {'harder' if drift['harder'] else 'easier'} inputs than the calibration data "
-        f"(p = {drift['p_value']:.1g}): {percent(drift['shares'][stage], 0)} left at stage {stage}, "
-        f"{percent(drift['expected_shares'][stage], 0)} did there; its accuracies need not hold here"
-    )
 
 
 def _latency(report: dict[str, Any]) -> RenderableType:
@@ -140,21 +107,7 @@ def _chaos(report: dict[str, Any]) -> RenderableType:
         seconds = (repaired["p50"], repaired["p99"], repaired["max"], whole["max"], back["max"])
         counts = (row["events"], row["skipped"], row["harmless"])
         table.add_row(action, *map(str, counts), *[number(value, ".2f") for value in seconds])
-    throughput, labels = chaos["throughput"], chaos["labels"]
-    lines = [f"results/s with faults {number(throughput['faults_hz'])}"]
-    if throughput["ratio"] is not None:
-        lines[0] += f", without {number(throughput['calm_hz'])}: {percent(throughput['ratio'])}"
-    if labels is not None:
-        lines.append(f"other answers than without faults: {labels['other_label']:,} labels, {labels['other_exit']:,} exits")
-    damage = {key: sum(row[key] for row in chaos["damage"].values()) for key in ("messages", "corrupted", "flipped")}
-    if damage["corrupted"] or damage["flipped"]:
-        said = f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
-        ended = chaos["nodes_ended"]
-        besides = (
-            f", besides what {ended:,} {'process' if ended == 1 else 'processes'} ended on purpose took along" if ended else ""
-        )
-        lines.append(f"{said}; nodes refused {chaos['bad_frames']:,} frames{besides}")
-    return Group(table, Text("\n".join(lines)))
+    return Group(table, Text("\n".join(fault_lines(chaos))))
 
 
 def _nodes(report: dict[str, Any]) -> RenderableType:
@@ -192,40 +145,4 @@ def _many_nodes(nodes: list[dict[str, Any]]) -> RenderableType:
 def _footnotes(report: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
-    overhead = report["overhead_us_per_task"]
-    lines = [f"multiply-adds per sample: {percent(report['mean_macs_share'])} of the full network"]
-    if report["bytes_per_sample"]:
-        lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
-    if report["raw_inputs_sent"]:
-        lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,}")
-    restarted = [str(row["rank"]) for row in report["nodes"] if row.get("restarted")]
-    if restarted:
-        lines.append(f"counters of nodes {', '.join(restarted)}: since they were last started")
-    if report["generated_inputs"]:
-        lines.append("made-up inputs, labelled by the network itself: accuracy says how far answers agree with its own, no more")
-    if report["simulated"]:
-        lines.append(
-            f"simulated: {report['events']:,} events, {percent(report['nodes_running_share'])} of the nodes ran a stage; "
-            f"service times of {report['service']}"
-        )
-    else:
-        lines += [*_ran_on(report["nodes"]), *filter(None, [report.get("executor_choice")])]
-        lines.append(f"CPU in stages {percent(report['cpu_efficiency'])}, outside them {number(overhead, '.0f')} µs a task")
-    if report["shared_machine"] and len(report["nodes"]) > 1:
-        cores = report["machine"]["cores"]
-        lines.append(
-            f"all nodes shared {cores} cores of this machine: throughput measures the sum of their computing, not a line of boards"
-        )
-    return Text("\n".join(lines), style="dim")
-
-
-def _ran_on(nodes: list[dict[str, Any]]) -> list[str]:
-    """Which executor ran the stages, node by node where they differ."""
-    ranks: dict[str, list[str]] = {}
-    for row in nodes:
-        if row["executor"] is not None:
-            ranks.setdefault(row["executor"], []).append(str(row["rank"]))
-    if len(ranks) == 1:
-        return [f"stages ran on {next(iter(ranks))}"]
-    at = [f"{name} at node{'s' if len(listed) > 1 else ''} {', '.join(listed)}" for name, listed in ranks.items()]
-    return [f"stages ran on {'; '.join(at)}"] if at else []
+    return Text("\n".join(footnotes(report)), style="dim")

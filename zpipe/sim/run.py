@@ -279,7 +279,7 @@ class _Run:
             seconds=seconds,
             stage_macs=[spec.macs for spec in bundle.stages],
             nodes=nodes,
-            links=link_rows(before, after, seconds),
+            links=link_rows(before, after, seconds, limits=topology.limits),
             series=series.rows,
             memory=[],
             second_results=_grown(before, after, "second_results"),
@@ -288,6 +288,7 @@ class _Run:
             simulated=True,
             generated_inputs=bundle.evaluation_generated,
             severity=self.severity,
+            operating_points=bundle.operating_points,
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),
         )

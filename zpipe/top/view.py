@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from zpipe.report.terminal import number, percent
+from zpipe.report.words import number, percent
 from zpipe.top.snapshot import LinkRow, NodeRow, Snapshot, SourceRow
 
 if TYPE_CHECKING:

@@ -214,6 +214,11 @@ class Topology:
         """The source of the lowest rank."""
         return self.sources[0]
 
+    @property
+    def limits(self) -> dict[tuple[int, int], tuple[float, str]]:
+        """{ranks of a link, lower first: (its bits per second, its medium)}."""
+        return {link.between: (link.bandwidth_bps, link.medium) for link in self.links}
+
     def source_at(self, rank: int) -> SourceSpec | None:
         """The source at that rank, None where no samples enter."""
         return next((source for source in self.sources if source.rank == rank), None)

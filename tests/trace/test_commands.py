@@ -43,6 +43,14 @@ def test_a_bench_over_zeromq_replays_equal_on_every_rank(tmp_path: Path, topolog
         assert min(map(int, equal.groups()[2:])) > 5
 
 
+def test_a_folder_holds_the_traces_of_one_run(tmp_path: Path) -> None:
+    earlier = tmp_path / "node-1.trace.jsonl"
+    earlier.write_text("kept")
+    bench = zpipe("bench", "--topology", "line2.yaml", "--count", "1", "--trace", tmp_path)
+    assert (bench.returncode, earlier.read_text()) == (2, "kept")
+    assert f"zpipe: trace: found {earlier} of an earlier run, expected a folder without traces" in bench.stderr
+
+
 def test_a_difference_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     files = []
     for name in ("a", "b"):

@@ -113,6 +113,26 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> Non
         Recorded(tmp_path / "none" / "x")
 
 
+def test_a_node_that_is_started_again_leaves_the_traces_of_its_former_lives(path: Path) -> None:
+    lives = []
+    for tasks in (1, 2, 3):
+        lives.append(Recorded(path))
+        lives[-1].serve(tasks)
+        lives[-1].recorder.close()
+    names = ["node.jsonl", "node-1.jsonl", "node-2.jsonl"]
+    assert [life.recorder.path.name for life in lives] == names
+    assert [replay(path.with_name(name)).rounds for name in names] == [3, 5, 7]
+    assert [life.notes for life in lives] == [
+        [],
+        *([f"{path}: found a file there, so the trace goes to {path.with_name(name)}"] for name in names[1:]),
+    ]
+
+
+def test_a_folder_is_no_file_for_a_trace(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found that it cannot be written \(Is a directory\), "):
+        Recorded(tmp_path)
+
+
 def test_the_round_in_which_a_policy_breaks_is_in_the_trace_and_replays(path: Path) -> None:
     recorded = Recorded(path)
     recorded.serve(2)

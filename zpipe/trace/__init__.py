@@ -2,7 +2,8 @@
 
 A trace is a text file of JSON lines:
 
-    {"trace": 1, "zpipe": "0.1.0", "rank": 2, "seed": 7, "fields": {"Task": ["key", ...], ...}, "config": [...]}
+    {"trace": 1, "zpipe": "0.1.0", "rank": 2, "seed": 7, "epoch": 1.7e9, "fields": {"Task": ["key", ...], ...},
+     "config": [...]}
     [now, [event, ...], [command, ...]]                  one line per round, that is per `NodePolicy.handle_all`
     [now, [event, ...], {"raised": "AssertionError: ..."}]      the policy broke; the last round
     {"end": "closed"}                                    or "limit"; missing where the process was killed
@@ -10,14 +11,17 @@ A trace is a text file of JSON lines:
 A dataclass is the list of its fields in the order that `fields` gives for its name; an event or a command has its name in front.
 Floats come back as the same bits. JSON knows no infinity: where a field is a float, the strings "inf", "-inf" and "nan" are meant.
 
-`Recorder` writes a trace, `replay` feeds it to a fresh policy and says where the first command differs; `read_rounds` gives
-its rounds to whoever measures with them. A difference means that
+`now` is the node's own clock; `epoch`, seconds since 1970, is where its wall clock put that clock's 0.
+
+`Recorder` writes a trace, `replay` feeds it to a fresh policy and says where the first command differs; `Trace` and `read_rounds`
+give its rounds to whoever measures or draws with them. A difference means that
 the policy depends on something beside its events, `now` and its dice, or that its code changed since.
 """
 
 from __future__ import annotations
 
+from zpipe.trace.reading import Answer, Trace, read_rounds
 from zpipe.trace.recorder import Recorder, trace_file
-from zpipe.trace.replay import Difference, ReplayResult, read_rounds, replay
+from zpipe.trace.replay import Difference, ReplayResult, replay
 
-__all__ = ["Difference", "Recorder", "ReplayResult", "read_rounds", "replay", "trace_file"]
+__all__ = ["Answer", "Difference", "Recorder", "ReplayResult", "Trace", "read_rounds", "replay", "trace_file"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +31,14 @@ def trace_file(folder: Path, rank: int, *, restarts: int = 0) -> Path:
     return folder / (f"node-{rank}-{restarts}.trace.jsonl" if restarts else f"node-{rank}.trace.jsonl")
 
 
+def beside(path: Path) -> Iterator[Path]:
+    """The path, then those for later traces of the same name: `node.jsonl`, `node-1.jsonl`, `node-2.jsonl` ..."""
+    yield path
+    name, dot, ending = path.name.partition(".")
+    for number in itertools.count(1):
+        yield path.with_name(f"{name}-{number}{dot}{ending}")
+
+
 def raised(error: Exception) -> dict[str, str]:
     """What stands in place of the commands when the policy broke."""
     return {"raised": f"{type(error).__name__}: {error}"}
@@ -37,14 +47,17 @@ def raised(error: Exception) -> dict[str, str]:
 class Recorder:
     """Stands in for a policy's `handle_all` and keeps what goes in and out. `close` it.
 
-    The file is opened at once and overwritten. What cannot be written later ends the trace with a note, never the node.
+    The file is opened at once. What cannot be written later ends the trace with a note, never the node.
 
     Args:
-        path: the file.
+        path: the file; where there is one, of an earlier start of the node, that stays and this trace goes beside it.
         policy: fresh: a replay starts from its configuration.
         seed: of the policy's dice.
         note: takes a line for people when the trace ends early.
         limit_bytes: the trace ends before it grows larger than this.
+
+    Attributes:
+        path: #: where the trace is.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -59,19 +72,21 @@ class Recorder:
         note: Callable[[str], None] | None = None,
         limit_bytes: int = LIMIT_BYTES,
     ) -> None:
-        self.path = path
         self._policy = policy
         self._note = note or (lambda line: log.warning("%s", line))
         self._limit_bytes = limit_bytes
         self._rounds = self._bytes = 0
         try:
-            self._file: BinaryIO | None = path.open("wb", buffering=BUFFER_BYTES)
+            self.path, file = _opened(path)
         except OSError as exc:
             raise ConfigError(
                 f"{path}: found that it cannot be written ({exc.strerror}), expected a file for the trace; choose another"
             ) from exc
-        header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "fields": codec.fields()}
-        self._write(codec.to_json({**header, "config": policy.config}))
+        self._file: BinaryIO | None = file
+        if self.path != path:
+            self._note(f"{path}: found a file there, so the trace goes to {self.path}")
+        header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "epoch": _epoch()}
+        self._write(codec.to_json({**header, "fields": codec.fields(), "config": policy.config}))
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """The policy's answer, which is in the trace afterwards; so is an exception."""
@@ -117,3 +132,18 @@ class Recorder:
 
     def _tell_failure(self, error: OSError) -> None:
         self._note(f"{self.path}: the trace ends here, it cannot be written any more ({error.strerror})")
+
+
+def _opened(path: Path) -> tuple[Path, BinaryIO]:
+    """The first file beside `path` that was not there; a device is taken as it is, a folder refused."""
+    if path.exists() and not path.is_file():
+        return path, path.open("wb", buffering=BUFFER_BYTES)
+    for free in beside(path):
+        with suppress(FileExistsError):
+            return free, free.open("xb", buffering=BUFFER_BYTES)
+    raise AssertionError("numbers go on without end")
+
+
+def _epoch() -> float:
+    """Seconds since 1970 at which this machine's monotonic clock would have read 0, as its wall clock has it now."""
+    return time.time() - time.monotonic()

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
-from zpipe.errors import ConfigError
 from zpipe.policy import NodePolicy
-from zpipe.policy.messages import Command, Event
-from zpipe.trace.codec import Reader, to_json
-from zpipe.trace.recorder import VERSION, raised
+from zpipe.policy.messages import Event
+from zpipe.trace.codec import to_json
+from zpipe.trace.reading import Answer, Trace
+from zpipe.trace.recorder import raised
 
 #: Of a value that differs no more is shown.
 SHOWN_CHARACTERS = 160
 
-#: Commands, or why there are none (`recorder.raised`).
-Answer: TypeAlias = "list[Command] | dict[str, str]"
+_ENDED = {
+    "closed": "when the node was closed",
+    "limit": "at its size limit",
+    "": "without its end mark, since the node was killed or still runs",
+}
+
 #: Where two answers differ, what the trace has there, and what the replay.
 Found: TypeAlias = "tuple[str, str, str] | None"
 
@@ -81,41 +81,15 @@ def replay(path: Path) -> ReplayResult:
     Raises:
         ConfigError: the file is no trace, or from a zpipe with other events, commands or strategies.
     """
-    with _opened(path) as file:
-        lines = _lines(path, file)
-        header = _header(path, next(lines, (1, None))[1])
-        result = ReplayResult(header["rank"], header["zpipe"])
-        with _told_where(path, 1):
-            reader = Reader(header["fields"])
-            policy = _fresh_policy(reader, header)
-        for number, line in lines:
-            if isinstance(line, dict):
-                result.ended = result.ended or ("at its size limit" if line.get("end") == "limit" else "when the node was closed")
-                return result
-            with _told_where(path, number):
-                now, events, expected = _round(reader, line)
+    with Trace(path) as trace:
+        result = ReplayResult(trace.rank, trace.version)
+        policy = trace.fresh_policy()
+        for now, events, expected in trace.rounds():
             _compare(result, policy, now, events, expected)
             if result.difference is not None:
                 return result
-    result.ended = result.ended or "without its end mark, since the node was killed or still runs"
+    result.ended = result.ended or _ENDED[trace.end]
     return result
-
-
-def read_rounds(path: Path) -> Iterator[tuple[float, list[Event], Answer]]:
-    """(now, events, commands) of every whole round of a trace; where the policy broke, what it raised instead of commands.
-
-    Raises:
-        ConfigError: as `replay`.
-    """
-    with _opened(path) as file:
-        lines = _lines(path, file)
-        reader = Reader(_header(path, next(lines, (1, None))[1])["fields"])
-        for number, line in lines:
-            if isinstance(line, dict):
-                return
-            with _told_where(path, number):
-                found = _round(reader, line)
-            yield found
 
 
 def _compare(result: ReplayResult, policy: NodePolicy, now: float, events: list[Event], expected: Answer) -> None:
@@ -135,68 +109,6 @@ def _compare(result: ReplayResult, policy: NodePolicy, now: float, events: list[
         result.ended = f"when its policy broke, {expected['raised']}"
     else:
         result.commands += len(expected)
-
-
-# ---- reading -----------------------------------------------------------------------------------
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as exc:
-        raise ConfigError(f"{path}: found that it cannot be read ({exc.strerror}), expected a trace; name another file") from exc
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """Whole lines with their numbers, from 1; the piece that a killed node left at the end is none."""
-    for number, line in enumerate(file, start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            yield number, json.loads(line)
-        except ValueError as exc:
-            raise ConfigError(f"{path}: line {number}: found text that is no JSON, expected a line of a trace") from exc
-
-
-@contextmanager
-def _told_where(path: Path, number: int) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as exc:
-        raise ConfigError(f"{path}: line {number}: {exc}") from exc
-
-
-def _header(path: Path, header: Any) -> dict[str, Any]:
-    found = header.get("trace") if isinstance(header, dict) else None
-    if found != VERSION:
-        what = f"trace version {found}" if found is not None else "no header of a trace"
-        raise ConfigError(f"{path}: found {what}, expected trace version {VERSION}; `zpipe node --trace` writes one")
-    kinds = {"zpipe": str, "rank": int, "seed": int, "fields": dict, "config": list}
-    wrong = [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]
-    if wrong:
-        raise ConfigError(f"{path}: line 1: found no usable {', '.join(wrong)}, expected the header of a trace; record it again")
-    whole: dict[str, Any] = header
-    return whole
-
-
-def _fresh_policy(reader: Reader, header: dict[str, Any]) -> NodePolicy:
-    config = reader.config(header["config"])
-    try:
-        return NodePolicy(config, rng=random.Random(header["seed"]))
-    except (AssertionError, KeyError, TypeError, ValueError) as exc:
-        raise ConfigError(
-            f"found a configuration that this policy refuses ({type(exc).__name__}: {exc}), expected one of zpipe's; "
-            f"replay it with zpipe {header['zpipe']}"
-        ) from exc
-
-
-def _round(reader: Reader, line: Any) -> tuple[float, list[Event], Answer]:
-    if not isinstance(line, list) or len(line) != 3 or not isinstance(line[0], (int, float)):
-        raise ConfigError("found another shape, expected [now, events, commands]")
-    now, events, commands = line
-    if isinstance(commands, dict) and isinstance(commands.get("raised"), str):
-        return now, reader.events(events), commands
-    return now, reader.events(events), reader.commands(commands)
 
 
 # ---- comparing ---------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""The command: which contenders, workloads and modes; prints the table, writes the results and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.peers import rounds
+from bench.peers.contender import CONTENDERS
+from bench.peers.rounds import MODES
+from bench.peers.table import print_rows
+from bench.peers.work import WORKLOADS
+from zpipe.report import machine
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "peers.json"
+#: Modes that say nothing of a workload are left out: what a large batch of megabytes does is known from one of them.
+SKIPPED = {("wire-1m", "batch-8"), ("wire-1m", "latency")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    rows = []
+    started = time.monotonic()
+    for workload in options.workload:
+        for mode in options.mode:
+            if (workload, mode) in SKIPPED and len(options.mode) > 1:
+                continue
+            found = rounds.measure(
+                WORKLOADS[workload],
+                MODES[mode],
+                options.only,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                note=_note(f"{workload}, {mode}: "),
+            )
+            _note("")("")
+            print_rows(found, workload, mode)
+            rows += found
+    if options.json is not None:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+        about = {
+            "schema": "zpipe.peers/1",
+            "commit": commit.stdout.strip(),
+            "machine": machine(),
+            "seconds": round(time.monotonic() - started),
+            "rounds": options.rounds,
+            "round_seconds": options.seconds,
+        }
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description="zpipe against other ways to carry samples")
+    parser.add_argument("--only", type=_some_of(CONTENDERS), default=list(CONTENDERS), help="contenders, such as z,a,a'")
+    parser.add_argument("--workload", type=_some_of(WORKLOADS), default=list(WORKLOADS), help=", ".join(WORKLOADS))
+    parser.add_argument("--mode", type=_some_of(MODES), default=list(MODES), help=", ".join(MODES))
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=None, help="of each round")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 second")
+    parser.add_argument("--json", type=Path, default=None, help=f"write figures here; {RESULTS.name} if everything is measured")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (3 if options.quick else 9)
+    options.seconds = options.seconds or (1.0 if options.quick else 1.5)
+    return options
+
+
+def _some_of(known: dict[str, object]):  # type: ignore[no-untyped-def]
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"found {name!r}, expected some of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _note(prefix: str) -> rounds.Note:
+    def note(line: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{prefix}{line}", end="", file=sys.stderr, flush=True)
+
+    return note
+
+
+if __name__ == "__main__":
+    main()

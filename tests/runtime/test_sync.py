@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +74,57 @@ def test_closing_ends_calls_of_other_threads_as_failed() -> None:
     assert {type(end) for end in ends} <= {zpipe.SampleFailed, zpipe.PipelineClosed}
     with pytest.raises(zpipe.PipelineClosed):
         pipeline.submit(IMAGE)
+
+
+def test_offer_returns_at_once_and_tells_every_end(local: zpipe.SyncPipeline) -> None:
+    images = local.pipeline.bundle.evaluation().images[:60]
+    expected = [local.submit(image).label for image in images]
+    outcomes: queue.SimpleQueue[zpipe.Outcome] = queue.SimpleQueue()
+    frame = np.empty_like(images[0])
+    for image in images:
+        frame[:] = image  # a camera that writes where it wrote before
+        local.offer(frame, outcomes.put)
+    frame[:] = 0
+    ends = sorted((outcomes.get(timeout=PATIENCE_SECONDS) for _ in images), key=lambda outcome: outcome.sample)
+    assert [end.result.label for end in ends if end.result] == expected
+    local.offer(IMAGE, outcomes.put, deadline=-1.0)
+    assert outcomes.get(timeout=PATIENCE_SECONDS).kind == "expired"
+    with pytest.raises(zpipe.SampleRejected, match="input: found"):
+        local.offer(frame[0], outcomes.put)
+    with pytest.raises(zpipe.SampleRejected, match="deadline: found"):
+        local.offer(frame, outcomes.put, deadline=float("nan"))
+
+
+def test_frame_submitted_for_later_is_copied_before(local: zpipe.SyncPipeline) -> None:
+    image = local.pipeline.bundle.evaluation().images[0]
+    expected, frame = local.submit(image).confidence, image.copy()
+    held = threading.Event()
+    local._loop.call_soon_threadsafe(held.wait, PATIENCE_SECONDS)  # the loop does not come to it before
+    answer = local.submit_later(frame)
+    frame[:] = 0
+    held.set()
+    assert answer.result(PATIENCE_SECONDS).confidence == expected
+
+
+def test_every_offer_has_one_end_when_the_pipeline_closes() -> None:
+    ends: list[zpipe.Outcome] = []
+    pipeline = slow()
+    with pipeline:
+        for _ in range(20):
+            pipeline.offer(IMAGE, ends.append)
+    assert len(ends) == 20
+    assert {end.kind for end in ends} <= {"result", "failed"}
+    with pytest.raises(zpipe.PipelineClosed):
+        pipeline.offer(IMAGE, ends.append)
+    assert len(ends) == 20
+
+
+def test_offer_to_a_pipeline_that_broke_ends_as_failed(local: zpipe.SyncPipeline) -> None:
+    outcomes: queue.SimpleQueue[zpipe.Outcome] = queue.SimpleQueue()
+    local._loop.call_soon_threadsafe(local.pipeline._on_broken, zpipe.ZpipeError("a bug"))
+    local.offer(IMAGE, outcomes.put)
+    end = outcomes.get(timeout=PATIENCE_SECONDS)
+    assert (end.sample, end.kind, end.cause) == (-1, "failed", "a bug")
 
 
 def failure_of(future: Future[zpipe.Result]) -> BaseException | None:

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from zpipe.bundle import Bundle
 from zpipe.calibrate.drift import Drift, Monitor, Reference
 from zpipe.configure import fixed_thresholds, prepare, source_config
 from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
+from zpipe.executors.base import StageExecutor
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
@@ -35,6 +37,8 @@ from zpipe.trace import trace_file
 
 log = logging.getLogger("zpipe.pipeline")
 
+#: In the outcome of a sample that the pipeline never took.
+NO_SAMPLE = -1
 #: A longer deadline is none: what a float cannot hold adds to no clock.
 _LONGEST_SECONDS = 1e300
 #: Takes the outcome of one sample.
@@ -175,22 +179,7 @@ class Pipeline:
         await self.aclose()
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        addresses: dict[int, str] = {}
-        # Beside the rest: resampling the calibration split takes a slow board most of a second.
-        watching = loop.run_in_executor(None, _monitor, self.bundle, fixed_thresholds(self._config))
-        make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
-        others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
-        if others:
-            self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
-            launching = loop.create_task(self._launcher.start())
-            try:
-                executor = await loop.run_in_executor(None, make)
-            finally:
-                addresses = await launching
-        else:
-            executor = await loop.run_in_executor(None, make)
-        self._monitor = await watching
+        executor, addresses = await self._loaded_and_launched()
         session = new_session()  # now, not before: of two pipelines the one started later counts (policy rule S1)
         self._driver = Driver(
             self.topology,
@@ -218,6 +207,35 @@ class Pipeline:
             await self.ready()
             if all(map(is_loopback, addresses.values())):  # boards made of this machine are in networks of their own
                 self._note_left.enter_context(whereabouts.noted(self.topology, addresses))
+
+    async def _loaded_and_launched(self) -> tuple[StageExecutor | None, dict[int, str]]:
+        """Loads this rank's stages while the other ranks start; the addresses are of those.
+
+        On threads of its own, over when this is, cancelled or not: the event loop's would stay in the caller's program.
+        """
+        loop = asyncio.get_running_loop()
+        others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
+        make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
+        with ThreadPoolExecutor(2, "zpipe-start") as threads:
+            # Beside the rest: resampling the calibration split takes a slow board most of a second.
+            watching = loop.run_in_executor(threads, _monitor, self.bundle, fixed_thresholds(self._config))
+            making = loop.run_in_executor(threads, make)
+            given = False
+            try:
+                addresses = {}
+                if others:
+                    self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
+                    addresses = await self._launcher.start()
+                executor = await asyncio.shield(making)
+                self._monitor = await asyncio.shield(watching)
+                given = True
+            finally:
+                await asyncio.wait((watching, making))
+                watching.exception()  # looked at, or asyncio complains where something else was raised before
+                made = None if making.exception() is not None else making.result()
+                if made is not None and not given:
+                    made.close()
+        return executor, addresses
 
     async def ready(self) -> None:
         """Returns once every neighbour of the source has said Hello. `local` has waited for that already.
@@ -307,6 +325,23 @@ class Pipeline:
         checked = self._checked(x)
         now = time.monotonic()
         return self._offer(checked, now, now + self._seconds(deadline), done)
+
+    def prepared(self, x: npt.NDArray[Any], done: Done, *, deadline: float | None = None) -> Callable[[], None]:
+        """As `offer` on any thread: `x` is checked and copied here, the call that this returns belongs to the event loop.
+
+        That call never raises: a pipeline closed meanwhile ends the sample as failed, without a number.
+        """
+        checked = self._checked(x)
+        now = time.monotonic()
+        until = now + self._seconds(deadline)
+
+        def hand_over() -> None:
+            try:
+                self._offer(checked, now, until, done)
+            except PipelineClosed as exc:
+                done(Outcome(NO_SAMPLE, "failed", time.monotonic() - now, 0, None, str(exc)))
+
+        return hand_over
 
     async def stream(
         self,

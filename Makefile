@@ -18,10 +18,11 @@ MATRIX_TESTS := $(wildcard tests/policy tests/wire tests/transport)
 # Without the property tests: these take a minute, and `make test` runs them anyway.
 QUICK_TESTS := tests/test_architecture.py $(wildcard tests/policy tests/wire) -k "not properties"
 
-.PHONY: help bench test check static quick slow wheel clean $(MATRIX:%=test-%)
+.PHONY: help bench bench-micro test check static quick slow wheel clean $(MATRIX:%=test-%)
 
 help:
 	@echo "make bench   a line of four nodes classifies real images"
+	@echo "make bench-micro   the micro-benchmarks against their last recorded figures; RECORD=1 records new ones"
 	@echo "make test    the fast tests; the protocol's also on Python $(MATRIX) where these exist"
 	@echo "make check   ruff, mypy, import-linter, the quickest tests"
 	@echo "make slow    the tests marked slow or strict, within 10 minutes, and those of training and of torch (installs it)"
@@ -30,6 +31,9 @@ help:
 
 bench: $(BASE)
 	$(BIN)/zpipe bench --topology line4.yaml
+
+bench-micro: $(DEV)
+	$(BIN)/python -m bench.micro $(if $(RECORD),--record)
 
 test: $(DEV)
 	$(BIN)/python -m pytest

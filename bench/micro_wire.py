@@ -1,10 +1,7 @@
-"""What the codec costs per message: `pytest bench/micro_wire.py` or, for plain lines, `python bench/micro_wire.py`."""
+"""What encoding and decoding a message costs: `make bench-micro`, or `python -m bench.micro micro_wire`."""
 
 from __future__ import annotations
 
-import sys
-import timeit
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from zpipe.model import Credit, ResultRow, SampleKey, Task, TensorSpec
 from zpipe.wire import CreditUpdate, Message, Results, TaskBatch, WireLimits, decode, encode
 
 NOW = 1000.0
+#: {size of an activation: its float32 numbers}
 SIZES = {"4 KiB": 1024, "64 KiB": 16384, "1 MiB": 262144}
 
 
@@ -36,35 +34,18 @@ def cases() -> dict[str, tuple[Message, WireLimits]]:
     }
     messages["Credit"] = CreditUpdate(1, Credit(3, 1000, (992, 995, 999), 1008, {1: 1}, 0.001)), limits
     messages["Result x 1"] = Results(1, [ResultRow(key, 1, 2, 7, 0.93, 0.01, 0.02)]), limits
+    messages["Result x 8"] = Results(1, [ResultRow(key, 1, 2, 7, 0.93, 0.01, 0.02)] * 8), limits
     return messages
 
 
-def round_trip(message: Message, limits: WireLimits) -> Callable[[], Message]:
-    """Encode and decode once per call."""
-    return lambda: decode(encode(message, now=NOW, transit_seconds=0.0002), limits=limits, now=NOW)
+@pytest.mark.parametrize("what", cases())
+def test_encode(benchmark: Any, what: str) -> None:
+    message, _ = cases()[what]
+    benchmark(lambda: encode(message, now=NOW, transit_seconds=0.0002))
 
 
 @pytest.mark.parametrize("what", cases())
-def test_encode_and_decode(benchmark: Any, what: str) -> None:
+def test_decode(benchmark: Any, what: str) -> None:
     message, limits = cases()[what]
-    benchmark(round_trip(message, limits))
-
-
-def best_microseconds(function: Callable[[], object]) -> float:
-    """The least of five rounds."""
-    number = timeit.Timer(function).autorange()[0]
-    return min(timeit.repeat(function, number=number, repeat=5)) / number * 1e6
-
-
-def main() -> None:
-    """One line per case: microseconds to encode, to decode, together."""
-    print(f"Python {sys.version.split()[0]}; microseconds, best of five")
-    for what, (message, limits) in cases().items():
-        frames = encode(message, now=NOW)
-        encoding = best_microseconds(lambda message=message: encode(message, now=NOW, transit_seconds=0.0002))  # type: ignore[misc]
-        decoding = best_microseconds(lambda frames=frames, limits=limits: decode(frames, limits=limits, now=NOW))  # type: ignore[misc]
-        print(f"{what:18} encode {encoding:7.1f}  decode {decoding:7.1f}  both {encoding + decoding:7.1f}")
-
-
-if __name__ == "__main__":
-    main()
+    frames = encode(message, now=NOW)
+    benchmark(lambda: decode(frames, limits=limits, now=NOW))

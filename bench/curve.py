@@ -28,7 +28,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from bench.micro_transport import Peer, Trips
+from bench.trips import Peer, Trips
 from zpipe.report import machine
 from zpipe.transport import Buffer, Channel, Origin
 from zpipe.transport.curve import CurveKeys, new_keypair

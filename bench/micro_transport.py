@@ -8,34 +8,27 @@ loop and one thread, so the figure is work, not the scheduler's choice of cores;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvloop
 
 from bench.micro_wire import NOW, SIZES, task_batch
+from bench.trips import Peer
 from zpipe.model import Credit
-from zpipe.transport import Buffer, Channel, Origin
-from zpipe.transport.zeromq import ZeroMQTransport
+from zpipe.transport import Buffer, Channel
 from zpipe.wire import Bye, CreditUpdate, TaskBatch, WireLimits, decode, encode
 
 TRIPS = 50
-MOST_BYTES = 2**21
 
 
-class End:
-    """One transport and what it does with what arrives."""
+class End(Peer):
+    """One that knows who opened a channel to it, and has each message heard."""
 
     def __init__(self) -> None:
-        self.transport = ZeroMQTransport(self, max_message_bytes=MOST_BYTES)
-        self.connected = asyncio.Event()
+        super().__init__()
         self.back: Channel | None = None  #: an incoming control channel
         self.shown = asyncio.Event()  #: it has one
-        self.heard: Callable[[list[Buffer]], None] = lambda frames: None
-
-    def on_data(self, frames: list[Buffer], origin: Origin) -> None:
-        self.heard(frames)
 
     def on_control(self, channel: Channel, frames: list[Buffer]) -> None:
         if not channel.outgoing and self.back is None:
@@ -43,14 +36,7 @@ class End:
             self.back = channel
             self.shown.set()
             return
-        self.heard(frames)
-
-    def on_connected(self, channel: Channel) -> None:
-        self.connected.set()
-
-    def on_disconnected(self, channel: Channel, reason: str) -> None: ...
-
-    def on_drained(self) -> None: ...
+        self.on_message(frames)
 
 
 async def pair() -> tuple[End, End, Channel]:
@@ -58,7 +44,7 @@ async def pair() -> tuple[End, End, Channel]:
     sender, receiver = End(), End()
     await sender.transport.start()
     channel = sender.transport.open(await receiver.transport.start())
-    await sender.connected.wait()
+    await sender.ready.wait()
     sender.transport.send_control(channel, encode(Bye(0, "only to show the channel")))
     await receiver.shown.wait()
     return sender, receiver, channel
@@ -88,7 +74,7 @@ async def trips(sender: End, receiver: End, channel: Channel, batch: TaskBatch, 
     def send() -> None:
         assert sender.transport.send_data(channel, encode(batch, now=NOW, transit_seconds=0.0002))
 
-    sender.heard, receiver.heard = granted, received
+    sender.on_message, receiver.on_message = granted, received
     send()
     await done
 

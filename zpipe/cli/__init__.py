@@ -13,7 +13,24 @@ import sys
 import click
 
 # Each puts its command into the group.
-from zpipe.cli import bench, build, calibrate, doctor, heads, infer, keygen, node, plan, profile, replay, sim, split, top, train
+from zpipe.cli import (
+    bench,
+    build,
+    calibrate,
+    doctor,
+    heads,
+    infer,
+    keygen,
+    node,
+    plan,
+    profile,
+    replay,
+    sim,
+    split,
+    top,
+    trace,
+    train,
+)
 from zpipe.cli.group import cli
 from zpipe.cli.running import Interrupted
 from zpipe.errors import BackendUnavailable, ConfigError, EngineMismatchError, ZpipeError
@@ -35,6 +52,7 @@ __all__ = [
     "sim",
     "split",
     "top",
+    "trace",
     "train",
 ]
 

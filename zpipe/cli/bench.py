@@ -34,7 +34,11 @@ from zpipe.errors import ConfigError
     "device profile.",
 )
 @load_options
-@click.option("--trace", type=FOLDER, help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe replay`.")
+@click.option(
+    "--trace",
+    type=FOLDER,
+    help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe trace merge` and `zpipe replay`.",
+)
 @click.option(
     "--chaos",
     metavar="SPEC",

@@ -22,7 +22,11 @@ from zpipe.errors import ConfigError
     help="What runs this node's stages, instead of the topology's: `auto`, `trt`, `torch-cuda`, `onnx`, or MODULE:CLASS.",
 )
 @click.option("--device", help="What it runs them on, instead of the topology's: a GPU, a precision, or both, such as cuda:1/fp16.")
-@click.option("--trace", type=FILE, help="Record what this node's policy is told and answers, for `zpipe replay`.")
+@click.option(
+    "--trace",
+    type=FILE,
+    help="Record what this node's policy is told and answers, for `zpipe trace merge` and `zpipe replay`; no file is lost.",
+)
 @INSECURE
 def node(rank: int, topology: str, executor: str | None, device: str | None, trace: Path | None, insecure: bool) -> None:
     """Run one node until it is stopped: SIGTERM and Ctrl-C let it finish what it holds, a second one ends it at once."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.policy.mesh import LINK_SECONDS, SERVICE_SECONDS, Mesh, Shape, leaves_at
 from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import Forward, GrantCredit, SampleCancelled, SendBlocked, SendLost, SendReport, SendResults
+from zpipe.policy.node import NodePolicy
 
 
 @st.composite
@@ -54,10 +55,21 @@ def _arrivals(mesh: Mesh, count: int, gap: float, *, deadline: float) -> None:
         mesh.submit_at(sample * gap, sample, deadline=deadline)
 
 
-def _assert_empty(mesh: Mesh) -> None:
+def _is_empty(node: NodePolicy) -> bool:
+    return node.held_count == node.input_length == node.output_length == 0
+
+
+def _assert_empties(mesh: Mesh, seconds: float, *, whole: bool = True) -> None:
+    """Every node is empty after so many seconds; not the `whole` time: or at three looks, half a second apart, before that.
+
+    What follows is heartbeats, and most of what a run costs; frames between two nodes at one look are in a node at the next.
+    """
+    until, looks = mesh.now + seconds, 0
+    while mesh.now < until and looks < 3:
+        mesh.run_for(until - mesh.now if whole else min(0.5, until - mesh.now))
+        looks = looks + 1 if all(_is_empty(node) for node in mesh.nodes) else 0
     for node in mesh.nodes:
-        assert node.held_count == 0, node
-        assert node.input_length == node.output_length == 0, node
+        assert _is_empty(node), node
 
 
 @given(
@@ -72,8 +84,7 @@ def test_without_faults_every_sample_is_a_result_and_every_queue_drains(
     _arrivals(mesh, count, gap, deadline=float("inf"))
     mesh.run(until=1000.0)
     assert mesh.kinds() == {sample: ["result"] for sample in range(count)}
-    mesh.run_for(2.0)  # the last Credits come in
-    _assert_empty(mesh)
+    _assert_empties(mesh, 2.0)  # the last Credits come in
     assert all(node.counts.stale == node.counts.met_again == node.counts.wrong_epoch_credit == 0 for node in mesh.nodes)
 
 
@@ -100,8 +111,7 @@ def test_lost_and_repeated_frames_of_every_kind_cost_time_and_no_outcome(
     assert all(len(outcomes) == 1 for outcomes in kinds.values())
     assert {outcomes[0] for outcomes in kinds.values()} == {"result"}, mesh.nodes
     mesh.checked = False  # what is left is heartbeats
-    mesh.run_for(100.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 100.0, whole=seed % 16 == 0)
 
 
 @given(
@@ -130,8 +140,7 @@ def test_cut_links_and_restarted_nodes_leave_one_outcome_each(
     assert kinds.keys() == set(range(count))
     assert all(outcomes == ["result"] for outcomes in kinds.values()), kinds
     mesh.checked = False  # what is left is heartbeats
-    mesh.run_for(60.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 60.0, whole=seed % 16 == 0)
 
 
 @given(shape=shapes(), count=st.integers(1, 30), seed=st.integers(0, 999), poisoned=st.sets(st.integers(0, 29), max_size=4))
@@ -155,8 +164,7 @@ def test_under_a_short_deadline_everything_ends_by_then(shape: Shape, count: int
     assert kinds.keys() == set(range(count))
     assert all(outcomes in (["result"], ["expired"]) for outcomes in kinds.values())
     assert all(when <= deadline + 1e-6 for when, _, _ in mesh.outcomes)
-    mesh.run_for(5.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 5.0)
 
 
 @given(
@@ -184,8 +192,7 @@ def test_a_small_room_gives_each_sample_one_outcome_in_every_mode(
         assert kinds[count - 1] != ["rejected"]
     if when_full == "block" and deadline == 30.0:
         assert all(outcomes != ["expired"] for outcomes in kinds.values()), kinds
-    mesh.run_for(2.0 if deadline == 30.0 else deadline + 2.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 2.0 if deadline == 30.0 else deadline + 2.0)
 
 
 @given(shape=shapes(), first=st.integers(1, 30), second=st.integers(1, 30), seed=st.integers(0, 999), when=st.floats(0.0, 0.3))
@@ -207,8 +214,7 @@ def test_a_restarted_source_gets_its_own_answers_and_no_others(
     assert mesh.kinds(session=2) == {sample: ["result"] for sample in range(second)}
     assert all(len(outcomes) == 1 for outcomes in mesh.kinds(session=1).values())
     assert all(resolve.row.key.session == session for _, session, resolve in mesh.outcomes if resolve.row is not None)
-    mesh.run_for(21.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 21.0, whole=seed % 16 == 0)
 
 
 @given(shape=shapes(), count=st.integers(1, 60), seed=st.integers(0, 999))
@@ -221,8 +227,7 @@ def test_after_arrivals_stop_every_queue_drains_in_the_time_the_work_takes(shape
     paced = count / 50.0 if shape.admission == "mdi-rate" else 0.0
     hops = shape.stage_count * len(shape.stages)
     assert mesh.now <= 0.5 + paced + count * (shape.stage_count * SERVICE_SECONDS + hops * 3 * LINK_SECONDS)
-    mesh.run_for(2.0)
-    _assert_empty(mesh)
+    _assert_empties(mesh, 2.0)
 
 
 def _sizes(value: Any, path: str, sizes: dict[str, int], seen: set[int]) -> None:

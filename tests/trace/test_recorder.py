@@ -99,6 +99,14 @@ def test_a_trace_ends_at_its_limit_with_a_note_and_the_node_goes_on(path: Path) 
     assert result.rounds == int(found[1]) > 0
 
 
+def test_of_a_killed_node_a_quarter_of_a_second_is_lost_at_most(path: Path) -> None:
+    recorded = Recorded(path)
+    (header,) = recorded.lines()
+    assert header["trace"] == 1
+    recorded.serve(4)
+    assert recorded.now - 0.25 <= recorded.lines()[-1][0] < recorded.now + 0.125
+
+
 @pytest.mark.parametrize("tasks", [1, 500], ids=["while-closing", "while-running"])
 def test_a_full_disk_ends_the_trace_with_one_note_and_the_node_goes_on(tasks: int) -> None:
     recorded = Recorded(Path("/dev/full"))

@@ -70,6 +70,8 @@ def _show(merged: Merged, out: Path) -> None:
         f"{counts['tasks_run']:,} tasks in {counts['batches']:,} batches, {counts['hops']:,} hops in {counts['frames']:,} frames; "
         f"{merged.events:,} events, {1e-6 * merged.bytes:.1f} MB"
     )
+    for path in merged.left_out:
+        click.echo(f"{path}: no whole round in it, left out: the node was killed as it began")
     for life, clock in zip(merged.lives, merged.clocks, strict=True):
         name = f"node {life.rank} ({life.path.name})"
         if clock.source == "messages":

@@ -35,6 +35,7 @@ class Merged:
 
     Attributes:
         lives: what each trace told; of ascending rank, then time.
+        left_out: traces without a whole round: the node was killed as it began.
         clocks: of each of them.
         counts: what is in the timeline, also written in its `otherData`: `batches`, `tasks_run`, `frames`, `hops` (tasks sent in
             frames), `arrived` (frames whose arrival was seen), `resubmitted`, and the outcomes by kind.
@@ -42,6 +43,7 @@ class Merged:
     """
 
     lives: Sequence[Life]
+    left_out: Sequence[Path]
     clocks: Sequence[Clock]
     counts: dict[str, int]
     events: int
@@ -60,8 +62,11 @@ def merge(paths: Sequence[Path], out: Path, *, every: int = 1, progress: Progres
         ConfigError: a file is no trace, or from a zpipe with other events or commands, they are not of one run, or `out` cannot be
             written.
     """
-    lives = [read_life(path, progress=partial(_reading, progress, paths, number)) for number, path in enumerate(paths)]
-    lives.sort(key=lambda life: (life.rank, life.began_at))
+    read = [read_life(path, progress=partial(_reading, progress, paths, number)) for number, path in enumerate(paths)]
+    lives = sorted((life for life in read if life.rounds), key=lambda life: (life.rank, life.began_at))
+    left_out = [life.path for life in read if not life.rounds]
+    if not lives:
+        raise ConfigError(f"{left_out[0]}: found a trace without a whole round, expected one of a node that ran; name another")
     reference = next((number for number, life in enumerate(lives) if life.is_source), 0)
     progress("bringing clocks together", 0.0)
     clocks = align(passages(lives), [life.epoch for life in lives], reference=reference)
@@ -79,7 +84,7 @@ def merge(paths: Sequence[Path], out: Path, *, every: int = 1, progress: Progres
     progress("writing", 0.0)
     with _written(out) as write:
         events = _write(write, drawing.events(), about)
-    return Merged(lives, clocks, counts, events, out.stat().st_size)
+    return Merged(lives, left_out, clocks, counts, events, out.stat().st_size)
 
 
 def _reading(progress: Progress, paths: Sequence[Path], number: int, share: float) -> None:

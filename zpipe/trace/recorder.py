@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,8 +23,10 @@ log = logging.getLogger("zpipe.trace")
 VERSION = 1
 #: A trace ends here, so that a forgotten one cannot fill a board's card: some 10^5 samples.
 LIMIT_BYTES = 1_000_000_000
-#: Written together; as much is lost when the process is killed.
+#: Written together ...
 BUFFER_BYTES = 1 << 16
+#: ... and at least so often: what a killed process did in its last moments is what its trace is read for.
+FLUSH_SECONDS = 0.25
 
 
 def trace_file(folder: Path, rank: int, *, restarts: int = 0) -> Path:
@@ -76,6 +79,7 @@ class Recorder:
         self._note = note or (lambda line: log.warning("%s", line))
         self._limit_bytes = limit_bytes
         self._rounds = self._bytes = 0
+        self._flushed_at = -math.inf
         try:
             self.path, file = _opened(path)
         except OSError as exc:
@@ -87,6 +91,7 @@ class Recorder:
             self._note(f"{path}: found a file there, so the trace goes to {self.path}")
         header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "epoch": _epoch()}
         self._write(codec.to_json({**header, "fields": codec.fields(), "config": policy.config}))
+        self._flush()
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """The policy's answer, which is in the trace afterwards; so is an exception."""
@@ -101,6 +106,9 @@ class Recorder:
             raise
         self._write(f"{heard},{codec.to_json(commands)}]")
         self._rounds += 1
+        if now - self._flushed_at >= FLUSH_SECONDS:
+            self._flushed_at = now
+            self._flush()
         return commands
 
     def close(self, end: str = "closed") -> None:
@@ -125,8 +133,20 @@ class Recorder:
         try:
             self._file.write(data)
         except OSError as exc:
-            self._tell_failure(exc)
-            file, self._file = self._file, None
+            self._give_up(exc)
+
+    def _flush(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+        except OSError as exc:
+            self._give_up(exc)
+
+    def _give_up(self, error: OSError) -> None:
+        self._tell_failure(error)
+        file, self._file = self._file, None
+        if file is not None:
             with suppress(OSError):  # it tries once more to write what waits
                 file.close()
 

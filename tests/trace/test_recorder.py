@@ -105,6 +105,7 @@ def test_of_a_killed_node_a_quarter_of_a_second_is_lost_at_most(path: Path) -> N
     assert header["trace"] == 1
     recorded.serve(4)
     assert recorded.now - 0.25 <= recorded.lines()[-1][0] < recorded.now + 0.125
+    recorded.recorder.close()
 
 
 @pytest.mark.parametrize("tasks", [1, 500], ids=["while-closing", "while-running"])

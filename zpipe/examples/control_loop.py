@@ -14,6 +14,7 @@ Whatever else runs on the event loop has to be short, too: a camera that makes o
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 import zpipe
 from zpipe.examples.demo import Log, arguments, camera, told_in_a_line
-from zpipe.examples.last_known import DEADLINE_SECONDS, Known, LastKnown, next_due
+from zpipe.examples.last_known import DEADLINE_SECONDS, SWITCH_SECONDS, Known, LastKnown, next_due
 
 #: Gives the newest frame, at once.
 Camera = Callable[[], npt.NDArray[Any]]
@@ -50,6 +51,7 @@ async def control(pipeline: zpipe.Pipeline, camera: Camera, steer: Steer, *, sec
 async def main() -> None:
     """The program: its camera shows the bundle's evaluation images."""
     chosen = arguments(__doc__)
+    sys.setswitchinterval(SWITCH_SECONDS)
     options: dict[str, Any] = {"when_full": "latest", "deadline": DEADLINE_SECONDS}
     start = zpipe.Pipeline.connect if chosen.connect else zpipe.Pipeline.local
     async with start(chosen.topology, **options) as pipeline:

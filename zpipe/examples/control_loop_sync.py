@@ -4,13 +4,11 @@
 
 The loop of `control_loop.py`, on the program's own thread: the pipeline lives on another one, `offer` hands it a copy of the frame
 and returns, and answers are taken on that thread.
-
-Python lets one thread run at a time and, where one computes, gives another its turn after `sys.getswitchinterval()`, 5 ms.
-The loop's thread may have to wait so long; a program that other threads keep busy sets it lower (`sys.setswitchinterval(0.0005)`).
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +17,7 @@ import numpy.typing as npt
 
 import zpipe
 from zpipe.examples.demo import Log, arguments, camera, told_in_a_line
-from zpipe.examples.last_known import DEADLINE_SECONDS, Known, LastKnown, next_due
+from zpipe.examples.last_known import DEADLINE_SECONDS, SWITCH_SECONDS, Known, LastKnown, next_due
 
 #: Gives the newest frame, at once.
 Camera = Callable[[], npt.NDArray[Any]]
@@ -47,6 +45,7 @@ def control(pipeline: zpipe.SyncPipeline, camera: Camera, steer: Steer, *, secon
 def main() -> None:
     """The program: its camera shows the bundle's evaluation images."""
     chosen = arguments(__doc__)
+    sys.setswitchinterval(SWITCH_SECONDS)
     options: dict[str, Any] = {"when_full": "latest", "deadline": DEADLINE_SECONDS}
     start = zpipe.SyncPipeline.connect if chosen.connect else zpipe.SyncPipeline.local
     with start(chosen.topology, **options) as pipeline:

@@ -11,6 +11,9 @@ import zpipe
 PERIOD_SECONDS = 1.0 / 30.0
 #: An answer that comes later is of no use any more; its frame is given up.
 DEADLINE_SECONDS = 0.1
+#: Python lets one thread run at a time: another has its turn when the first waits for something, or after 5 ms. So late may a
+#: loop be where a stage runs on its board, on a thread beside it; or, with `sys.setswitchinterval`, so late.
+SWITCH_SECONDS = 0.0005
 
 
 @dataclass(frozen=True, slots=True)

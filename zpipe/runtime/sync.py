@@ -110,6 +110,10 @@ class SyncPipeline:
         finally:
             pulling.cancel()
 
+    def ready(self) -> None:
+        """As `Pipeline.ready`."""
+        self._call(self.pipeline.ready())
+
     def stats(self) -> list[dict[str, Any]]:
         """As `Pipeline.stats`."""
         return self._call(self.pipeline.stats())

@@ -91,7 +91,10 @@ def check(message: Message, *, limits: WireLimits, now: float) -> None:
             _rows(message.rows, limits)
             for row in message.rows:
                 _result(row, limits)
-        case Ping() | StatsRequest():
+        case Ping():
+            _counts(message.token)
+            _claim(type(message.padding) is bytes and len(message.padding) <= limits.max_document_bytes, message)
+        case StatsRequest():
             _counts(message.token)
         case Stats():
             _counts(message.token)

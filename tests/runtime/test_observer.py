@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.mesh import PATIENCE_SECONDS, LiveMesh, live, run, topology, turns_until
 from zpipe.errors import ConfigError
-from zpipe.runtime.observer import Observer, Seen
+from zpipe.runtime.observer import PADDING_BYTES, Observer, Seen
 from zpipe.runtime.stats import bucket_seconds, latency_bucket
 from zpipe.security import make_keys, observer_keys, secret_file
 from zpipe.topology import SecuritySpec, Topology
@@ -61,6 +61,37 @@ def test_every_node_tells_what_it_did_and_how_it_stands(kind: str) -> None:
                 assert seen.round_trip_seconds is not None
                 assert 0.0 < seen.round_trip_seconds < PATIENCE_SECONDS
                 assert seen.topology_digest == mesh.topology.digest()
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rate_is_measured_by_pings_that_are_answered_without_their_padding(kind: str) -> None:
+    async def main() -> None:
+        async with live(topology(LINE), kind=kind) as mesh, observer(mesh) as watching:
+            await look(watching)
+            before = [driver.inbox.counts.received_bytes for driver in mesh.drivers.values()]
+            seen = await watching.measure(1, PATIENCE_SECONDS)
+            got = [driver.inbox.counts.received_bytes - old for driver, old in zip(mesh.drivers.values(), before, strict=True)]
+            assert seen.bits_per_second is not None
+            assert seen.bits_per_second > 0.0
+            assert got[1] > 2 * PADDING_BYTES
+            assert max(got[0], got[2]) < PADDING_BYTES  # reports of neighbours alone
+            assert [driver.inbox.counts.bad_frames for driver in mesh.drivers.values()] == [0, 0, 0]
+            assert [each.bundle_digest for each in watching.seen] == [mesh.bundle.digest] * 3
+
+    run(main)
+
+
+def test_rate_of_a_node_that_is_gone_or_does_not_answer_is_not_known() -> None:
+    async def main() -> None:
+        async with live(topology(LINE), kind="memory") as mesh, observer(mesh) as watching:
+            await look(watching)
+            mesh.drivers[2].inbox.answer = lambda channel, message: None
+            assert (await watching.measure(2, 0.0)).bits_per_second is None
+            await mesh.drivers[1].aclose(None)
+            await turns_until(lambda: not watching.seen[1].up)
+            assert (await watching.measure(1, PATIENCE_SECONDS)).bits_per_second is None
 
     run(main)
 

@@ -51,7 +51,7 @@ GOLDEN: dict[str, list[str]] = {
         "94010803919b00ce075bcd15070101020903cb3fedc28f60000000cb3fc0000000000000cb3fb000000000000066aa63bd302b6945",
     ],
     "Ping": [
-        "950109ff4dc24cedca2464b93e14",
+        "960109ff4dc2c4009c8e9236f72baa28",
     ],
     "StatsRequest": [
         "94010aff4e6a9e01efb3c3657c",

@@ -209,6 +209,8 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "result with NaN confidence": ("Results", (3, 0, 8), NAN, "out of range"),
     "result with infinite time": ("Results", (3, 0, 10), math.inf, "out of range"),
     "ping echo as int": ("Ping", (4,), 1, "PING: header of"),
+    "ping padded with text": ("Ping", (5,), "x", "PING: header of"),
+    "ping padded beyond a document": ("Ping", (5,), bytes(49153), "max_bin_len"),
     "map in a header": ("Ping", (4,), {1: 2}, "max_map_len"),
     "bytes for text": ("Bye", (3,), b"x", "BYE: header of"),
 }

@@ -92,7 +92,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
             max_size=20,
         ),
     ),
-    st.builds(Ping, st.integers(-1, 65535), counts, st.booleans()),
+    st.builds(Ping, st.integers(-1, 65535), counts, st.booleans(), st.binary(max_size=64)),
     st.builds(StatsRequest, st.integers(-1, 65535), counts),
     st.builds(Stats, ranks, counts, documents),
     st.builds(Bye, st.integers(-1, 65535), lines),

@@ -30,6 +30,12 @@ ANSWERED = frozenset({"session", "clock_seconds", "neighbours", "exits", "input_
 #: How often a channel that does not come to stand is looked at, while somebody waits.
 LOOK_SECONDS = 0.05
 
+#: Of one padded Ping: what a node takes in any document, so no bundle is too small for it.
+PADDING_BYTES = 49152
+#: Bytes are sent in runs that double until one takes this long to arrive, or is this long: 6 MB in all at most, and about 100 ms.
+RUN_SECONDS = 0.05
+LONGEST_RUN = 64
+
 #: Given the handler, the transport; not started.
 TransportFactory = Callable[[TransportHandler], Transport]
 
@@ -44,7 +50,8 @@ class Seen:
         round_trip_seconds: of the last Ping that came back; None before the first.
         up: it answered our Hello and the connection stands.
         trouble: why it is not up, in words; "" where nothing is known, or it is up.
-        topology_digest: of the topology it runs, as it said in its Hello.
+        topology_digest, bundle_digest: of what it runs, as it said in its Hello.
+        bits_per_second: at which bytes got there from here while `measure` ran; None where it did not, or lacked an answer.
     """
 
     rank: int
@@ -55,6 +62,8 @@ class Seen:
     up: bool = False
     trouble: str = ""
     topology_digest: str = ""
+    bundle_digest: str = ""
+    bits_per_second: float | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +74,7 @@ class _Watched:
     channel: Channel
     token: int = 0  #: of the last StatsRequest; an answer to it makes it 0
     pinged_at: dict[int, float] = field(default_factory=dict)  #: {token: when}, the last Ping's alone
+    run: set[int] = field(default_factory=set)  #: tokens of padded Pings that are not answered
 
 
 class Observer:
@@ -131,6 +141,42 @@ class Observer:
         await self._until(lambda: not any(watched.token and watched.seen.up for watched in self._watched.values()), seconds)
         return self.seen
 
+    async def measure(self, rank: int, seconds: float) -> Seen:
+        """How fast bytes get from here to a node that is up, beside whatever else goes there: by padded Pings.
+
+        Nothing is asked of the node but its short answers; it is the load of a few frames. What limits the rate may be either end's
+        network, what others send, or, above some Gbit/s, these programs.
+
+        Args:
+            rank: of the node; one that is not up is left as it is.
+            seconds: how long at most.
+        """
+        (watched,) = (each for each in self._watched.values() if each.seen.rank == rank)
+        until, length = time.monotonic() + seconds, 2
+        while length <= LONGEST_RUN and watched.seen.up:
+            took = await self._run(watched, length, until - time.monotonic())
+            if took is None:
+                break
+            watched.seen.bits_per_second = 8 * PADDING_BYTES * length / took
+            if took >= RUN_SECONDS:
+                break
+            length *= 2
+        return watched.seen
+
+    async def _run(self, watched: _Watched, length: int, seconds: float) -> float | None:
+        """Seconds until the last Ping of a run is answered, its round trip included; None where one is not.
+
+        Not from the first answer to the last: a sender that is held up a moment finds all of them there at once.
+        """
+        self._number += length
+        watched.run = set(range(self._number - length + 1, self._number + 1))
+        started = time.monotonic()
+        for token in sorted(watched.run):
+            ping = Ping(NO_RANK, token, echo=False, padding=bytes(PADDING_BYTES))
+            self._transport.send_control(watched.channel, encode(ping))
+        await self._until(lambda: not watched.seen.up or not watched.run, seconds)
+        return None if watched.run else time.monotonic() - started
+
     def _ask(self, watched: _Watched) -> None:
         self._number += 1
         watched.token = self._number
@@ -178,8 +224,11 @@ class Observer:
         elif isinstance(message, Hello):
             watched.seen.up, watched.seen.trouble = True, ""
             watched.seen.topology_digest = message.topology_digest
+            watched.seen.bundle_digest = message.bundle_digest
         elif isinstance(message, Refused):
             watched.seen.trouble = f"it refused us: {message.key} is {message.here} there, {message.there} here"
+        elif isinstance(message, Ping) and message.echo and message.token in watched.run:
+            watched.run.discard(message.token)
         elif isinstance(message, Ping) and message.echo and message.token in watched.pinged_at:
             watched.seen.round_trip_seconds = time.monotonic() - watched.pinged_at.pop(message.token)
         elif isinstance(message, Stats) and message.token == watched.token and message.body.get("rank") == watched.seen.rank:

@@ -28,7 +28,7 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
                                accepting (bool)
      7 Lost           control  [lost row]
      8 Result         control  [result row]
-     9 Ping           control  token, echo (bool)
+     9 Ping           control  token, echo (bool), padding (bin)
     10 StatsRequest   control  token
     11 Stats          control  token, body (document)
     12 Bye            control  reason
@@ -52,6 +52,7 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the
   buffer is `rows` times that, or, of a *packed* codec, 1 byte to that many. What the bytes mean is the codec's
   (`zpipe.codecs`); the receiver undoes it before it looks at a row, and drops the message where it cannot.
+- padding is for measuring how fast bytes arrive: `WireLimits.max_document_bytes` at most, of no meaning, never sent back.
 - rows are 1 .. `WireLimits.max_rows` in Task, 1 .. `WireLimits.max_entries` in Lost and Result. A header is
   `WireLimits.max_header_bytes` at most, so rows with long causes go in several messages.
 - Hello travels in version 1 whatever its wire_version field asks for, so that a mismatch can be refused in words.

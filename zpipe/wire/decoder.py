@@ -305,7 +305,7 @@ def _result(row: Any, limits: WireLimits) -> ResultRow:
 
 def _ping(fields: Fields, limits: WireLimits) -> Ping:
     _check_count("PING", "token", fields[3])
-    return Ping(fields[2], fields[3], fields[4])
+    return Ping(fields[2], fields[3], fields[4], fields[5])
 
 
 def _stats_request(fields: Fields, limits: WireLimits) -> StatsRequest:

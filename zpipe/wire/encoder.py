@@ -135,8 +135,8 @@ def _header(message: Message) -> tuple[Any, ...]:
         case Lost(sender, lost):
             attempts = [(*row.key, row.attempt, row.cause[:MAX_TEXT], row.shut_out_by) for row in lost]
             return (WIRE_VERSION, Kind.LOST, sender, attempts)
-        case Ping(sender, token, echo):
-            return (WIRE_VERSION, Kind.PING, sender, token, echo)
+        case Ping(sender, token, echo, padding):
+            return (WIRE_VERSION, Kind.PING, sender, token, echo, padding)
         case Hello():
             return (
                 WIRE_VERSION,

@@ -32,7 +32,7 @@ HEADER_TYPES: dict[int, tuple[type, ...]] = {
     Kind.REPORT: (int, int, int, int, int, tuple, tuple, bool),
     Kind.LOST: (int, int, int, tuple),
     Kind.RESULT: (int, int, int, tuple),
-    Kind.PING: (int, int, int, int, bool),
+    Kind.PING: (int, int, int, int, bool, bytes),
     Kind.STATS_REQUEST: (int, int, int, int),
     Kind.STATS: (int, int, int, int, bytes),
     Kind.BYE: (int, int, int, str),

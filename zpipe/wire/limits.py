@@ -38,7 +38,7 @@ class WireLimits:
         max_rows: tasks in one Task message.
         max_entries: rows in Lost and Results, numbers in Credit.
         max_header_bytes: a header frame, Hello with its topology included.
-        max_document_bytes: the topology of a Hello, the body of a Stats.
+        max_document_bytes: the topology of a Hello, the body of a Stats, the padding of a Ping.
         max_text_bytes: any other string (UTF-8). Senders cut causes and reasons to 240 characters.
     """
 

@@ -123,11 +123,15 @@ class Results:
 
 @dataclass(slots=True)
 class Ping:
-    """Round trip probe: the receiver sends `token` back with `echo` True."""
+    """Round trip probe: the receiver sends `token` back with `echo` True, and without the padding.
+
+    So the answer is never larger than the question, and a run of padded ones tells how fast bytes get there.
+    """
 
     sender: int
     token: int
     echo: bool
+    padding: bytes = b""
 
 
 @dataclass(slots=True)

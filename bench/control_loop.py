@@ -5,10 +5,10 @@
 
 The loops are those of `zpipe.examples`, in a process of their own, with three emulated Raspberry Pis 3 (mesh3.yaml): this process
 hosts one, two `zpipe node` are the others. Each is run with the pipeline and with a dummy that answers at once, in turns, and
-what is compared is how late a tick comes: p99 over all rounds with the pipeline, less that with the dummy. At *overload* something else
-in the program offers the pipeline frames, too, evenly, so that with the loop's it is offered 5 times what the boards can take
-(measured first, in the same command); the dummy is offered the same. *killed* is overload, and a third into each round node 1 is
-killed (SIGKILL), two thirds into it started again: in the dummy's rounds, too, so that both see the machine start a process.
+what is compared is how late a tick comes: p99 over all rounds with the pipeline, less that with the dummy. At *overload* something
+else in the program offers the pipeline frames, too, evenly, so that with the loop's it is offered 5 times what the boards can
+take (measured first, in the same command); the dummy is offered the same. *killed* is overload, and a third into each round node 1
+is killed (SIGKILL), two thirds into it started again: in the dummy's rounds, too, so that both see the machine start a process.
 
 On a robot the other nodes have boards of their own. Here all share two cores with whoever else uses this machine, so the loop's
 process, with the dummy as well, is scheduled before them (SCHED_FIFO, as one would on a robot) where that is allowed; without it

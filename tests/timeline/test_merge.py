@@ -56,7 +56,7 @@ def test_counts_are_those_of_the_report(ran: Run) -> None:
 
 def test_every_batch_frame_and_outcome_is_drawn(ran: Run) -> None:
     counts, timeline = ran.merged.counts, ran.timeline
-    assert list(timeline.processes.values()) == [f"node {row['rank']}" for row in ran.report["nodes"]]
+    assert timeline.processes == {row["rank"]: "node" for row in ran.report["nodes"]}
     assert timeline.count("stage ") == counts["batches"]
     for stage, share in enumerate(ran.report["exits"]):
         exited = sum(event["args"]["exited"] for event in timeline.slices.get(f"stage {stage}", []))
@@ -116,6 +116,9 @@ def test_perfettos_trace_processor_counts_the_same(ran: Run) -> None:
         assert processor.one("select count(*) from slice where name glob 'to node *'") == counts["frames"]
         assert processor.one("select count(*) from slice where name = 'result'") == counts["result"]
         assert processor.one("select count(*) from flow") == counts["tasks_run"] + 120
+        ends = "select count(*) from flow join slice on slice.id = slice_in where slice.name = 'result' and "
+        of_sample = "'0/' || extract_arg(slice.arg_set_id, 'args.sample') = extract_arg(flow.arg_set_id, 'name')"
+        assert processor.one(ends + of_sample) == 120
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------
@@ -142,7 +145,7 @@ def test_a_node_that_comes_back_has_two_lives_on_one_track(traces: Path, tmp_pat
     assert merged.counts["resubmitted"] == len(timeline.instants["submitted again"]) > 0
     assert len(timeline.processes) == 3
     (began,) = {event["pid"] for event in timeline.instants["trace begins"] if event["args"]["file"].startswith("node-1")}
-    assert timeline.processes[began] == "node 1"
+    assert began == 1
     assert "node 1 lost" in timeline.instants
 
 

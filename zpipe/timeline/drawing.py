@@ -17,6 +17,8 @@ Event: TypeAlias = "dict[str, Any]"
 
 #: Tracks of a node, from the top.
 SAMPLES, STAGES, LINKS, NOTES = 1, 2, 100, 99
+#: Times are told in steps of this, µs.
+GRAIN = 0.001
 #: So many samples of a batch or a frame are named.
 NAMED = 16
 #: Where in its sample's chain a station stands: before every stage, and behind it.
@@ -82,7 +84,7 @@ class Drawing:
     def _names(self, rank: int) -> Iterator[Event]:
         lives = [life for life in self._lives if life.rank == rank]
         stages = ", ".join(map(str, lives[0].stages))
-        yield _named(rank, 0, "process_name", name=f"node {rank}")
+        yield _named(rank, 0, "process_name", name="node")  # readers put the pid, its rank, behind it
         yield _named(rank, 0, "process_labels", labels=f"stage {stages}" if stages else "no stage")
         yield _named(rank, 0, "process_sort_index", sort_index=rank)
         tracks = {STAGES: "stages", NOTES: "notes"}
@@ -97,8 +99,10 @@ class Drawing:
     # ---- tracks --------------------------------------------------------------------------------
 
     def _stages(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
+        last = -GRAIN
         for run in life.runs:
-            began, ended = micros(run.began_at), micros(run.ended_at)
+            began = last = _after(last, micros(run.began_at))
+            ended = micros(run.ended_at)
             says = {"stage": run.stage, "batch": len(run.rows), "samples": _samples_of(run.rows), **_outcome_of(run)}
             yield _slice(life.rank, STAGES, f"stage {run.stage}", began, ended, says)
             for row in run.rows:
@@ -132,18 +136,21 @@ class Drawing:
             yield _slice(life.rank, LINKS + peer, "no credit", micros(began_at), micros(ended_at), {"of node": peer})
 
     def _samples(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
+        moments: list[tuple[float, bool, Ended]] = []
         for outcome in life.outcomes:
-            if outcome.sample % self._every:
-                continue
-            began, ended = micros(outcome.submitted_at), micros(outcome.ended_at)
-            says = _told(outcome)
-            yield _slice(life.rank, SAMPLES, "submit", began, began, {"sample": outcome.sample})
-            yield _slice(life.rank, SAMPLES, outcome.kind, ended, ended, says)
-            yield from self._pair(life.rank, f"sample: {outcome.kind}", began, ended, says)
+            if outcome.sample % self._every == 0:
+                began, ended = micros(outcome.submitted_at), micros(outcome.ended_at)
+                yield from self._pair(life.rank, f"sample: {outcome.kind}", began, ended, _told(outcome))
+                moments += (began, False, outcome), (ended, True, outcome)
+        moments.sort(key=lambda moment: moment[:2])
+        last = -GRAIN
+        for ts, is_end, outcome in moments:
+            last = _after(last, ts)
+            says = _told(outcome) if is_end else {"sample": outcome.sample}
+            yield _slice(life.rank, SAMPLES, outcome.kind if is_end else "submit", last, last, says)
             if outcome.answered is not None:
-                key, _ = outcome.answered
-                self._station((key, 1), _SUBMITTED, began, life.rank, SAMPLES)
-                self._station(outcome.answered, _ENDED, ended, life.rank, SAMPLES)
+                row = outcome.answered if is_end else (outcome.answered[0], 1)
+                self._station(row, _ENDED if is_end else _SUBMITTED, last, life.rank, SAMPLES)
 
     def _notes(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
         yield _instant(life.rank, "trace begins", micros(life.began_at), {"file": life.path.name})
@@ -157,7 +164,7 @@ class Drawing:
     def _counters(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
         for name, rows in life.counters.items():
             for now, values in rows:
-                yield {"ph": "C", "name": name, "pid": _pid(life.rank), "ts": micros(now), "args": values}
+                yield {"ph": "C", "name": name, "pid": life.rank, "ts": micros(now), "args": values}
 
     # ---- arrows --------------------------------------------------------------------------------
 
@@ -166,7 +173,7 @@ class Drawing:
 
     def _station(self, row: Attempt, order: float, ts: float, rank: int, tid: int) -> None:
         if self._is_drawn(row):
-            self._chains.setdefault(row, []).append(Station(order, ts, _pid(rank), tid))
+            self._chains.setdefault(row, []).append(Station(order, ts, rank, tid))
 
     def _arrows(self) -> Iterator[Event]:
         for number, (row, stations) in enumerate(self._chains.items()):
@@ -180,24 +187,25 @@ class Drawing:
     def _pair(self, rank: int, name: str, began: float, ended: float, says: dict[str, Any]) -> Iterator[Event]:
         """A slice that may overlap others of its name."""
         self._next_id += 1
-        both = {"cat": "zpipe", "name": name, "pid": _pid(rank), "tid": 0, "id2": {"local": f"{self._next_id:x}"}}
+        both = {"cat": "zpipe", "name": name, "pid": rank, "tid": 0, "id2": {"local": f"{self._next_id:x}"}}
         yield {**both, "ph": "b", "ts": began, "args": says}
         yield {**both, "ph": "e", "ts": max(began, round(ended, 3))}
 
 
-def _pid(rank: int) -> int:
-    return rank + 1  # 0 is the idle task's
+def _after(last: float, ts: float) -> float:
+    """A time behind the last one of a track: an arrow belongs to the slice that was last begun at its time."""
+    return ts if ts > last else round(last + GRAIN, 3)
 
 
 def _named(rank: int, tid: int, what: str, **says: Any) -> Event:
-    return {"ph": "M", "name": what, "pid": _pid(rank), "tid": tid, "args": says}
+    return {"ph": "M", "name": what, "pid": rank, "tid": tid, "args": says}
 
 
 def _slice(rank: int, tid: int, name: str, began: float, ended: float, says: dict[str, Any]) -> Event:
     return {
         "ph": "X",
         "name": name,
-        "pid": _pid(rank),
+        "pid": rank,
         "tid": tid,
         "ts": began,
         "dur": round(max(0.0, ended - began), 3),
@@ -206,7 +214,7 @@ def _slice(rank: int, tid: int, name: str, began: float, ended: float, says: dic
 
 
 def _instant(rank: int, name: str, ts: float, says: dict[str, Any]) -> Event:
-    return {"ph": "i", "s": "t", "name": name, "pid": _pid(rank), "tid": NOTES, "ts": ts, "args": says}
+    return {"ph": "i", "s": "t", "name": name, "pid": rank, "tid": NOTES, "ts": ts, "args": says}
 
 
 def _name_of(row: Attempt) -> str:

@@ -315,7 +315,7 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("bench", "--suite", "mdi-exit", "--count", "3"), "--count: found it beside --suite, expected none"),
         (("bench", "--suite", "mdi-exit", "--cpu-share", "2=0.2"), "--cpu-share: found it beside --suite, expected none"),
         (("bench", "--quick"), "--quick: found it without --suite"),
-        (("bench", "--html", "a.html"), "--html: found it without --suite"),
+        (("bench", "--html", "a.html", "--json", "a.html"), "a.html: found the same file twice"),
         (("bench", "--suite", "mdi-exit", "--html", "a.json"), "--html: found a.json, the file of the JSON, expected another one"),
         (("train", "--codecs-only", "--epochs", "3"), "--epochs: found 3 with --codecs-only, expected none"),
         (("train", "--recipe", "digits"), "--recipe: found 'digits', expected one of digits-mobilenetv2, "),
@@ -326,7 +326,7 @@ def test_bad_option(refused: Refused, arguments: tuple[str, ...], said: str) -> 
 
 
 def test_report_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
-    for option in ("--json", "--samples"):
+    for option in ("--json", "--samples", "--html"):
         absent = tmp_path / "absent" / "report.json"
         assert refused("bench", option, absent).startswith(f"{absent}: found no folder {absent.parent}, expected one")
         assert "is a directory" in refused("bench", option, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_sim_prints_a_table_and_writes_the_report_that_the_library_gives(call: C
     assert "CPU s" not in out
     assert report == json.loads(json.dumps(simulate("line4", rate_hz=60.0, count=300, seed=7)))
     assert len(samples.read_text().splitlines()) == report["counts"]["submitted"] == 300
+
+
+def test_page_is_written_with_the_command_that_made_it(call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "a page.html"
+    code, _, _ = call("--topology", "mesh3", "--count", "100", "--html", page)
+    assert code == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert escape(f"zpipe sim --topology mesh3 --count 100 --html '{page}'") in text
+
+
+def test_page_of_a_comparison_has_every_run(call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert call("--topology", "mesh3", "--count", "100", "--compare", "local,no-exit", "--html", page)[0] == 0
+    assert "mesh3 against local, no-exit" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("shape", ["grid", "line", "random"])

@@ -369,6 +369,7 @@ def _report(
         generated_inputs=bundle.evaluation_generated,
         severity=evaluation.severity.tolist(),
         operating_points=bundle.operating_points,
+        linked=list(pipeline.topology.limits),
         promises=promises(pipeline.topology, bundle, exit_point=options.exit_point),
         drift=drift_rows(log, bundle, {pipeline.rank: fixed_thresholds(source.config)}),
     )

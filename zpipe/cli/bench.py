@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from zpipe.cli.group import cli
-from zpipe.cli.options import FILE, FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load
+from zpipe.cli.options import FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load
 from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
@@ -49,12 +49,9 @@ from zpipe.errors import ConfigError
 @click.option(
     "--suite",
     metavar="NAME",
-    help="A whole evaluation instead of one run: `mdi-exit`. Writes NAME.html, and the figures as NAME.json.",
+    help="A whole evaluation instead of one run: `mdi-exit`. Writes NAME.html (or --html) and its figures as JSON beside it.",
 )
 @click.option("--quick", is_flag=True, help="With --suite: fewer settings, topologies and seeds.")
-@click.option(
-    "--html", "html_file", type=FILE, help="With --suite: write its page here; the JSON goes beside it unless --json is given."
-)
 @click.pass_context
 def bench(
     context: click.Context,
@@ -74,20 +71,20 @@ def bench(
     if suite is not None:
         _bench_suite(context, suite, quick=quick, html_file=html_file, json_file=json_file)
         return
-    if quick or html_file is not None:
-        raise ConfigError(f"{'--quick' if quick else '--html'}: found it without --suite, expected --suite NAME beside it")
+    if quick:
+        raise ConfigError("--quick: found it without --suite, expected --suite NAME beside it")
     options["cpu_shares"] = dict(map(_cpu_share, options["cpu_shares"]))
     plan = BenchOptions(**parse_load(options))
     baselines = parse_compare(compare, samples_file)
-    check_writable(json_file, samples_file)
+    check_writable(json_file, samples_file, html_file)
     if baselines:
         with progress_shown() as progress:
             reports = run_interruptible(compare_bench(plan, baselines, progress=progress))
-        show_comparison(reports, json_file=json_file)
+        show_comparison(reports, json_file=json_file, html_file=html_file)
         return
     with progress_shown() as progress:
         report, samples = run_interruptible(run_bench(plan, progress=progress))
-    show_report(report, samples, json_file=json_file, samples_file=samples_file)
+    show_report(report, samples, json_file=json_file, samples_file=samples_file, html_file=html_file)
 
 
 def _bench_suite(context: click.Context, name: str, *, quick: bool, html_file: Path | None, json_file: Path | None) -> None:

@@ -71,6 +71,7 @@ _LOAD = (
     click.option("--severity", metavar="LEVELS", help="Only evaluation samples of these severities of distortion, such as 3,4."),
     click.option("--compare", metavar="NAMES", help="Run these baselines of it, too: some of no-exit,local,ddi,mdi-static."),
     click.option("--json", "json_file", type=FILE, help="Write the report here."),
+    click.option("--html", "html_file", type=FILE, help="Write it here as a page, with figures and a drawing of the topology."),
     click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here."),
 )
 

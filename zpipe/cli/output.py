@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +87,9 @@ def libraries_silent() -> Iterator[None]:
         os.close(kept)
 
 
-def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | None, samples_file: Path | None) -> None:
+def show_report(
+    report: dict[str, Any], samples: RunLog, *, json_file: Path | None, samples_file: Path | None, html_file: Path | None
+) -> None:
     """Prints a run's report, writes the files asked for, and ends with 1 when the promise was broken."""
     from rich.console import Console
 
@@ -97,10 +101,11 @@ def show_report(report: dict[str, Any], samples: RunLog, *, json_file: Path | No
     if samples_file is not None:
         with _told(samples_file):
             samples.samples_jsonl(samples_file)
+    _write_page([report], html_file)
     _keep_promise([report])
 
 
-def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) -> None:
+def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None, html_file: Path | None) -> None:
     """Prints several runs side by side, writes the file asked for, and ends with 1 when one of them broke the promise."""
     from rich.console import Console
 
@@ -110,7 +115,16 @@ def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None) ->
     Console().print(render_comparison(document))
     if json_file is not None:
         write_text(json_file, json.dumps(document, indent=1) + "\n")
+    _write_page(reports, html_file)
     _keep_promise(reports)
+
+
+def _write_page(reports: list[dict[str, Any]], html_file: Path | None) -> None:
+    if html_file is not None:
+        from zpipe.report.page import render_page
+
+        made_at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        write_text(html_file, render_page(reports, command=shlex.join(["zpipe", *sys.argv[1:]]), made_at=made_at))
 
 
 def show_suite(found: dict[str, Any], *, html_file: Path, json_file: Path) -> None:

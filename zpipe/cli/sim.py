@@ -38,6 +38,7 @@ def sim(
     json_file: Path | None,
     samples_file: Path | None,
     compare: str | None,
+    html_file: Path | None,
     nodes: int | None,
     sources: int | None,
     shape: str | None,
@@ -58,15 +59,15 @@ def sim(
     options["service"] = _services(services)
     plan = SimOptions(**parse_load(options))
     baselines = parse_compare(compare, samples_file)
-    check_writable(json_file, samples_file)
+    check_writable(json_file, samples_file, html_file)
     if baselines:
         with progress_shown() as progress:
             reports = compare_sim(plan, baselines, progress=progress)
-        show_comparison(reports, json_file=json_file)
+        show_comparison(reports, json_file=json_file, html_file=html_file)
         return
     with progress_shown() as progress:
         report, samples = run_sim(plan, progress=progress)
-    show_report(report, samples, json_file=json_file, samples_file=samples_file)
+    show_report(report, samples, json_file=json_file, samples_file=samples_file, html_file=html_file)
 
 
 def _services(texts: tuple[str, ...]) -> Path | dict[int, Path] | None:

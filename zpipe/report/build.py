@@ -66,6 +66,7 @@ REPORT = {
         | dict.fromkeys(("cpu_s", "stage_cpu_s", "rss_mb"), float | None)  # a simulated node is no process
     ],
     "links": [{}],
+    "linked": [list],
     "series": [{"t": float}],
     "memory": [{}],
 }
@@ -91,6 +92,7 @@ def build_report(
     generated_inputs: bool = False,
     severity: Sequence[int] = (),
     operating_points: Sequence[OperatingPoint] = (),
+    linked: Sequence[tuple[int, int]] = (),
     promises: Mapping[int, tuple[float, Promise]] | None = None,
     drift: Mapping[int, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -112,6 +114,7 @@ def build_report(
         generated_inputs: samples are made up and their labels are the network's own answers; accuracy is agreement with these.
         severity: of each evaluation sample; () = not known.
         operating_points: the bundle's, to compare the run with.
+        linked: ranks of each link of the topology, lower first; `links` has those that were opened.
         promises: {source: (the accuracy it wants, what the bundle's table promises)}.
         drift: {source: what the drift test said of its answers}, where it could be done.
     """
@@ -155,6 +158,7 @@ def build_report(
         "exits": exits,
         "nodes": nodes,
         "links": links,
+        "linked": linked,
         "series": series,
         "memory": memory,
     }

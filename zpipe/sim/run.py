@@ -289,6 +289,7 @@ class _Run:
             generated_inputs=bundle.evaluation_generated,
             severity=self.severity,
             operating_points=bundle.operating_points,
+            linked=list(topology.limits),
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),
         )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tests.bench.suites.results import RATES, results
+from tests.browser import photograph, shown
 from zpipe.bench.suites import plots
-from zpipe.bench.suites.markup import number, table
 from zpipe.bench.suites.page import render_page
+from zpipe.report.page.markup import number, table
 
 SECTIONS = ("verdict", "rate", "accuracy", "time", "exits", "bytes", "sweep", "live", "summary", "made-on")
 
@@ -138,32 +137,12 @@ def test_text_in_tables_is_escaped() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1300, 390])
-def test_a_browser_shows_the_figures_and_nothing_is_wider_than_the_screen(page: str, width: int, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no browser: install chromium to see the page rendered")
+def test_a_browser_shows_the_figures_and_nothing_is_wider_than_the_screen(page: str, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
-    # A browser without a screen is at least 500 pixels wide: the page tells its width from a frame.
-    tell = "<script>onload=()=>parent.postMessage(document.documentElement.scrollWidth,'*')</script></body>"
-    (tmp_path / "page.html").write_text(page.replace("</body>", tell), encoding="utf-8")
-    hear = "<script>onmessage=e=>document.body.dataset.wide=e.data</script>"
-    (tmp_path / "frame.html").write_text(f'{hear}<body><iframe src="page.html" width="{width}" height="900"></iframe>')
-    size = f"--window-size={width},4000"
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        size,
-        f"--user-data-dir={tmp_path}/profile",
-    ]
-    subprocess.run([*command, "--screenshot=page.png", "page.html"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    shot = image.open(tmp_path / "page.png").convert("RGB")
+    found = shown(page, tmp_path, widths=(390, 1300))
+    assert all(wide <= screen for screen, wide in found.wide.items())
+    assert (found.loaded, found.console) == ([], [])
+    shot = image.open(photograph(page, tmp_path, size=(1300, 4000))).convert("RGB")
     colours = {colour for _, colour in shot.getcolors(1 << 24)}
     for mark in (plots.MARKS["mdi"], plots.MARKS["ddi"]):
         assert tuple(bytes.fromhex(mark.colour[1:])) in colours
-    dumped = subprocess.run([*command, "--dump-dom", "frame.html"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    (wide,) = re.findall(rb'data-wide="(\d+)"', dumped.stdout)
-    assert int(wide) <= width

@@ -5,7 +5,7 @@
 `admission.py`   admission over time, and the sweep of its constants
 `live.py`        emulated boards over real links, and real computing
 `claims.py`      what was to be shown, computed from the tables
-`page.py`        the page: `plots.py` its figures, `tables.py` its tables, `markup.py` pieces of HTML, `page.css`
+`page.py`        the page: `plots.py` its figures, `tables.py` its tables, `page.css`
 `terminal.py`    the claims in the terminal
 `work.py`        many simulations on all cores
 

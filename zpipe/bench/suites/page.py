@@ -9,8 +9,8 @@ from typing import Any
 from zpipe.bench.suites import plots, settings, tables
 from zpipe.bench.suites.admission import THRESHOLD_LOAD, TOPOLOGY
 from zpipe.bench.suites.claims import Tables
-from zpipe.bench.suites.markup import bullets, figure, folded, grid, number, paragraph, section
 from zpipe.bench.suites.settings import ACCURACY_SLACK, CARRIED, DEADLINE_SECONDS, MDI, MDI_AUTO, MDI_INPUTS, POLICIES
+from zpipe.report.page.markup import bullets, document, figure, folded, grid, number, paragraph, section
 
 Found = dict[str, Any]
 
@@ -48,14 +48,10 @@ def render_page(found: Found) -> str:
     )
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     title = f"zpipe: suite {found['suite']}"
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title>'
-    )
     body = plots.numbered("\n".join(sections))
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}\n<style>\n{style}</style>\n<script>{_OPEN_TO_PRINT}</script></head>\n'
-        f'<body style="--settings:{len(found["settings"])}">\n{_top(found)}\n{body}\n</body></html>\n'
-    )
+    settings_count = f' style="--settings:{len(found["settings"])}"'
+    script = f"<script>{_OPEN_TO_PRINT}</script>"
+    return document(title, f"{_top(found)}\n{body}", style=style, head=script, attributes=settings_count)
 
 
 def _top(found: Found) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 from zpipe.bench.suites.admission import TOPOLOGY
 from zpipe.bench.suites.claims import Tables
-from zpipe.bench.suites.markup import Cell, Value, bullets, folded, paragraph, section, table
 from zpipe.bench.suites.settings import ACCURACY_SLACK, CODEC, MDI, POLICIES
+from zpipe.report.page.markup import Cell, Value, bullets, folded, paragraph, section, table
 
 Found = dict[str, Any]
 

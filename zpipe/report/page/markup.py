@@ -1,10 +1,14 @@
-"""Pieces of HTML; text that goes in is escaped here."""
+"""Pieces of HTML, for every page that zpipe writes; text that goes in is escaped here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+
+#: What every page looks like, whatever it shows.
+BASE_STYLE = (Path(__file__).parent / "base.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +17,7 @@ class Cell:
 
     Attributes:
         text: what it says.
-        kind: CSS class.
+        kind: CSS class; `number`, alone or among others, stands to the right.
     """
 
     text: str
@@ -42,7 +46,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Value]], *, strong: Seq
 
 
 def _is_number(value: Value) -> bool:
-    return not isinstance(value, str | Cell)
+    return "number" in value.kind.split() if isinstance(value, Cell) else not isinstance(value, str)
 
 
 def _class(number: bool) -> str:
@@ -99,6 +103,22 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escape(text)}</p>"
 
 
-def bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str], kind: str = "") -> str:
     """A list of plain texts."""
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return f"<ul{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def document(title: str, body: str, *, style: str, head: str = "", attributes: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        body, head: markup.
+        style: CSS beside the base style.
+        attributes: of the body, markup.
+    """
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{meta}<title>{escape(title)}</title>\n<style>\n{BASE_STYLE}{style}</style>\n{head}'
+        f"</head>\n<body{attributes}>\n{body}\n</body></html>\n"
+    )

@@ -96,7 +96,7 @@ def test_the_slowest_link_sets_the_rate_and_a_shared_medium_halves_it(medium: st
     links = [{"between": list(pair), "bandwidth": f"{mbit} Mbit/s", "medium": medium} for pair in ((0, 1), (1, 2))]
     line = topology([[0], [1], [2, 3, 4]], links, node={"max_batch": 1})
     run = Run(line, service=lambda rank, stage, rows: 1e-4, exit_stage=lambda row: 2, row_bytes=[ROW_BYTES] * 5)
-    count = 2000
+    count = 800
     run.offer([0.0] * count)
     frame = sizes.on_link(120, ROW_BYTES)
     bound = share * mbit * 1e6 / 8.0 / frame

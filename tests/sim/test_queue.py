@@ -16,10 +16,11 @@ SERVICE = 0.01
 ALONE = topology([[0, 1, 2, 3, 4]], node={"max_batch": 1})
 
 
-@pytest.mark.parametrize("load", [0.3, 0.6, 0.85])
-def test_a_node_with_poisson_arrivals_and_constant_service_is_an_m_d_1_queue(load: float) -> None:
+@pytest.mark.parametrize(("load", "count"), [(0.3, 8_000), (0.6, 16_000), (0.85, 40_000)])
+def test_a_node_with_poisson_arrivals_and_constant_service_is_an_m_d_1_queue(load: float, count: int) -> None:
+    """The fuller, the longer its queue remembers, and the more samples a mean takes."""
     run = Run(ALONE, service=lambda rank, stage, rows: SERVICE, checked=False)
-    columns = run.offer(islice(poisson(load / SERVICE, seed=3), 40_000))
+    columns = run.offer(islice(poisson(load / SERVICE, seed=3), count))
     expected = SERVICE + load * SERVICE / (2.0 * (1.0 - load))  # Pollaczek-Khinchine
     assert columns["latency"].mean() == pytest.approx(expected, rel=0.03)
     assert columns["queued"].mean() == pytest.approx(expected - SERVICE, rel=0.06)

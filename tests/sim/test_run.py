@@ -38,9 +38,9 @@ def lines(log: RunLog, file: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("topology", ["line4", "mesh3", "mesh5"])
 @pytest.mark.parametrize("load", [{}, {"rate_hz": 60.0}, {"rate_hz": float("inf")}])
 def test_the_same_seed_gives_the_same_report_byte_for_byte(topology: str, load: dict[str, Any]) -> None:
-    first = plain(simulate(topology, seed=3, **SHORT, **load))
-    assert first == plain(simulate(topology, seed=3, **SHORT, **load))
-    assert first != plain(simulate(topology, seed=4, **SHORT, **load))
+    first = plain(simulate(topology, seed=3, count=200, warm_up=20, **load))
+    assert first == plain(simulate(topology, seed=3, count=200, warm_up=20, **load))
+    assert first != plain(simulate(topology, seed=4, count=200, warm_up=20, **load))
 
 
 def test_jitter_and_measured_overheads_are_seeded_too() -> None:
@@ -64,8 +64,18 @@ def test_samples_are_offered_in_the_order_and_at_the_times_of_a_live_run() -> No
 # ---- as recorded ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("topology", ["line4", "mesh3", "mesh5"])
-@pytest.mark.parametrize("point", ["default", "t0.50", "no-exit"])
+@pytest.mark.parametrize(
+    ("topology", "point"),
+    [
+        ("line4", "default"),
+        ("mesh3", "t0.50"),
+        ("mesh5", "default"),
+        ("mesh5", "no-exit"),
+        *(pytest.param("line4", point, marks=pytest.mark.slow) for point in ("t0.50", "no-exit")),
+        *(pytest.param("mesh3", point, marks=pytest.mark.slow) for point in ("default", "no-exit")),
+        pytest.param("mesh5", "t0.50", marks=pytest.mark.slow),
+    ],
+)
 def test_every_answer_is_the_one_in_the_replay_table(topology: str, point: str, tmp_path: Path) -> None:
     report, log = run_sim(SimOptions(topology, exit_point=point, count=bundle().evaluation_samples, warm_up=0))
     replay, ladder = bundle().replay(), exit_ladder(bundle(), point)
@@ -210,17 +220,16 @@ def sources(draw: st.DrawFn, nodes: int, whole: bool) -> list[int]:
     return sorted(draw(st.sets(st.integers(0, nodes - 1), min_size=1, max_size=2))) if whole else [0]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    meshes(),
-    st.sampled_from([None, 20.0, 200.0, float("inf")]),
-    st.sampled_from([None, "latest", "deadline"]),
-    st.sampled_from([0.3, 5.0, 30.0]),
-    st.integers(0, 99),
+runs = given(
+    topology=meshes(),
+    rate_hz=st.sampled_from([None, 20.0, 200.0, float("inf")]),
+    when_full=st.sampled_from([None, "latest", "deadline"]),
+    deadline=st.sampled_from([0.3, 5.0, 30.0]),
+    seed=st.integers(0, 99),
 )
-def test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds(
-    topology: Topology, rate_hz: float | None, when_full: str | None, deadline: float, seed: int
-) -> None:
+
+
+def ends_once(topology: Topology, rate_hz: float | None, when_full: str | None, deadline: float, seed: int) -> None:
     options = SimOptions(
         topology, count=60, warm_up=10, rate_hz=rate_hz, when_full=when_full, deadline=deadline, seed=seed, check=True
     )
@@ -232,6 +241,10 @@ def test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds(
     answered = columns["kind"] == KINDS.index("result")
     assert (columns["label"] == replay.labels[columns["index"], columns["stage"]])[answered].all()
     assert sum(row["submitted"] for row in report["sources"]) == 60
+
+
+test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds = settings(max_examples=30)(runs(ends_once))
+test_every_sample_ends_once_on_many_meshes = pytest.mark.slow(settings(max_examples=300)(runs(ends_once)))
 
 
 def test_a_link_so_slow_that_nothing_is_heard_for_seconds_is_made_anew_and_no_sample_is_lost() -> None:

@@ -57,9 +57,14 @@ def only_line(said: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture
 def topology(tmp_path: Path) -> Path:
     """A line of two, which ports are free for at its start."""
-    nodes = [{"rank": 0, "stages": [0]}, {"rank": 1, "stages": [1, 2, 3, 4]}]
-    file = tmp_path / "line2.yaml"
-    file.write_text(yaml.safe_dump({"name": "line2", "bundle": str(HALF), "nodes": nodes, "links": "line"}), encoding="utf-8")
+    return written(tmp_path, [[0], [1, 2, 3, 4]])
+
+
+def written(folder: Path, stages: list[list[int]]) -> Path:
+    nodes = [{"rank": rank, "stages": hosted} for rank, hosted in enumerate(stages)]
+    plain = {"name": "boards", "bundle": str(HALF), "nodes": nodes, **({"links": "line"} if len(nodes) > 1 else {})}
+    file = folder / "boards.yaml"
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return file
 
 
@@ -80,10 +85,17 @@ def test_executor_that_is_missing_in_every_process_of_a_bench_is_one_line(tmp_pa
 
 
 @pytest.mark.parametrize(("packages", "with_driver", "found"), CASES)
-def test_executor_auto_goes_on_without(
-    tmp_path: Path, topology: Path, packages: dict[str, str], with_driver: bool, found: str
-) -> None:
+def test_executor_auto_goes_on_without(tmp_path: Path, packages: dict[str, str], with_driver: bool, found: str) -> None:
     environment = pretend.environment(tmp_path, packages, with_driver=with_driver)
+    goes_on(environment, written(tmp_path, [[0, 1, 2, 3, 4]]), found)
+
+
+def test_executor_auto_goes_on_without_in_every_process_and_says_so_once(tmp_path: Path, topology: Path) -> None:
+    packages, with_driver, found = MACHINES["with a driver but no TensorRT"]
+    goes_on(pretend.environment(tmp_path, packages, with_driver=with_driver), topology, found)
+
+
+def goes_on(environment: dict[str, str], topology: Path, found: str) -> None:
     done = zpipe({**environment, "COLUMNS": "250"}, "bench", "--topology", topology, "--count", "20", "--warm-up", "0")
     assert done.returncode == 0, done.stderr
     assert "stages ran on onnx" in done.stdout

@@ -44,9 +44,16 @@ def plain_loop(bundle: Bundle, codec: str) -> tuple[list[int], npt.NDArray[np.fl
     return labels, np.array(confidences, np.float32)
 
 
-@pytest.mark.parametrize("max_batch", [1, 8])
+#: A codec of our own arithmetic and one of the network's, each at a batch of its own; the others among the slow tests.
+AT_EVERY_RUN = {("int8+zstd", 8), ("bottleneck", 1)}
+
+
 @pytest.mark.parametrize(
-    "codec", [codec if codec in ("int8+zstd", "bottleneck") else pytest.param(codec, marks=pytest.mark.slow) for codec in CODECS]
+    ("codec", "max_batch"),
+    [
+        case if case in AT_EVERY_RUN else pytest.param(*case, marks=pytest.mark.slow)
+        for case in ((codec, max_batch) for codec in CODECS for max_batch in (1, 8))
+    ],
 )
 def test_live_answers_are_those_of_a_plain_loop_through_the_same_codec(codec: str, max_batch: int) -> None:
     nodes = [{"rank": stage, "stages": [stage], "max_batch": max_batch} for stage in range(5)]

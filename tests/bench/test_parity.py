@@ -75,8 +75,15 @@ async def _through(name: str, topology: str, max_batch: int) -> tuple[npt.NDArra
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-@pytest.mark.parametrize("topology", ["local", "line2", "line4"])
-@pytest.mark.parametrize("max_batch", [1, 8])
+@pytest.mark.parametrize(
+    ("topology", "max_batch"),
+    [
+        ("local", 8),
+        ("line2", 1),
+        ("line4", 8),
+        *(pytest.param(*cut, marks=pytest.mark.slow) for cut in (("local", 1), ("line2", 8), ("line4", 1))),
+    ],
+)
 def test_every_sample_gets_the_label_and_exit_of_a_plain_loop(name: str, topology: str, max_batch: int) -> None:
     labels, exits, margins = _plain_loop(name)
     found_labels, found_exits = asyncio.run(_through(name, topology, max_batch))

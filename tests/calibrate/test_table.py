@@ -69,17 +69,18 @@ def test_low_rule_leaves_a_margin_for_other_originals() -> None:
     assert table.best < mean.best
 
 
-def test_low_rule_keeps_its_promise_on_fresh_originals_more_often() -> None:
+@pytest.mark.parametrize("tables", [16, pytest.param(40, marks=pytest.mark.slow)])
+def test_low_rule_keeps_its_promise_on_fresh_originals_more_often(tables: int) -> None:
     fresh = split(seed=99, samples=40_000, originals=4000).answers
     kept = {}
     for rule in RULES:
-        tables = [
+        made = [
             accuracy_table(split(seed=seed, samples=200), None, targets=(0.9,), heads=HEADS, stage_macs=MACS, rule=rule)
-            for seed in range(40)
+            for seed in range(tables)
         ]
-        kept[rule] = sum(float(np.mean(right_at(fresh, table.rows[0].thresholds))) >= 0.9 for table in tables)
-    assert kept["low"] >= 37
-    assert kept["mean"] <= 30
+        kept[rule] = sum(float(np.mean(right_at(fresh, table.rows[0].thresholds))) >= 0.9 for table in made)
+    assert kept["low"] >= 0.925 * tables
+    assert kept["mean"] <= 0.75 * tables
 
 
 def test_stage_without_a_head_never_gets_a_threshold() -> None:

@@ -49,11 +49,13 @@ def test_page_and_figures_are_written_and_claims_printed(suite: Any, tmp_path: P
     assert "mdi-exit.html and mdi-exit.json written" in said.out
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_json_goes_beside_the_page(suite: Any, tmp_path: Path) -> None:
     assert suite(results(), "--html", "figures.html") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"figures.html", "figures.json"}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_broken_promise_ends_with_1_after_all_is_written(suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = "32px-20, mesh3, mdi: 1 samples lost, answered twice or hanging"
     assert suite(results(broken=[broken]), "--html", "a.html", "--json", "b.json") == 1

@@ -91,6 +91,7 @@ def test_page_says_what_the_results_say(page: str) -> None:
         assert word in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_claims_name_their_settings_and_show_what_fails_beside_its_bound() -> None:
     capacity = results()["rate_at_accuracy"]
     for row in capacity:
@@ -104,6 +105,7 @@ def test_claims_name_their_settings_and_show_what_fails_beside_its_bound() -> No
     assert "nothing under this policy&#x27;s rules could: the bound is no higher" in claim
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_broken_promise_stands_in_the_verdict() -> None:
     page = render_page(results(broken=["32px-20, mesh3, mdi: 1 samples lost, answered twice or hanging"]))
     assert "broken: 32px-20, mesh3, mdi: 1 samples lost" in page

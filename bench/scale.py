@@ -1,7 +1,7 @@
-"""How large a mesh `zpipe sim` can run: minutes, memory and events per second, and whether an event costs more in a larger mesh.
+"""What scales: how large a mesh `zpipe sim` can run, and what live lines and a live mesh of emulated boards get done.
 
-    python -m bench.scale             both parts, about 12 minutes on one core
-    python -m bench.scale nodes       one of them
+    python -m bench.scale             all parts, about 20 minutes
+    python -m bench.scale nodes       one of them: million and nodes are simulated, line and mesh are live (`bench.scale_live`)
 
 Writes bench/results/scale.json.
 """
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.scale_live import line, mesh
 from zpipe.report import machine
 from zpipe.sim import SimOptions, generated, run_sim
 
@@ -114,7 +115,7 @@ def show(name: str, value: float, unit: str = "", form: str = ",.2f") -> None:
     print(f"  {name:<28}{value:>14{form}} {unit}", flush=True)
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"million": million, "nodes": nodes}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"million": million, "nodes": nodes, "line": line, "mesh": mesh}
 
 
 def main(names: list[str]) -> None:

@@ -85,15 +85,15 @@ def _iterations_per_second() -> float:
     return iterations / (time.thread_time() - started)
 
 
-def write_bundle(folder: Path, *, spin_seconds: float, activation_bytes: int) -> None:
-    """A bundle of such stages; its files hold no network but the seconds each takes."""
+def write_bundle(folder: Path, *, spin_seconds: float, activation_bytes: int, count: int = STAGES) -> None:
+    """A bundle of `count` such stages; its files hold no network but the seconds each takes."""
     folder.mkdir(parents=True)
-    shapes = [INPUT_BYTES] + [activation_bytes] * (STAGES - 1)
+    shapes = [INPUT_BYTES] + [activation_bytes] * (count - 1)
     stages = []
-    for stage in range(STAGES):
+    for stage in range(count):
         name = f"stage{stage}.txt"
         (folder / name).write_text(f"{spin_seconds!r}\n", encoding="utf-8")
-        last = stage == STAGES - 1
+        last = stage == count - 1
         stages.append(
             {
                 "file": name,
@@ -104,8 +104,8 @@ def write_bundle(folder: Path, *, spin_seconds: float, activation_bytes: int) ->
                 "exit": {"classes": CLASSES, "temperature": 1.0} if last else None,
             }
         )
-    metrics = {"accuracy": 1.0, "exit_shares": [0.0] * (STAGES - 1) + [1.0], "mean_macs": float(STAGES)}
-    point = {"name": "whole", "thresholds": [1.0] * STAGES, "calibration": metrics, "test": metrics}
+    metrics = {"accuracy": 1.0, "exit_shares": [0.0] * (count - 1) + [1.0], "mean_macs": float(count)}
+    point = {"name": "whole", "thresholds": [1.0] * count, "calibration": metrics, "test": metrics}
     manifest = {
         "schema": SCHEMA,
         "name": "spin",

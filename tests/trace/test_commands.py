@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_cli import Refused, refused
 from tests.trace.test_recorder import Recorded
 from tests.trace.test_replay import tampered
+from zpipe import cli
+
+__all__ = ["refused"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 60.0
@@ -43,15 +47,17 @@ def test_a_bench_over_zeromq_replays_equal_on_every_rank(tmp_path: Path, topolog
         assert min(map(int, equal.groups()[2:])) > 5
 
 
-def test_a_folder_holds_the_traces_of_one_run(tmp_path: Path) -> None:
+def test_a_folder_holds_the_traces_of_one_run(refused: Refused, tmp_path: Path) -> None:
     earlier = tmp_path / "node-1.trace.jsonl"
     earlier.write_text("kept")
-    bench = zpipe("bench", "--topology", "line2.yaml", "--count", "1", "--trace", tmp_path)
-    assert (bench.returncode, earlier.read_text()) == (2, "kept")
-    assert f"zpipe: trace: found {earlier} of an earlier run, expected a folder without traces" in bench.stderr
+    line = refused("bench", "--topology", "line2.yaml", "--count", "1", "--trace", tmp_path)
+    assert line.startswith(f"trace: found {earlier} of an earlier run, expected a folder without traces")
+    assert earlier.read_text() == "kept"
 
 
-def test_a_difference_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_difference_is_one_line_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = []
     for name in ("a", "b"):
         recorded = Recorded(tmp_path / name)
@@ -59,10 +65,12 @@ def test_a_difference_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         recorded.recorder.close()
         files.append(recorded.path)
     tampered(files[0], 4, lambda line: line[1][0].__setitem__(3, [4]))  # StageCompleted.labels
-    replayed = zpipe("replay", *files)
-    assert replayed.returncode == 1
-    assert replayed.stderr == ""
-    first, second = replayed.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", ["zpipe", "replay", *map(str, files)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    replayed = capsys.readouterr()
+    assert (ended.value.code, replayed.err) == (1, "")
+    first, second = replayed.out.splitlines()
     assert first.startswith(f"{files[0]}: node 1: 2 rounds, 2 events, ")
     assert "commands equal, then round 2 at 0.375000 s (1 StageCompleted): command " in first
     assert "SendResults.rows[0].label: expected 3, found 4 (recorded by zpipe " in first
@@ -74,23 +82,23 @@ def test_a_difference_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     [
         (
             ("replay", "none.jsonl"),
-            r"zpipe: none.jsonl: found that it cannot be read \(No such file or directory\)",
+            r"none.jsonl: found that it cannot be read \(No such file or directory\)",
         ),
-        (("replay", "README.md"), r"zpipe: README.md: line 1: found text that is no JSON, expected a line of a trace"),
+        (("replay", "README.md"), r"README.md: line 1: found text that is no JSON, expected a line of a trace"),
         (
             ("bench", "--topology", "line2.yaml", "--trace", "none/traces"),
-            r"zpipe: trace: found none/traces, which cannot be ",
+            r"trace: found none/traces, which cannot be ",
         ),
         (
             ("node", "--rank", "1", "--topology", "line2.yaml", "--trace", "none/trace"),
-            r"zpipe: none/trace: found that it cannot be written \(No such file or directory\), expected a file for the trace",
+            r"none/trace: found that it cannot be written \(No such file or directory\), expected a file for the trace",
         ),
     ],
     ids=["no-file", "no-trace", "no-folder", "node"],
 )
-def test_bad_paths_are_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
-    said = zpipe(*arguments)
-    assert said.returncode == 2, said.stderr
-    assert said.stdout == ""
-    assert len(said.stderr.splitlines()) == 1, said.stderr
-    assert re.match(message, said.stderr), said.stderr
+def test_bad_paths_are_one_line_and_exit_code_2(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    line = refused(*arguments)
+    assert re.match(message, line), line

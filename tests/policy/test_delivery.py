@@ -547,6 +547,16 @@ def test_the_timer_follows_the_sojourn(source: DrivenSource) -> None:
     assert source.source._retransmits[-1][0] == pytest.approx(2.0 + 6.0)
 
 
+def test_the_timer_waits_as_long_as_samples_are_seen_to_take(source: DrivenSource) -> None:
+    """R3: the bound on the forecast of a queue is none on a sojourn of 20 s, which gives 20 + 4 * 10."""
+    source.submit(0)
+    source.start(now=0.0)
+    source.result(0, now=20.0)
+    source.submit(1, now=20.0)
+    source.start(now=20.0)
+    assert source.source._retransmits[-1][0] == pytest.approx(20.0 + 60.0)
+
+
 def test_the_timer_learns_only_from_first_attempts(source: DrivenSource) -> None:
     """R3: an answer numbered 2 may be the first attempt that met the second: since when it was under way nobody knows."""
     source.submit(0)

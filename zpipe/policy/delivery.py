@@ -26,7 +26,8 @@ MAX_PROMPT_ATTEMPTS = 16
 #: Least retransmit timeout. RFC 6298 says a second, but what is here or on a link of this node is never sent again by it (R3):
 #: it waits for the answers of nodes farther away, and those that died with a relay are asked for again within a second.
 MIN_RETRANSMIT_SECONDS = 0.75
-#: ... and the longest before doubling: while nothing comes back, the forecast of a queue says nothing.
+#: ... and the longest that a forecast may give before doubling: while nothing comes back, that of a queue says nothing. What was
+#: measured counts in full: where samples took 80 s, a quarter of them went twice, and an eighth of the rate was lost by it.
 MAX_RETRANSMIT_SECONDS = 30.0
 #: Resubmissions allowed: results / 10 + 10 (R3).
 RESUBMIT_SHARE, RESUBMIT_FREE = 0.1, 10
@@ -398,8 +399,9 @@ class Source:
         heapq.heappush(self._retransmits, (again_at, entry.sample, entry.attempt))
 
     def _retransmit_seconds(self, entry: OpenSample) -> float:
-        sojourn = max(self._sojourn + 4.0 * self._deviation, 2.0 * self._forecast.queue_seconds(self._in_flight))
-        return float(min(MAX_RETRANSMIT_SECONDS, max(MIN_RETRANSMIT_SECONDS, sojourn)) * 2 ** min(entry.timeouts, 16))
+        forecast = min(MAX_RETRANSMIT_SECONDS, 2.0 * self._forecast.queue_seconds(self._in_flight))
+        sojourn = self._sojourn + 4.0 * self._deviation
+        return float(max(MIN_RETRANSMIT_SECONDS, forecast, sojourn) * 2 ** min(entry.timeouts, 16))
 
     def _measure(self, sojourn: float) -> None:
         if self._sojourn == 0.0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -71,20 +70,6 @@ def _told(file: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise ConfigError(f"{file}: found that it cannot be written ({exc.strerror}), expected room there; choose another") from exc
-
-
-@contextmanager
-def libraries_silent() -> Iterator[None]:
-    """What a library writes past Python to standard output is dropped: HiGHS in scipy 1.17 leaves a line of its debugging there."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def show_report(

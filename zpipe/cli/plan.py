@@ -14,7 +14,7 @@ import click
 
 from zpipe.cli.group import cli
 from zpipe.cli.options import FILE, SECONDS
-from zpipe.cli.output import check_writable, libraries_silent, write_text
+from zpipe.cli.output import check_writable, write_text
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
@@ -84,7 +84,7 @@ def plan(
     began = time.monotonic()
     loaded = load_bundle(bundle)
     boards = load_boards(devices, loaded)
-    with libraries_silent(), progress_shown() as progress:
+    with progress_shown() as progress:
         progress("starting", 0.0)
         found = make_plan(
             loaded,

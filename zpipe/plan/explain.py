@@ -1,6 +1,6 @@
 """Why a plan is as it is, in five lines: what it gives, what limits it, what nothing could exceed, what would help.
 
-A sixth warns where nodes are seen to reach less than was computed.
+A sixth tells of a deadline that is not the usual one, a last one warns where nodes are seen to reach less than was computed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from zpipe.errors import ConfigError
 from zpipe.plan.mesh import mesh_bound
-from zpipe.plan.planner import Plan, solve
+from zpipe.plan.planner import Plan, full_seconds, solve
 from zpipe.plan.problem import Problem
 from zpipe.plan.program import Clock, still
+from zpipe.topology import SourceSpec
 
 #: What is asked about: a board or a link so many times as fast.
 FACTOR = 2.0
@@ -45,7 +46,7 @@ class WhatIf:
 
 
 def explain(plan: Plan, *, time_limit: float, clock: Clock = still) -> list[str]:
-    """The five lines, and a warning where there is reason.
+    """The five lines, and one on its deadline and a warning where there is reason.
 
     Args:
         plan: as `make_plan` gave it.
@@ -55,7 +56,7 @@ def explain(plan: Plan, *, time_limit: float, clock: Clock = still) -> list[str]
     boards = better_boards(plan, time_limit=time_limit / 2.0, clock=clock)
     links = better_links(plan, time_limit=time_limit / 2.0, clock=clock)
     lines = [_gives(plan), _limits(plan), _bound(plan), f"device: {_said(plan, boards)}", f"link: {_said(plan, links)}"]
-    return lines + _warning(plan)
+    return lines + _deadline(plan) + _warning(plan)
 
 
 # ---- what it gives -----------------------------------------------------------------------------
@@ -135,6 +136,18 @@ def _below(rate: float, bound: float) -> str:
     """How far a rate is from a bound. A trial replays other samples than those that were computed with, and may do more."""
     gap = 1.0 - rate / bound
     return f"{100 * gap:.1f} % less" if gap > LEAST_GAP else "as much" if gap > -LEAST_GAP else f"{-100 * gap:.1f} % more"
+
+
+def _deadline(plan: Plan) -> list[str]:
+    topology, usual = plan.topology, SourceSpec(0).deadline_seconds
+    deadline = topology.sources[0].deadline_seconds
+    if deadline == usual:
+        return []
+    waits = full_seconds(plan.rate_hz, topology.nodes[0], topology.links)
+    return [
+        f"deadline: {deadline:g} s, for a sample that finds every place taken waits about {waits:.0f} s (usual: {usual:g} s); "
+        "where only the newest counts set `when_full: latest`"
+    ]
 
 
 def _warning(plan: Plan) -> list[str]:

@@ -70,13 +70,13 @@ def loads(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str
         codecs: {link, lower board first: its codec}, where they are chosen already.
     """
     problem, boards = problem.within(layout.codecs), problem.boards
+    linked = {link.between: link for link in boards.links}
     busy: dict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
     for (board, stage), tasks in layout.run.items():
         seconds = problem.seconds(board, stage, layout.entered[board])
         busy[f"board {boards.boards[board].name}", (board,)] += tasks * seconds
     for (a, b, stage), tasks in layout.sent.items():
-        link = boards.link(a, b)
-        assert link is not None, "tasks go over links"
+        link = linked[min(a, b), max(a, b)]
         seconds = tasks * problem.link_seconds(link, codecs.get(link.between, ""))[stage]
         if link.medium:
             busy[f"medium {link.medium}", ()] += seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,25 +12,25 @@ from typing import Literal, TypeAlias
 from zpipe.boards import Boards
 from zpipe.bundle import Bundle
 from zpipe.errors import ConfigError, TopologyError
-from zpipe.model import AUTO_CODEC, NO_CODEC, OperatingPoint
+from zpipe.model import NO_CODEC, OperatingPoint
+from zpipe.plan.codecs import choose_codecs
 from zpipe.plan.layout import Goal, Layout, Load, latency_seconds, loads, rate_hz
 from zpipe.plan.line import plan_line
 from zpipe.plan.lone import plan_lone
 from zpipe.plan.mesh import mesh_choices, plan_mesh
 from zpipe.plan.problem import MOST_LOST, Problem, check_useful, make_problem
 from zpipe.plan.program import Clock, still
-from zpipe.topology import NO_EXIT, LinkSpec, NodeSpec, PolicySpec, Topology, check
+from zpipe.policy.delivery import WAITING_SAMPLES
+from zpipe.topology import NO_EXIT, LinkSpec, NodeSpec, PolicySpec, SourceSpec, Topology, check
 
 Shape = Literal["auto", "line", "mesh"]
 PlanGoal: TypeAlias = Literal["throughput", "latency", "accuracy-at-rate"]
 
 TIME_LIMIT_SECONDS = 30.0
-#: A codec that costs less accuracy is taken where it gives up no more of the goal than this: its encoding is not in the numbers.
-CODEC_SLACK = {"throughput": 1e-6, "latency": 0.01}
-#: Share of a link's time that may be planned for what nodes might send over it (as `zpipe.codecs.choice.BUSY`).
-BUSY = 0.8
 #: Windows are multiples of a step, and no larger than needed for a few milliseconds of a fast link: what they hold is memory.
 WINDOW_STEP, MOST_WINDOW = 8, 128
+#: A deadline is so many times what a sample that finds every place taken waits for, in steps of seconds; and the longest there is.
+DEADLINE_FACTOR, DEADLINE_STEP, MOST_DEADLINE = 2.0, 10.0, 1e6
 #: The strategy where a stage has several hosts, and where each has one.
 CHOOSING, FIXED = "cheapest", "local"
 
@@ -253,92 +253,6 @@ def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float, clock:
     return plan_lone(problem, time_limit=time_limit)
 
 
-# ---- codecs ------------------------------------------------------------------------------------
-
-
-def choose_codecs(problem: Problem, layout: Layout, goal: Goal) -> dict[tuple[int, int], str]:
-    """For each link of the layout the most accurate codec that costs the goal nothing to speak of.
-
-    1. The layout was found with one family of codecs (`Problem.families`), on each link the one with the fewest bytes for what
-       crosses it; that is what has to be kept.
-    2. The first family in order of accuracy (`none` alone, then `none` beside one lossy codec) that keeps it is taken.
-    3. Link by link, from the least used, the most accurate of the family that still keeps it. Where stages have several hosts,
-       nodes choose whom to send what, and may send more over a link than the plan does: there a codec must leave it room for
-       all that may come.
-    """
-    links = [link for link in problem.boards.links if link.between in layout.links]
-    every = problem.families
-    last = layout.codecs or every[-1]
-    smallest = {link.between: _tightest(problem, layout, link, last) for link in links}
-    best = _cost(problem, layout, smallest, goal) * (1.0 + CODEC_SLACK[goal])
-    used = {link.between: 0.0 for link in links}
-    for (a, b, stage), tasks in layout.sent.items():
-        used[min(a, b), max(a, b)] += tasks * problem.stages[stage].input.bytes
-    for family in every:
-        chosen = {link.between: _tightest(problem, layout, link, family) for link in links}
-        crowded = goal != "latency" and not all(_has_room(problem, layout, link, chosen[link.between]) for link in links)
-        if family != last and (crowded or not _keeps(problem, layout, smallest, chosen, goal, best)):
-            continue
-        for link in sorted(links, key=lambda link: used[link.between]):
-            if link.codec == AUTO_CODEC:
-                able = [name for name in family if goal == "latency" or _has_room(problem, layout, link, name)]
-                tries = [{**chosen, link.between: name} for name in able]
-                chosen = next((each for each in tries if _keeps(problem, layout, chosen, each, goal, best)), chosen)
-        return chosen
-    raise AssertionError("the layout's own family is taken whatever it costs")
-
-
-def _tightest(problem: Problem, layout: Layout, link: LinkSpec, family: Sequence[str]) -> str:
-    """The link's own codec, else the one with the fewest bytes for what crosses it, else for what may."""
-    if link.codec != AUTO_CODEC:
-        return link.codec
-    crossing = {stage: tasks for (a, b, stage), tasks in layout.sent.items() if {a, b} == set(link.between)}
-
-    def size(name: str) -> tuple[float, float]:
-        sizes = problem.link_bytes(link, name)
-        most = sum(share * each for share, each in zip(problem.reach, sizes, strict=True))
-        return sum(tasks * sizes[stage] for stage, tasks in crossing.items()), most
-
-    return min(family, key=size)
-
-
-def _keeps(
-    problem: Problem,
-    layout: Layout,
-    now: Mapping[tuple[int, int], str],
-    then: Mapping[tuple[int, int], str],
-    goal: Goal,
-    best: float,
-) -> bool:
-    """Whether other codecs still give the best, and no link that had time to spare loses it: queues grow steeply above BUSY."""
-    if goal == "latency":
-        return _cost(problem, layout, then, goal) <= best
-    before = {load.name: load.seconds for load in loads(problem, layout, now)}
-    after = [load for load in loads(problem, layout, then) if not load.name.startswith("board ")]
-    return all(load.seconds <= max(BUSY * best, before[load.name]) for load in after)
-
-
-def _has_room(problem: Problem, layout: Layout, link: LinkSpec, codec: str) -> bool:
-    """Whether the link could carry, one way, every sample at each stage that one of its ends may send the other."""
-    if not layout.replicated:
-        return True
-    seconds = problem.link_seconds(link, codec)
-    rate = rate_hz(loads(problem, layout, {}))
-    for a, b in (link.between, link.between[::-1]):
-        lanes = [stage for stage in layout.hosted[b] if stage - 1 in layout.hosted[a]]
-        if rate * sum(problem.reach[stage] * seconds[stage] for stage in lanes) > BUSY:
-            return False
-    return True
-
-
-def _cost(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str], goal: Goal) -> float:
-    """Seconds, the less the better."""
-    if goal == "latency":
-        return latency_seconds(problem, layout, codecs)
-    found = loads(problem, layout, codecs)
-    return found[0].seconds if found else 0.0
-
-
 # ---- as a topology -----------------------------------------------------------------------------
 
 
@@ -360,6 +274,7 @@ def to_topology(
         name: of the topology.
     """
     boards, ranks = problem.boards, {board: rank for rank, board in enumerate(layout.hosted)}
+    rate = rate_hz(loads(problem, layout, codecs))
     nodes = []
     for board, rank in ranks.items():
         there = boards.boards[board]
@@ -370,7 +285,7 @@ def to_topology(
         if link.between in layout.links:
             low, high = sorted(ranks[board] for board in link.between)
             codec = codecs.get(link.between, NO_CODEC)
-            window = _window(problem, layout, link, codec, codecs)
+            window = _window(problem, layout, link, codec, rate)
             links.append(replace(link, between=(low, high), codec=codec, window=window))
     source = layout.hosted[boards.source]
     raw_goes_out = any(stage == 0 for _, _, stage in layout.sent) and 0 in source
@@ -379,12 +294,25 @@ def to_topology(
         exit_point=exit_point,
         offload_input="yes" if raw_goes_out else "no",
     )
-    return Topology(name, "", tuple(nodes), tuple(sorted(links, key=lambda link: link.between)), policy=policy)
+    links.sort(key=lambda link: link.between)
+    deadline = max(SourceSpec(0).deadline_seconds, _least_deadline(rate, nodes[0], links))
+    sources = (SourceSpec(0, deadline_seconds=deadline),)
+    return Topology(name, "", tuple(nodes), tuple(links), sources=sources, policy=policy)
 
 
-def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, codecs: Mapping[tuple[int, int], str]) -> int:
+def full_seconds(rate: float, source: NodeSpec, links: Iterable[LinkSpec]) -> float:
+    """What a sample takes that finds every place taken: in the waiting room, at the source and on the way, at this rate."""
+    return (WAITING_SAMPLES["block"] + source.slots + sum(link.window for link in links)) / rate
+
+
+def _least_deadline(rate: float, source: NodeSpec, links: Iterable[LinkSpec]) -> float:
+    """With which samples that are always there get results: on slow boards the usual one ends them while they wait."""
+    needed = DEADLINE_FACTOR * full_seconds(rate, source, links)
+    return min(MOST_DEADLINE, DEADLINE_STEP * math.ceil(needed / DEADLINE_STEP))
+
+
+def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, rate: float) -> int:
     """Slots with which a link does not wait for Credits at the planned rate: two batches, and what is under way both ways."""
-    rate = rate_hz(loads(problem, layout, codecs))
     most = link.window
     for a, b in (link.between, link.between[::-1]):
         sent = {stage: tasks for (x, y, stage), tasks in layout.sent.items() if (x, y) == (a, b)}

@@ -15,6 +15,7 @@ import numpy as np
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.plan.cuts import cannot_hold
 from zpipe.plan.problem import Problem
+from zpipe.plan.quiet import solver_quiet
 
 #: scipy's status of a search that ended at its limit of time, and of one that showed that there is nothing.
 _LIMIT, _INFEASIBLE = 1, 2
@@ -107,13 +108,14 @@ class Program:
         whole = np.array([name in self.whole for name in names])
         cost, low, high = (np.array([values.get(name, 0.0) for name in names]) for values in (self.cost, self.low, self.high))
         rules = LinearConstraint(matrix, lows, highs)
-        done = milp(
-            cost,
-            integrality=whole.astype(int),
-            bounds=Bounds(low, high),
-            constraints=rules,
-            options={"time_limit": max(LEAST_SECONDS, time_limit), "mip_rel_gap": 1e-6},
-        )
+        with solver_quiet():
+            done = milp(
+                cost,
+                integrality=whole.astype(int),
+                bounds=Bounds(low, high),
+                constraints=rules,
+                options={"time_limit": max(LEAST_SECONDS, time_limit), "mip_rel_gap": 1e-6},
+            )
         if done.x is None:
             # A solver may also end with "infeasible or unbounded": the rate has a limit, so that is the first.
             if done.status == _INFEASIBLE or (done.status != _LIMIT and "ime limit" not in done.message):
@@ -125,7 +127,8 @@ class Program:
         bound = float(done.fun if done.mip_dual_bound is None else done.mip_dual_bound)
         # What is whole is so within a tolerance; with exactly whole values the rest is what it says it is.
         low, high = (np.where(whole, np.round(done.x), limits) for limits in (low, high))
-        exact = milp(cost, bounds=Bounds(low, high), constraints=rules)
+        with solver_quiet():
+            exact = milp(cost, bounds=Bounds(low, high), constraints=rules)
         x, least = (done.x, float(done.fun)) if exact.x is None else (exact.x, float(exact.fun))
         values = {name: float(value) for name, value in zip(names, x, strict=True)}
         return Found(values, least, min(bound, least), done.status == _LIMIT)

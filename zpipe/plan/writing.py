@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from zpipe.topology import LinkSpec, NodeSpec, PolicySpec, Topology
+from zpipe.topology import LinkSpec, NodeSpec, PolicySpec, SourceSpec, Topology
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 _WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n", "none"}
@@ -16,7 +16,7 @@ def to_yaml(topology: Topology, comment: str) -> str:
     """The text of a topology file.
 
     Args:
-        topology: with one source, rank 0, that has its defaults; without keys.
+        topology: with one source, rank 0, that has its defaults but for its deadline; without keys.
         comment: lines for its top.
     """
     default = PolicySpec()
@@ -26,6 +26,9 @@ def to_yaml(topology: Topology, comment: str) -> str:
     if topology.links:
         lines.append("links:")
         lines += [f"  - {_mapping(_link(link))}" for link in topology.links]
+    deadline = topology.sources[0].deadline_seconds
+    if deadline != SourceSpec(0).deadline_seconds:
+        lines.append(f"source: {{deadline: {deadline:g} s}}")
     policy = {"offload": topology.policy.offload}
     if topology.policy.exit_point != default.exit_point:
         policy["exit"] = _text(topology.policy.exit_point)

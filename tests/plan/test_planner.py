@@ -17,12 +17,13 @@ from zpipe.boards import Board, Boards, load_boards, parse_boards
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.errors import ConfigError, TopologyError
 from zpipe.plan import draw_plan, explain, make_plan, rate_bound, to_yaml
+from zpipe.plan.layout import loads
 from zpipe.plan.mesh import mesh_choices
 from zpipe.plan.planner import Plan
 from zpipe.plan.problem import make_problem
 from zpipe.service import Measured, Spread
 from zpipe.sim import capacity
-from zpipe.topology import LinkSpec, check
+from zpipe.topology import LinkSpec, SourceSpec, check
 from zpipe.topology.parse import parse
 from zpipe.topology.reader import read_yaml
 
@@ -262,6 +263,44 @@ def test_a_mesh_has_replicas_and_sends_raw_inputs_out() -> None:
     assert plan.rate_hz > 2.9 * make_plan(bundle(), boards(pi())).rate_hz
 
 
+# ---- slow boards -------------------------------------------------------------------------------
+
+
+def test_what_takes_seconds_goes_in_small_batches_with_a_deadline_that_fits() -> None:
+    slow = make_plan(bundle(), boards(pi(device=f"{PI}/60"), pi(device=f"{PI}/60"), links="line"))
+    topology = slow.topology
+    assert 1.0 < slow.rate_hz < 2.5
+    assert [node.max_batch for node in topology.nodes] == [1, 1]
+    assert topology.sources[0].deadline_seconds > 128 / slow.rate_hz
+    assert topology.sources[0].deadline_seconds % 10 == 0
+    assert explain(slow, time_limit=1.0)[5].startswith(f"deadline: {topology.sources[0].deadline_seconds:g} s, as a sample")
+    assert capacity(topology, samples=400) == pytest.approx(slow.rate_hz, rel=0.05)
+    usual = replace(topology, sources=(SourceSpec(0),))
+    assert capacity(usual, samples=400) < 0.8 * slow.rate_hz, "the usual deadline would end most samples while they wait"
+    quick = make_plan(bundle(), boards(pi(), pi(), links="line"))
+    assert quick.topology.sources == (SourceSpec(0),)
+    assert [node.max_batch for node in quick.topology.nodes] == [8, 8]
+    assert len(explain(quick, time_limit=1.0)) == 5
+
+
+def test_a_slow_batch_that_pays_is_kept() -> None:
+    """Eight rows take as long as one."""
+    times = {stage: {1: Spread((2.0,)), 8: Spread((2.0,))} for stage in range(5)}
+    measured = Measured(Path("m.json"), times, process_bytes=50e6, stage_bytes=dict.fromkeys(range(5), 1e6))
+    plan = make_plan(bundle(), Boards("hand", (Board("slow", "m.json", measured),), ()), shape="line")
+    assert plan.topology.nodes[0].max_batch == 8
+
+
+def test_reports_are_as_rare_as_a_slow_shared_medium_makes_them() -> None:
+    def planned(rate: str, **more: str) -> float:
+        links = {"shape": "line", "bandwidth": rate, **more}
+        return make_plan(bundle(), boards(pi(), pi(), links=links)).topology.policy.report_interval_seconds
+
+    assert planned("50 Mbit/s", medium="air") == 0.1
+    assert planned("0.5 Mbit/s", medium="air") == 0.2
+    assert planned("0.5 Mbit/s") == 0.1
+
+
 # ---- accuracy at a rate ------------------------------------------------------------------------
 
 
@@ -345,10 +384,13 @@ def test_a_plan_that_is_too_slow_on_paper_is_not_tried() -> None:
 # ---- writing, explaining, drawing --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("slower", [1, 100])
 @pytest.mark.parametrize("shape", ["line", "mesh"])
-def test_a_written_plan_is_the_same_topology(shape: Any) -> None:
-    links = {"shape": "mesh", "bandwidth": "12.5 Mbit/s", "latency": "0.3 ms", "medium": "air"}
-    known = boards(pi(address="10.0.0.1:5800"), pi(max_batch=4, address="10.0.0.2:5800"), links=links)
+def test_a_written_plan_is_the_same_topology(shape: Any, slower: int) -> None:
+    links = {"shape": "mesh", "bandwidth": f"{12.5 / slower} Mbit/s", "latency": "0.3 ms", "medium": "air"}
+    device = f"{PI}/{slower}"
+    first, second = pi(device=device, address="10.0.0.1:5800"), pi(device=device, max_batch=4, address="10.0.0.2:5800")
+    known = boards(first, second, links=links)
     plan = make_plan(bundle(), known, shape=shape, name="on")
     text = to_yaml(plan.topology, "two\nlines")
     again = parse(read_yaml(text, "on.yaml"), file="on.yaml", path=None)
@@ -423,6 +465,28 @@ def test_many_boards_are_counted_and_questions_without_time_are_not_answered() -
     assert all(len(line) < 300 for line in lines)
     assert "and 8 more" in lines[1] or "and 9 more" in lines[1] or "and 10 more" in lines[1]
     assert lines[3].startswith("device: not known within the time")
+
+
+def test_what_cannot_be_answered_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty boards have thousands of links, and a plan whose time was over has nothing to compare with."""
+    plan = make_plan(bundle(), boards(pi(), pi()), shape="mesh")
+    late = replace(plan, layout=replace(plan.layout, timed_out=True))
+    monkeypatch.setattr("zpipe.plan.explain.mesh_bound", lambda *_, **__: pytest.fail("asked in vain"))
+    assert explain(late, time_limit=5.0)[3].startswith("device: not known within the time")
+
+
+def test_the_work_of_choosing_codecs_grows_as_the_links_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        asked.append(1)
+        return loads(*given)
+
+    monkeypatch.setattr("zpipe.plan.codecs.loads", counted)
+    links = {"shape": "mesh", "bandwidth": "20 Mbit/s"}
+    plan = make_plan(bundle(), boards(*[pi(name=f"a{at}") for at in range(8)], links=links), time_limit=4.0)
+    assert len(plan.topology.links) > 3
+    assert len(asked) <= 4 * len(plan.problem.families) * (len(plan.topology.links) + 1)
 
 
 @pytest.mark.parametrize("goal", ["throughput", "latency"])

@@ -144,10 +144,8 @@ def _deadline(plan: Plan) -> list[str]:
     if deadline == usual:
         return []
     waits = full_seconds(plan.rate_hz, topology.nodes[0], topology.links)
-    return [
-        f"deadline: {deadline:g} s, for a sample that finds every place taken waits about {waits:.0f} s (usual: {usual:g} s); "
-        "where only the newest counts set `when_full: latest`"
-    ]
+    why = f"a sample that finds every place taken takes {waits:.0f} s (usual: {usual:g} s)"
+    return [f"deadline: {deadline:g} s, as {why}; where the newest alone counts, set `when_full: latest`"]
 
 
 def _warning(plan: Plan) -> list[str]:
@@ -224,13 +222,15 @@ def _answers(plan: Plan, changes: list[tuple[str, Problem]], time_limit: float, 
 
 def _gain(plan: Plan, changed: Problem, time_limit: float) -> float | None:
     """By what is proven for each: the best there is, before and after; None where that is not known in time."""
+    if plan.layout.timed_out:
+        return None
     if plan.shape == "mesh" and plan.goal == "throughput":
         after, late = mesh_bound(changed, time_limit=time_limit)
     else:
         layout = solve(changed, plan.goal, plan.shape, time_limit=time_limit)
         after, late = layout.bound, layout.timed_out
     before = plan.layout.bound
-    if late or plan.layout.timed_out:
+    if late:
         return None
     if not 0.0 < before < math.inf or not 0.0 < after < math.inf:
         return 0.0

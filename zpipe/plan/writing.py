@@ -32,6 +32,8 @@ def to_yaml(topology: Topology, comment: str) -> str:
     policy = {"offload": topology.policy.offload}
     if topology.policy.exit_point != default.exit_point:
         policy["exit"] = _text(topology.policy.exit_point)
+    if topology.policy.report_interval_seconds != default.report_interval_seconds:
+        policy["report_interval"] = f"{topology.policy.report_interval_seconds!r} s"
     if topology.policy.offload_input != default.offload_input:
         policy["offload_input"] = "true"
     lines.append(f"policy: {topology.policy.offload if len(policy) == 1 else _mapping(policy)}")

@@ -1,7 +1,8 @@
 """Plans against brute force, against the simulator, and against equal cuts.
 
-    python -m bench.plan                   about 15 minutes; writes bench/results/plan.json
-    python -m bench.plan brute             one part: brute (a minute), simulated (four), sparse (five) or equal (five)
+    python -m bench.plan                   all; writes bench/results/plan.json
+    python -m bench.plan brute             one part: brute (a minute), simulated (four), models (half an hour, and needs the extra
+                                           `train`), sparse (five) or equal (five)
 
 *brute*: random small networks and boards. Lines: every order and every cut is tried; the best must be the plan's. Meshes: every set
 of stages on every board is tried, each with the linear program of `zpipe.plan.bounds` (throughput), every board for every stage
@@ -9,6 +10,8 @@ with the time added up (latency); the plan may be 2 % worse.
 *simulated*: what plans for every bundle predict, and what the simulator gives where samples are always waiting, with a seed that
 no trial used. Exit shares are those of the evaluation set here, which is what the simulator replays; a plan knows those of the
 calibration set.
+*models*: the same for every reference network in four and five stages, with random weights (`zpipe train --random`), whose exits
+each take half of what comes to them; `--bundles DIR` keeps the bundles (3 GB), and takes those that are there.
 *sparse*: random boards with random links between some of them, random memory and operating points: how far what is delivered, on
 paper and simulated, is from what no placement exceeds. Here nodes that decide by what they see fall short; nothing is left out.
 *equal*: boards of three speeds (topologies/devices/mixed.yaml): the plan against slices of equal multiply-adds in the order of the
@@ -31,39 +34,25 @@ from itertools import combinations, pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
+from bench.predictions import BUNDLES, models, simulated, trial
 from zpipe.boards import Board, Boards, load_boards, parse_boards
 from zpipe.bundle import Bundle, load_bundle
-from zpipe.cli.output import libraries_silent
 from zpipe.errors import ConfigError, TopologyError
 from zpipe.model import AUTO_CODEC, ExitHead, OperatingPoint, PointMetrics, StageSpec, TensorSpec
-from zpipe.plan import equal_cuts, exit_reach, make_plan, problem, rate_bound, to_yaml
+from zpipe.plan import equal_cuts, make_plan, problem, rate_bound, to_yaml
 from zpipe.plan.layout import Layout, latency_seconds, loads, rate_hz
-from zpipe.plan.planner import Plan, solve, to_topology
+from zpipe.plan.planner import solve, to_topology
 from zpipe.plan.problem import Problem
 from zpipe.report import machine
-from zpipe.sim import capacity, simulate
+from zpipe.sim import simulate
 from zpipe.topology import LinkSpec, PolicySpec, Topology, check, from_dict
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "plan.json"
-#: What the issue asks of a mesh's plan, and of its prediction.
-MESH_SLACK, PREDICTION_SLACK = 0.02, 0.05
+#: What the issue asks of a mesh's plan.
+MESH_SLACK = 0.02
 #: Sparse meshes, and seconds for each.
 SPARSE_CASES, SPARSE_SECONDS = 24, 10.0
-BUNDLES = ("digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2")
-#: Boards to plan for, beside those of topologies/devices: (name, devices in a row, links).
-PIS = [{"name": "pi", "device": "raspberry-pi-3", "count": 4}]
-MIXED = [{"name": "a", "device": "raspberry-pi-3"}, {"name": "b", "device": "raspberry-pi-4", "count": 2}]
-FLEETS: dict[str, dict[str, Any]] = {
-    "four alike, line": {"devices": PIS, "links": "line"},
-    "mixed, slow line": {"devices": MIXED, "links": {"shape": "line", "bandwidth": "10 Mbit/s", "latency": "2 ms"}},
-    "mixed, memory": {
-        "devices": [{**each, "memory": "125 MB"} for each in MIXED],
-        "links": {"shape": "mesh", "bandwidth": "100 Mbit/s"},
-    },
-    "mixed, mesh": {"devices": MIXED, "links": {"shape": "mesh", "bandwidth": "50 Mbit/s", "latency": "1 ms"}},
-    "mixed, one channel": {"devices": MIXED, "links": {"shape": "mesh", "bandwidth": "20 Mbit/s", "medium": "air"}},
-}
 
 
 # ---- small random cases ------------------------------------------------------------------------
@@ -226,8 +215,7 @@ class _without_headers:  # noqa: N801 - reads as a context manager
 
 def _planned(case: Problem, goal: Any, *, mesh: bool) -> float:
     try:
-        with libraries_silent():
-            layout = solve(case, goal, "mesh" if mesh else "line", time_limit=30.0)
+        layout = solve(case, goal, "mesh" if mesh else "line", time_limit=30.0)
     except ConfigError:
         return math.inf
     return latency_seconds(case, layout, {}) if goal == "latency" else 1.0 / rate_hz(loads(case, layout, {}))
@@ -254,72 +242,6 @@ def brute(cases: int) -> dict[str, Any]:
                 flush=True,
             )
     return {"cases": rows}
-
-
-# ---- the simulator ---------------------------------------------------------------------------------
-
-
-def simulated(count: int) -> dict[str, Any]:
-    rows = []
-    for name in BUNDLES:
-        bundle = load_bundle(name, verify=False)
-        reach = exit_reach(bundle.replay().confidences, bundle.default_point.thresholds)
-        there = at_reach(bundle, reach)
-        for fleet, boards in fleets(bundle).items():
-            for shape in ("line", "mesh"):
-                row = confirm(there, boards, shape, count)
-                if row is not None:
-                    rows.append({"bundle": name, "boards": fleet, "shape": shape, **row})
-                    print(
-                        f"{name:<24} {fleet:<20} {shape}  predicted {row['predicted']:7.1f}  simulated {row['simulated']:7.1f}  "
-                        f"{100 * row['difference']:+5.1f} %  {'holds' if row['holds'] else 'DIFFERS'}",
-                        flush=True,
-                    )
-    return {"predictions": rows}
-
-
-def fleets(bundle: Bundle) -> dict[str, Boards]:
-    """Boards to plan for, by name."""
-
-    def none(file: str) -> Any:
-        raise AssertionError(file)
-
-    made = {name: parse_boards(value, file=name, path=None, measured=none) for name, value in FLEETS.items()}
-    return made | {name: load_boards(name, bundle) for name in ("mixed", "robot")}
-
-
-def at_reach(bundle: Bundle, reach: Sequence[float]) -> Bundle:
-    """The bundle whose default point has these exit shares on calibration: what the simulator will see."""
-    shares = tuple(a - b for a, b in pairwise([*reach, 0.0]))
-    old = bundle.default_point
-    point = replace(old, calibration=replace(old.calibration, exit_shares=shares))
-    points = tuple(point if each == old else each for each in bundle.operating_points)
-    return replace(bundle, default_point=point, operating_points=points)
-
-
-def confirm(bundle: Bundle, boards: Boards, shape: Any, count: int) -> dict[str, Any] | None:
-    """What a plan predicts and the simulator gives, always waiting samples; None where there is no such plan."""
-    try:
-        with libraries_silent():
-            plan = make_plan(bundle, boards, shape=shape, trial=trial)
-    except ConfigError:
-        return None
-    report = simulate(plan.topology, rate_hz=math.inf, admission="fixed", count=count, warm_up=count // 5, seed=2)
-    found = float(report["throughput_hz"])
-    difference = found / plan.rate_hz - 1.0
-    return {
-        "predicted": plan.rate_hz,
-        "bound": plan.layout.bound,
-        "simulated": found,
-        "difference": difference,
-        "holds": abs(difference) <= PREDICTION_SLACK,
-        "hosted": {boards.boards[board].name: list(stages) for board, stages in plan.layout.hosted.items()},
-    }
-
-
-def trial(plan: Plan) -> float:
-    """As `zpipe plan` tries it."""
-    return capacity(plan.topology)
 
 
 # ---- sparse meshes ---------------------------------------------------------------------------------
@@ -354,10 +276,9 @@ def sparse(cases: int, count: int) -> dict[str, Any]:
     for seed in range(cases):
         point, boards = sparse_boards(seed)
         try:
-            with libraries_silent():
-                plan = make_plan(
-                    bundle, boards, point=point, shape="mesh", time_limit=SPARSE_SECONDS, trial=trial, clock=time.monotonic
-                )
+            plan = make_plan(
+                bundle, boards, point=point, shape="mesh", time_limit=SPARSE_SECONDS, trial=trial, clock=time.monotonic
+            )
         except ConfigError as exc:
             print(f"sparse {seed:<3} {exc}", flush=True)
             rows.append({"seed": seed, "error": str(exc)})
@@ -436,9 +357,10 @@ def live_rate(topology: Topology, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "sparse", "equal"])
+    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "models", "sparse", "equal"])
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--count", type=int, default=10_000, help="samples of a simulated run")
+    parser.add_argument("--count", type=int, default=10_000, help="most samples of a simulated run")
+    parser.add_argument("--bundles", type=Path, help="models: where the reference networks are, or are put")
     parser.add_argument("--no-live", action="store_true", help="equal: the simulator alone")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"schema": "zpipe.plan/1"}
@@ -449,12 +371,14 @@ def main() -> None:
             found |= brute(arguments.cases)
         elif part == "simulated":
             found |= simulated(arguments.count)
+        elif part == "models":
+            found |= models(arguments.count, arguments.bundles)
         elif part == "sparse":
             found |= sparse(SPARSE_CASES, arguments.count // 2)
         elif part == "equal":
             found |= equal(arguments.count // 2, live=not arguments.no_live)
         else:
-            parser.error(f"found part {part!r}, expected brute, simulated, sparse or equal")
+            parser.error(f"found part {part!r}, expected brute, simulated, models, sparse or equal")
         found.setdefault("made", {})[part] = {"machine": machine(), "commit": commit, "command": f"python -m bench.plan {part}"}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zpipe.bundle import MANIFEST
-from zpipe.models import RECIPES, make_untrained, untrained
+from zpipe.models import RECIPES, make_untrained
 from zpipe.report.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "references.json"
@@ -31,6 +31,8 @@ SAMPLES = 8
 
 def main() -> None:
     names = sys.argv[1:] or NAMES
+    from zpipe.models import untrained
+
     untrained.EVALUATION = SAMPLES
     rows = []
     for name in names:

@@ -245,6 +245,19 @@ def test_a_fast_link_with_latency_gets_a_window_that_covers_it() -> None:
     assert near.topology.links[0].window == 16
 
 
+def test_windows_cover_the_frames_of_others_on_a_shared_medium() -> None:
+    """A small input waits behind large activations: with windows for its own frames alone the first board idled 7 % of its time."""
+
+    def planned(**more: str) -> Plan:
+        links = {"shape": "line", "bandwidth": "20 Mbit/s", "codec": "none", **more}
+        known = boards(pi(), pi(device="raspberry-pi-4"), pi(device="raspberry-pi-4"), links=links)
+        return make_plan(bundle(), known, shape="line", point="no-exit")
+
+    alone, shared = planned(), planned(medium="air")
+    assert shared.topology.links[0].window > alone.topology.links[0].window
+    assert capacity(shared.topology, samples=1500) == pytest.approx(shared.rate_hz, rel=0.03)
+
+
 def test_a_lone_sample_goes_to_the_fast_board_if_the_way_is_short() -> None:
     def planned(latency: str) -> Plan:
         known = boards(pi(), pi(device=f"{PI}/0.1"), links={"shape": "line", "latency": latency})

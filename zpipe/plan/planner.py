@@ -278,7 +278,7 @@ def to_topology(
         name: of the topology.
     """
     boards, ranks = problem.boards, {board: rank for rank, board in enumerate(layout.hosted)}
-    rate = rate_hz(loads(problem, layout, codecs))
+    rate, rounds = rate_hz(loads(problem, layout, codecs)), _rounds(problem, layout, codecs)
     nodes = []
     for board, rank in ranks.items():
         there = boards.boards[board]
@@ -289,14 +289,14 @@ def to_topology(
         if link.between in layout.links:
             low, high = sorted(ranks[board] for board in link.between)
             codec = codecs.get(link.between, NO_CODEC)
-            window = _window(problem, layout, link, codec, rate)
+            window = _window(problem, layout, link, codec, rate, rounds.get(link.medium, 0.0))
             links.append(replace(link, between=(low, high), codec=codec, window=window))
     source = layout.hosted[boards.source]
     raw_goes_out = any(stage == 0 for _, _, stage in layout.sent) and 0 in source
     policy = PolicySpec(
         offload=CHOOSING if layout.replicated else FIXED,
         exit_point=exit_point,
-        report_interval_seconds=_report_interval(problem, layout, codecs),
+        report_interval_seconds=_report_interval(rounds),
         offload_input="yes" if raw_goes_out else "no",
     )
     links.sort(key=lambda link: link.between)
@@ -316,8 +316,8 @@ def _least_deadline(rate: float, source: NodeSpec, links: Iterable[LinkSpec]) ->
     return min(MOST_DEADLINE, DEADLINE_STEP * math.ceil(needed / DEADLINE_STEP))
 
 
-def _report_interval(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str]) -> float:
-    """The usual one, or longer where links share a medium that their frames occupy for long."""
+def _rounds(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str]) -> dict[str, float]:
+    """{medium: seconds in which each link that shares it sends a batch}."""
     there = problem.within(layout.codecs)
     rounds: dict[str, float] = defaultdict(float)
     for a, b, stage in layout.sent:
@@ -326,18 +326,27 @@ def _report_interval(problem: Problem, layout: Layout, codecs: Mapping[tuple[int
         if link.medium:
             rows = max(there.boards.boards[board].max_batch for board in (a, b))
             rounds[link.medium] += rows * there.link_seconds(link, codecs.get(link.between, ""))[stage]
+    return rounds
+
+
+def _report_interval(rounds: Mapping[str, float]) -> float:
+    """The usual one, or longer where links share a medium that their frames occupy for long."""
     steps = max(rounds.values(), default=0.0) / REPORTS_PER_ROUND / REPORT_STEP
     return min(MOST_REPORT, max(PolicySpec().report_interval_seconds, round(REPORT_STEP * math.ceil(steps), 1)))
 
 
-def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, rate: float) -> int:
-    """Slots with which a link does not wait for Credits at the planned rate: two batches, and what is under way both ways."""
+def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, rate: float, round_seconds: float) -> int:
+    """Slots with which a link does not wait for Credits at the planned rate: two batches, and what is under way both ways.
+
+    On a shared medium a task and its Credit wait for a round of everybody's frames (`_rounds`).
+    """
     most = link.window
     for a, b in (link.between, link.between[::-1]):
         sent = {stage: tasks for (x, y, stage), tasks in layout.sent.items() if (x, y) == (a, b)}
         batch = problem.boards.boards[b].max_batch
         for stage in sent if rate < math.inf else ():
-            way = 2.0 * link.latency_seconds + 2.0 * batch * problem.link_seconds(link, codec)[stage]
+            frames = max(batch * problem.link_seconds(link, codec)[stage], round_seconds)
+            way = 2.0 * link.latency_seconds + 2.0 * frames
             under_way = 2.0 * batch + rate * sum(sent.values()) * way
             most = max(most, min(MOST_WINDOW, WINDOW_STEP * math.ceil(under_way / WINDOW_STEP)))
     return most

@@ -6,6 +6,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,11 +252,12 @@ def test_windows_cover_the_frames_of_others_on_a_shared_medium() -> None:
     def planned(**more: str) -> Plan:
         links = {"shape": "line", "bandwidth": "20 Mbit/s", "codec": "none", **more}
         known = boards(pi(), pi(device="raspberry-pi-4"), pi(device="raspberry-pi-4"), links=links)
-        return make_plan(bundle(), known, shape="line", point="no-exit")
+        return make_plan(bundle(), known, shape="line")
 
     alone, shared = planned(), planned(medium="air")
+    assert hosted(alone) == hosted(shared)
     assert shared.topology.links[0].window > alone.topology.links[0].window
-    assert capacity(shared.topology, samples=1500) == pytest.approx(shared.rate_hz, rel=0.03)
+    assert capacity(shared.topology, samples=1500) == pytest.approx(shared.rate_hz, rel=0.04)
 
 
 def test_a_lone_sample_goes_to_the_fast_board_if_the_way_is_short() -> None:
@@ -484,7 +486,7 @@ def test_what_cannot_be_answered_is_not_computed(monkeypatch: pytest.MonkeyPatch
     """Fifty boards have thousands of links, and a plan whose time was over has nothing to compare with."""
     plan = make_plan(bundle(), boards(pi(), pi()), shape="mesh")
     late = replace(plan, layout=replace(plan.layout, timed_out=True))
-    monkeypatch.setattr("zpipe.plan.explain.mesh_bound", lambda *_, **__: pytest.fail("asked in vain"))
+    monkeypatch.setattr(import_module("zpipe.plan.explain"), "mesh_bound", lambda *_, **__: pytest.fail("asked in vain"))
     assert explain(late, time_limit=5.0)[3].startswith("device: not known within the time")
 
 

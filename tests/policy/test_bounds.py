@@ -84,7 +84,10 @@ class Stress:
         return {table for table, size in self.peaks[3].items() if size > factor * self.peaks[0][table] + few}
 
 
-@pytest.mark.parametrize(("mode", "samples"), [("latest", 20_000), ("block", 6_000), ("deadline", 6_000)])
+@pytest.mark.parametrize(
+    ("mode", "samples"),
+    [("latest", 6_000), ("block", 6_000), ("deadline", 6_000), pytest.param("latest", 20_000, marks=pytest.mark.slow)],
+)
 def test_no_table_grows_with_run_time_or_beyond_its_limit(mode: str, samples: int) -> None:
     """Losses, cuts, restarts, poison, cancels and expiries, at twice the load the mesh can take."""
     stress = Stress(replace(MESH, when_full=mode), samples)

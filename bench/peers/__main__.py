@@ -9,50 +9,59 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.peers import rounds
 from bench.peers.contender import CONTENDERS
+from bench.peers.plot import write_plot
 from bench.peers.rounds import MODES
 from bench.peers.table import print_rows
 from bench.peers.work import WORKLOADS
 from zpipe.report import machine
+from zpipe.report.machine import version
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "peers.json"
-#: Modes that say nothing of a workload are left out: what a large batch of megabytes does is known from one of them.
+#: Stages that only write what they send are there for the bytes a second, which one mode says.
 SKIPPED = {("wire-1m", "batch-8"), ("wire-1m", "latency")}
+
+PACKAGES = ("torch", "ray", "dora-rs", "grpcio")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
     started = time.monotonic()
-    for workload in options.workload:
-        for mode in options.mode:
-            if (workload, mode) in SKIPPED and len(options.mode) > 1:
-                continue
-            found = rounds.measure(
-                WORKLOADS[workload],
-                MODES[mode],
-                options.only,
-                rounds=options.rounds,
-                seconds=options.seconds,
-                note=_note(f"{workload}, {mode}: "),
-            )
-            _note("")("")
-            print_rows(found, workload, mode)
-            rows += found
-    if options.json is not None:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-        about = {
-            "schema": "zpipe.peers/1",
-            "commit": commit.stdout.strip(),
-            "machine": machine(),
-            "seconds": round(time.monotonic() - started),
-            "rounds": options.rounds,
-            "round_seconds": options.seconds,
-        }
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    for workload, mode in _wanted(options):
+        note = _note(f"{workload}, {mode}: ")
+        found = rounds.measure(
+            WORKLOADS[workload], MODES[mode], options.only, rounds=options.rounds, seconds=options.seconds, note=note
+        )
+        note("")
+        print_rows(found, workload, mode)
+        rows += found
+        if options.json is not None:  # after each: whoever ends it early keeps what there is
+            _write(options, rows, seconds=round(time.monotonic() - started))
+
+
+def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
+    pairs = [(workload, mode) for workload in options.workload for mode in options.mode]
+    return [pair for pair in pairs if pair not in SKIPPED]
+
+
+def _write(options: argparse.Namespace, rows: list[dict[str, Any]], *, seconds: int) -> None:
+    """The figures, and the plot beside them."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    about = {
+        "schema": "zpipe.peers/1",
+        "commit": commit.stdout.strip(),
+        "machine": {**machine(), "peers": {package: version(package) for package in PACKAGES}},
+        "seconds": seconds,
+        "rounds": options.rounds,
+        "round_seconds": options.seconds,
+    }
+    options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_plot(rows, options.json.with_suffix(".svg"))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,8 +72,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=None, help="of each round")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 1 second")
-    parser.add_argument("--json", type=Path, default=None, help=f"write figures here; {RESULTS.name} if everything is measured")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here, and a plot beside them")
     options = parser.parse_args(arguments)
+    everything = (options.only, options.workload, options.mode) == (list(CONTENDERS), list(WORKLOADS), list(MODES))
+    if everything and not options.quick:
+        options.json = options.json or RESULTS
     options.rounds = options.rounds or (3 if options.quick else 9)
     options.seconds = options.seconds or (1.0 if options.quick else 1.5)
     return options

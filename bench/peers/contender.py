@@ -17,7 +17,16 @@ CONTENDERS = {
     "z": ("zpipe_line", "zpipe"),
     "a": ("zmq_blocking", "pyzmq, blocking"),
     "a'": ("zmq_asyncio", "pyzmq, asyncio + thread"),
+    "b": ("ray_actors", "Ray actors"),
+    "b'": ("ray_graph", "Ray compiled graph"),
+    "c": ("torch_gloo", "torch.distributed, gloo"),
+    "d": ("dora_flow", "dora-rs"),
+    "e": ("grpc_stream", "gRPC streams"),
+    "f": ("whole", "un-split, one process"),
 }
+
+#: Stopped while others have their turn: these are busy with nothing to do.
+RESTLESS = ("b", "b'")
 
 STOP_SECONDS = 5.0
 #: Told its address, a node hears {rank: address} of all.
@@ -41,6 +50,10 @@ class Contender(Protocol):
 
     async def close(self) -> None:
         """Ends everything it has started."""
+
+
+class Unavailable(Exception):
+    """A contender cannot run here; says why."""
 
 
 def make(key: str) -> Contender:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.peers.contender import RESTLESS
 from bench.peers.meter import Meter
 from bench.peers.running import Fell, Running
 from bench.peers.work import RANKS, WINDOW, Job, Workload, prepare
@@ -85,6 +86,7 @@ def _started(
             try:
                 running[key] = Running(key, job)
                 running[key].run(warm_seconds=FIRST_WARM_SECONDS, seconds=WARM_SECONDS)
+                _rest(running[key])
             except Fell as exc:
                 fell[key] = str(exc)
         yield {key: contender for key, contender in running.items() if key not in fell}
@@ -105,7 +107,9 @@ def _rounds(
         for key in order:
             note(f"round {number + 1} of {rounds}: {key}")
             try:
+                running[key].resume()
                 result = running[key].run(warm_seconds=WARM_SECONDS, seconds=seconds)
+                _rest(running[key])
             except Fell as exc:
                 fell[key] = str(exc)
                 continue
@@ -114,6 +118,11 @@ def _rounds(
             found[key].append(_figures(result))
             time.sleep(PAUSE_SECONDS)
     return found
+
+
+def _rest(contender: Running) -> None:
+    if contender.key in RESTLESS:
+        contender.pause()
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:

@@ -18,10 +18,6 @@ from bench.peers.work import Job, read_job
 from zpipe.runtime import loops
 
 
-class Unavailable(Exception):
-    """A contender cannot run here; says why."""
-
-
 async def obey(key: str, job: Job, said: Any) -> None:
     """Until nothing more is asked."""
 
@@ -31,7 +27,7 @@ async def obey(key: str, job: Job, said: Any) -> None:
     try:
         line = contender.make(key)
         await line.open(job)
-    except (ImportError, Unavailable) as exc:
+    except (ImportError, contender.Unavailable) as exc:
         say(unavailable=str(exc))
         return
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,10 @@ class Job:
         """Under way at most."""
         return max(1, self.window // self.batch)
 
+    def with_hosted(self, hosted: tuple[tuple[int, ...], ...]) -> Job:
+        """The same with the stages at other ranks."""
+        return replace(self, hosted=hosted)
+
     def write(self) -> Path:
         path = Path(self.folder) / "job.json"
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -144,7 +148,8 @@ class Stages:
     Attributes:
         shape, dtype: of one message's batch as `run` takes it.
         nbytes: of that.
-        out_shape, out_dtype: of what it gives: the next rank's batch, or answers `[2, batch] float32`, labels then confidences.
+        out_shape, out_dtype, out_bytes: of what it gives: the next rank's batch, or answers `[2, batch] float32`, labels and
+            confidences.
     """
 
     def __init__(self, job: Job, rank: int) -> None:
@@ -163,6 +168,7 @@ class Stages:
         self.nbytes = job.batch * specs[0].input.bytes
         last = specs[-1].output
         self.out_shape = (2, job.batch) if last is None else (job.batch, *last.shape)
+        self.out_bytes = 8 * job.batch if last is None else job.batch * last.bytes
         self.out_dtype = np.dtype(np.float32 if last is None else last.dtype)
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
 from collections import deque
@@ -22,7 +23,8 @@ from bench.peers.work import WORKLOADS, Job, Stages, Workload, prepare
 
 #: Light enough for a test, and any two stages differ in what they take and give.
 TINY = Workload("tiny", 8192, 1e-6)
-LIGHT = ("z", "a", "a'")
+LIGHT = ("z", "a", "a'", "f")
+HAS_ONNX = importlib.util.find_spec("onnx") is not None
 
 
 @pytest.mark.parametrize(
@@ -34,8 +36,12 @@ def test_contenders_answer_what_the_whole_network_does(workload: Workload, mode:
     rows = rounds.measure(workload, mode, LIGHT, rounds=1, seconds=0.05, note=lambda line: None)
     assert [row["contender"] for row in rows] == list(LIGHT)
     for row in rows:
+        whole = row["contender"] == "f"
+        if whole and not (workload.synthetic or HAS_ONNX):  # joining the stages into one network takes it
+            assert row["fell"] == "No module named 'onnx'"
+            continue
         assert "fell" not in row, row
-        assert row["processes"]["median"] == 4
+        assert row["processes"]["median"] == (1 if whole else 4)
         assert row["hz"]["median"] > 0
 
 

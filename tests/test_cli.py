@@ -464,11 +464,12 @@ def test_bench_of_boards_too_fast_to_be_emulated(refused: Refused) -> None:
 
 @pytest.fixture
 def long_run(tmp_path: Path) -> Iterator[tuple[Running, list[psutil.Process]]]:
-    """A bench in the middle of its run, and its three child processes."""
-    with Running("bench", "--bundle", HALF, "--duration", "300", "--warm-up", "20") as running:
+    """A bench in the middle of its run, and its two child processes."""
+    file = write(tmp_path / "line3.yaml", [[0], [1, 2], [3, 4]])
+    with Running("bench", "--topology", file, "--duration", "300", "--warm-up", "20") as running:
         running.line("classifying")
         children = running.children()
-        assert len(children) == 3
+        assert len(children) == 2
         yield running, children
         assert all_gone(children)
 
@@ -486,7 +487,7 @@ def test_killed_node_ends_a_run_with_one_line(long_run: tuple[Running, list[psut
     children[1].kill()
     assert running.ended() == 1
     assert running.out == []
-    assert re.fullmatch(r"node [123] ended by itself \(exit code -9\)", only_line("\n".join(running.failed())))
+    assert re.fullmatch(r"node [12] ended by itself \(exit code -9\)", only_line("\n".join(running.failed())))
 
 
 # ---- nodes by hand -----------------------------------------------------------------------------

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import FEW, PATIENCE_SECONDS, Running, completed, free_ports, line2, only_line, write
+from tests.test_cli import FEW, PATIENCE_SECONDS, Refused, Running, completed, free_ports, line2, only_line, refused, write
+from zpipe import cli
+
+__all__ = ["refused"]  # a fixture
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +141,16 @@ def read_or_end(descriptor: int) -> bytes:
 
 
 @pytest.mark.parametrize("arguments", [("--once",), ("--json",), ()])
-def test_where_nobody_answers_that_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_where_nobody_answers_that_is_one_line(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write(tmp_path / "boards.yaml", [[0], [1, 2, 3, 4]], ports=free_ports(2))
-    top = completed("top", "--topology", file, *arguments)
-    assert (top.process.returncode, top.out) == (1, [])
-    line = only_line("\n".join(top.err))
+    monkeypatch.setattr(sys, "argv", ["zpipe", "top", "--topology", str(file), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (1, "")
+    line = only_line(said.err)
     assert line.startswith(f"{file}: found no node that answers (rank 0 at 127.0.0.1:")
     assert "connection refused" in line
     assert line.endswith(f"`zpipe bench --topology {file}`, or start its nodes with `zpipe node`")
@@ -156,10 +164,8 @@ def test_where_nobody_answers_that_is_one_line(arguments: tuple[str, ...], tmp_p
         (("--every", "nan"), "--every"),
     ],
 )
-def test_bad_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], said: str) -> None:
-    top = completed("top", *arguments)
-    assert (top.process.returncode, top.out) == (2, [])
-    assert said in only_line("\n".join(top.err))
+def test_bad_usage_is_one_line_and_exit_code_2(refused: Refused, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused("top", *arguments)
 
 
 def test_a_board_looks_with_its_own_key_and_without_one_it_is_told_which(tmp_path: Path) -> None:

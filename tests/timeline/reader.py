@@ -112,7 +112,12 @@ def _pair(events: list[Any], timeline: Timeline) -> None:
 
 
 def _follow(events: list[Any], timeline: Timeline) -> None:
-    at = {(e["pid"], e["tid"], e["ts"]): e["name"] for e in events if e["ph"] == "X"}
+    at: dict[Any, str] = {}
+    for event in events:
+        if event["ph"] == "X":
+            place = (event["pid"], event["tid"], event["ts"])
+            assert place not in at, "an arrow at a time at which two slices begin leads to the wrong one"
+            at[place] = event["name"]
     chains: dict[int, list[Any]] = {}
     for event in events:
         if event["ph"] in "stf":

@@ -125,7 +125,7 @@ def test_perfettos_trace_processor_counts_the_same(ran: Run) -> None:
 
 
 def test_a_node_that_comes_back_has_two_lives_on_one_track(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: F811
-    async def main() -> None:
+    async def main() -> int:
         async with live(topology([[0], [1, 2], [3, 4]])) as mesh:
             for number in range(60):
                 mesh.submit(number)
@@ -134,15 +134,18 @@ def test_a_node_that_comes_back_has_two_lives_on_one_track(traces: Path, tmp_pat
             for number in range(60, 90):
                 mesh.submit(number)
             await mesh.until(90)
+            source = mesh.drivers[0].policy.source
+            assert source is not None
+            return source.counts.resubmitted
 
-    run(main)
+    resubmitted = run(main)
     out = tmp_path_factory.mktemp("out") / "timeline.json"
     merged = merge(sorted(traces.iterdir()), out)
     timeline = read(out)
     assert [life.rank for life in merged.lives] == [0, 1, 1, 2]
     assert [life.differs_at for life in merged.lives] == [None] * 4
     assert merged.counts["result"] == 90
-    assert merged.counts["resubmitted"] == len(timeline.instants["submitted again"]) > 0
+    assert merged.counts["resubmitted"] == len(timeline.instants["submitted again"]) == resubmitted > 0
     assert len(timeline.processes) == 3
     (began,) = {event["pid"] for event in timeline.instants["trace begins"] if event["args"]["file"].startswith("node-1")}
     assert began == 1

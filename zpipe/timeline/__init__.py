@@ -7,7 +7,7 @@ again, how long its queues were, what credit it had and how its source let sampl
     sample: result          a slice per sample from the one to the other; likewise `rejected`, `expired`, `failed`
     stages                  a slice per batch, from when the executor turned to it
     no credit of node N     a slice while a task waited for that alone
-    input, output queue     a slice per task that waits there
+    waiting to run, waiting to be sent     a slice per task that does
     to node N               a slice per frame on its way, from one node's clock to the other's
     notes                   an instant for what is rare: neighbours up and lost, failures, samples submitted again, the end
     counters                queue, credit to node N, samples, admission rate or window, operating point, outcomes

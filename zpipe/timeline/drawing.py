@@ -21,6 +21,7 @@ SAMPLES, STAGES, LINKS, NOTES = 1, 2, 100, 99
 GRAIN = 0.001
 #: So many samples of a batch or a frame are named.
 NAMED = 16
+_WAITING = {"run": "waiting to run", "sent": "waiting to be sent"}
 #: Where in its sample's chain a station stands: before every stage, and behind it.
 _SUBMITTED, _ENDED = -1, math.inf
 
@@ -112,7 +113,7 @@ class Drawing:
         for wait in life.waits:
             if wait.ended_at > wait.began_at and self._is_drawn(wait.row):
                 says = {"sample": _name_of(wait.row), "stage": wait.stage}
-                yield from self._pair(life.rank, f"{wait.queue} queue", micros(wait.began_at), micros(wait.ended_at), says)
+                yield from self._pair(life.rank, _WAITING[wait.until], micros(wait.began_at), micros(wait.ended_at), says)
 
     def _frames(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
         for frame in life.frames:
@@ -129,7 +130,11 @@ class Drawing:
                 )
 
     def _unseen(self, frame: Frame) -> str:
-        return "it was lost, or refused" if frame.peer in self._ranks else f"no trace of node {frame.peer} was given"
+        return (
+            "it was lost, or refused, or came after the end of that trace"
+            if frame.peer in self._ranks
+            else f"no trace of node {frame.peer} was given"
+        )
 
     def _stalls(self, life: Life, micros: Callable[[float], float]) -> Iterator[Event]:
         for peer, began_at, ended_at in life.stalls:

@@ -68,11 +68,11 @@ class Ran:
 
 @dataclass(slots=True)
 class Waited:
-    """A task in the input or the output queue."""
+    """A task in a queue, until it ran here or was sent; one that was to be sent and is taken back (rule A3) waited to run."""
 
     began_at: float
     ended_at: float
-    queue: Literal["input", "output"]
+    until: Literal["run", "sent"]
     stage: int
     row: Attempt
 
@@ -305,14 +305,14 @@ class _LifeReader:
         match command:
             case RunStage():
                 self._running[command.run] = (now, command, self._attempts(command.tasks, now))
-                life.waits.extend(_waits(command.tasks, "input", now))
+                life.waits.extend(_waits(command.tasks, "run", now))
             case Forward():
                 first = command.tasks[0].number
                 rows = self._attempts(command.tasks, now)
                 frame = Frame(now, command.peer, command.epoch, first, command.stage, rows)
                 life.frames.append(frame)
                 self._unsized[command.peer, command.epoch, first] = frame
-                life.waits.extend(_waits(command.tasks, "output", now))
+                life.waits.extend(_waits(command.tasks, "sent", now))
                 self._say(command.peer, ("task", command.epoch, first), now)
             case Resolve():
                 self._resolved(command, now)
@@ -365,8 +365,8 @@ class _LifeReader:
         self.life.notes.append(Note(now, name, says))
 
 
-def _waits(tasks: Sequence[Task], queue: Literal["input", "output"], now: float) -> list[Waited]:
-    return [Waited(task.since, now, queue, task.stage, (task.key, task.attempt)) for task in tasks]
+def _waits(tasks: Sequence[Task], until: Literal["run", "sent"], now: float) -> list[Waited]:
+    return [Waited(task.since, now, until, task.stage, (task.key, task.attempt)) for task in tasks]
 
 
 def _words(message: Command | Event) -> Words:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-from zpipe.bundle import Bundle, load_bundle
+from zpipe.bundle import Bundle, Evaluation, load_bundle
 from zpipe.calibrate.metrics import Answers, answers_of, bootstrap, max_probability
 from zpipe.calibrate.points import exit_of, measure_point, right_at
 from zpipe.calibrate.table import TARGETS, Split, accuracy_table
@@ -34,6 +35,11 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", params=[FULL, HALF, LARGE])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     return load_bundle(ENGINES / request.param)
+
+
+@pytest.fixture(scope="module")
+def sessions(bundle: Bundle) -> list[onnxruntime.InferenceSession]:
+    return sessions_of(bundle)
 
 
 def manifest_of(bundle: Bundle) -> dict[str, Any]:
@@ -66,14 +72,20 @@ def run_chain(bundle: Bundle, images: npt.NDArray[np.uint8], *, batch: int) -> n
 
 
 def answers_in(bundle: Bundle, codec: str = "none") -> Answers:
-    replay, evaluation = bundle.replay(codec), bundle.evaluation()
+    replay = bundle.replay(codec)
     labels = replay.labels.astype(np.int64)
-    return Answers(labels, replay.confidences, labels == evaluation.labels[:, None])
+    return Answers(labels, replay.confidences, labels == evaluation_at(bundle.path).labels[:, None])
+
+
+@cache
+def evaluation_at(path: Path) -> Evaluation:
+    """Read once: the pictures of 96 pixels take a while."""
+    return load_bundle(path, verify=False).evaluation()
 
 
 def assert_replayed(bundle: Bundle, samples: slice, *, batch: int) -> None:
     replay = bundle.replay()
-    logits = run_chain(bundle, bundle.evaluation().images[samples], batch=batch)
+    logits = run_chain(bundle, evaluation_at(bundle.path).images[samples], batch=batch)
     two_best = np.sort(logits, -1)[..., -2:]
     clear = two_best[..., 1] - two_best[..., 0] > 10 * TOLERANCE
     assert (logits.argmax(-1) == replay.labels[samples])[clear].all()
@@ -157,7 +169,7 @@ def test_chained_stages_reproduce_the_whole_replay(bundle: Bundle) -> None:
 
 
 def test_calibration_and_executors_share_one_gate_to_the_last_bit(bundle: Bundle) -> None:
-    logits = run_chain(bundle, bundle.evaluation().images[:50], batch=50)
+    logits = run_chain(bundle, evaluation_at(bundle.path).images[:50], batch=50)
     for stage in bundle.stages:
         assert stage.exit_head is not None
         thresholds = tuple(np.linspace(0.5, 1.0, 50).tolist())
@@ -175,7 +187,7 @@ def test_calibration_and_executors_share_one_gate_to_the_last_bit(bundle: Bundle
 
 def activations_of(bundle: Bundle, samples: int) -> list[npt.NDArray[np.float32]]:
     """What crosses each cut, without any codec."""
-    x: Any = bundle.evaluation().images[:samples]
+    x: Any = evaluation_at(bundle.path).images[:samples]
     activations = []
     for session in sessions_of(bundle)[:-1]:
         x = session.run(["activation"], {"input": x})[0]
@@ -194,7 +206,7 @@ def test_accuracy_under_a_codec_follows_from_its_replay(bundle: Bundle, codec: s
     thresholds = bundle.default_point.thresholds
     right = right_at(answers_in(bundle, codec), thresholds).astype(float)
     assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
-    lost = bootstrap(right_at(answers_in(bundle), thresholds) - right, bundle.evaluation().digit)
+    lost = bootstrap(right_at(answers_in(bundle), thresholds) - right, evaluation_at(bundle.path).digit)
     assert [row["lost"], *row["lost_interval"]] == pytest.approx([lost.value, lost.low, lost.high], abs=1e-12)
 
 
@@ -226,11 +238,13 @@ def test_packing_brings_the_same_activations(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("codec", [name for name in CODECS if name != "none"])
-def test_chain_through_a_codec_reproduces_its_replay(bundle: Bundle, codec: str) -> None:
+def test_chain_through_a_codec_reproduces_its_replay(
+    bundle: Bundle, sessions: list[onnxruntime.InferenceSession], codec: str
+) -> None:
     """Up to a step of the quantiser here and there: another CPU's last bits may fall on the other side of one."""
-    sessions, codecs, samples = sessions_of(bundle), make_codecs(bundle, [codec]), 60
+    codecs, samples = make_codecs(bundle, [codec]), 60
     replay = bundle.replay(codec)
-    x: Any = bundle.evaluation().images[:samples]
+    x: Any = evaluation_at(bundle.path).images[:samples]
     for stage, session in enumerate(sessions):
         *activation, logits = session.run(None, {"input": x})
         head = bundle.stages[stage].exit_head
@@ -280,7 +294,7 @@ def test_test_column_follows_from_the_replay_exactly(bundle: Bundle) -> None:
 
 
 def test_accuracy_tables_follow_from_the_replay(bundle: Bundle) -> None:
-    answers, severity = answers_in(bundle), bundle.evaluation().severity
+    answers, severity = answers_in(bundle), evaluation_at(bundle.path).severity
     table = manifest_of(bundle)["test"]
     assert [row["accuracy"]["value"] for row in table["exits"]] == pytest.approx(answers.right.mean(0).tolist())
     for row in table["severities"]:
@@ -290,21 +304,21 @@ def test_accuracy_tables_follow_from_the_replay(bundle: Bundle) -> None:
 def test_accuracy_table_follows_from_calibration_file_and_replay(bundle: Bundle) -> None:
     calibration, temperatures = bundle.calibration(), temperatures_of(bundle)
     fitted = answers_of(calibration.logits, temperatures, calibration.labels)
-    macs = [stage.macs for stage in bundle.stages]
+    macs, tested = [stage.macs for stage in bundle.stages], answers_in(bundle)
     assert len(bundle.accuracy_table) >= 10
     for row in bundle.accuracy_table:
         assert row.target <= row.calibration.accuracy
         assert_same(measure_point(fitted, row.thresholds, macs), row.calibration)
         assert row.test is not None
         assert row.test_interval is not None
-        assert_same(measure_point(answers_in(bundle), row.thresholds, macs), row.test)
+        assert_same(measure_point(tested, row.thresholds, macs), row.test)
         assert row.test_interval[0] < row.test.accuracy < row.test_interval[1]
     assert bundle.accuracy_table[-1].calibration.accuracy > bundle.default_point.calibration.accuracy - 0.005
 
 
 def test_accuracy_table_is_what_the_tool_makes_of_them_now(bundle: Bundle) -> None:
     """Targets, the thresholds chosen for them, and what they give: as `zpipe calibrate --write` would write them again."""
-    calibration, evaluation = bundle.calibration(), bundle.evaluation()
+    calibration, evaluation = bundle.calibration(), evaluation_at(bundle.path)
     fitted = Split(answers_of(calibration.logits, temperatures_of(bundle), calibration.labels), calibration.digit)
     macs = [stage.macs for stage in bundle.stages]
     table = accuracy_table(
@@ -338,7 +352,7 @@ def test_temperatures_are_fitted_to_the_calibration_file(bundle: Bundle) -> None
     calibration = bundle.calibration()
     assert len(calibration) == 3000
     assert len(np.unique(calibration.digit)) == 200
-    assert not set(calibration.digit.tolist()) & set(bundle.evaluation().digit.tolist())
+    assert not set(calibration.digit.tolist()) & set(evaluation_at(bundle.path).digit.tolist())
     assert fit_variant("per-exit", calibration.logits, calibration.labels) == pytest.approx(temperatures_of(bundle), rel=1e-3)
 
 

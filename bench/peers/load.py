@@ -46,6 +46,7 @@ class Load:
         self._sent: list[float] = []  #: when, by message
         self._started = self._began = self._ended = 0.0  #: the first message; the measured time
         self._begin: StageTime | None = None
+        self._before = 0  #: messages that had come when the measured time began
         self._end = StageTime()
         self.in_flight = 0
         self.over = False
@@ -66,8 +67,9 @@ class Load:
         if not number:
             self._started = now
         if self._begin is None and now >= self._started + self._warm_seconds:
-            self._began, self._begin = now, self._meter.total()
-        if self._begin is not None and now >= self._began + self._seconds:
+            self._began, self._begin, self._before = now, self._meter.total(), len(self._came)
+        # However busy the machine: a run measures one message at least.
+        if self._begin is not None and now >= self._began + self._seconds and len(self._came) > self._before:
             if not self.over:
                 self.over, self._ended, self._end = True, now, self._meter.total()
             return None

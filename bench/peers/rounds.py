@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import tempfile
@@ -162,4 +163,5 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def ratio(mine: Sequence[dict[str, float]], others: Sequence[dict[str, float]], figure: str) -> dict[str, float]:
     """Mine over the other's, round by round: what disturbs the machine for longer than a round disturbs both."""
-    return spread([a[figure] / b[figure] for a, b in zip(mine, others, strict=False) if b[figure]])
+    # A round of a few milliseconds, as in a test, may have used no tick of CPU.
+    return spread([a[figure] / b[figure] if b[figure] else math.nan for a, b in zip(mine, others, strict=True)])

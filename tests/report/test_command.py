@@ -42,7 +42,7 @@ def test_page_is_written_beside_the_json(bench: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == line()
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "zpipe bench --html a.html --json a.json" in page
-    assert "All 450 samples were answered" in page.replace(f"{line()['counts']['submitted']:,}", "450")
+    assert f"All {line()['counts']['submitted']:,} samples were answered" in page
 
 
 def test_page_of_a_broken_promise_is_written_before_it_ends_with_1(bench: Any, tmp_path: Path) -> None:

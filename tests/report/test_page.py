@@ -201,6 +201,25 @@ def test_late_answers_and_outcomes_of_strangers_are_told() -> None:
     assert "10 answers came after their deadline." in page
 
 
+def test_how_every_sample_ended_is_told() -> None:
+    report = overloaded()
+    counts = report["counts"] | {"resubmitted": 12, "second_results": 5}
+    page = render_page([{**report, "counts": counts}])
+    ends = ", ".join(
+        f"{counts[kind]:,} {kind}" for kind in ("result", "rejected", "expired", "failed", "lost", "duplicate", "hung")
+    )
+    assert f"{counts['submitted']:,} samples in {report['seconds']:.1f} s: {ends}; sent again 12 times, 5 second answers" in page
+
+
+def test_thousands_of_faults_are_cut_and_said_so() -> None:
+    report = line()
+    report["chaos"]["timeline"] *= 1000
+    page = render_page([report])
+    assert len(page) < 150_000
+    assert "2,940 more faults: `--json FILE` writes them all." in page
+    assert len(as_json(page)[0]["chaos"]["timeline"]) == 60
+
+
 def test_run_without_samples_says_so() -> None:
     page = render_page([empty()])
     assert verdicts(page) == ["warn"]
@@ -212,7 +231,7 @@ def test_node_that_was_silent_at_the_end_is_drawn_and_named() -> None:
     del report["nodes"][2]
     page = render_page([report])
     assert "node 2: silent at the end" in page
-    assert "Silent at the end, so without figures: nodes 2." in page
+    assert "Silent at the end, so without figures: node 2." in page
 
 
 # ---- large and several -------------------------------------------------------------------------

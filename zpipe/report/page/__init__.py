@@ -48,8 +48,7 @@ def render_page(runs: Sequence[Row], *, command: str = "", made_at: str = "") ->
 
 def _one(report: Row) -> str:
     found = sections(report)
-    lasted = f"{report['counts']['submitted']:,} samples in {report['seconds']:.1f} s"
-    top = verdict(report) + warnings(report) + tiles(report) + paragraph(lasted, "soft")
+    top = verdict(report) + warnings(report) + tiles(report)
     return "\n".join([top, _links([(name, title) for name, title, _ in found]), *[content for _, _, content in found]])
 
 

@@ -54,7 +54,9 @@ def topology(report: Row) -> str:
 
 
 def legend(report: Row) -> str:
-    """What colours and widths mean in this report's drawing."""
+    """What colours and widths mean in this report's drawing; "" where nothing is drawn."""
+    if not 0 < len(all_ranks(report)) <= MOST_DOTS:
+        return ""
     said = {"calm": "less than half busy", "busy": "busy", "full": "always busy"}
     many = len(all_ranks(report)) > MOST_BOXES
     said |= {"idle": "no task"} if many else {}

@@ -120,6 +120,8 @@ def _at(x: float, y: float) -> str:
 def exits(runs: Sequence[Row]) -> str:
     """Where answers left: of one run at each severity, too; of several each as a whole."""
     first = runs[0]
+    if not any(run["counts"]["result"] for run in runs):
+        return figure("Exits: no answers, so nothing to draw", "")
     rows = [("all" if len(runs) == 1 else short_name(run, first), [row["share"] for row in run["exits"]]) for run in runs]
     if len(runs) == 1 and len(first["severities"]) > 1:
         rows += [(f"severity {row['severity']}", row["exit_shares"]) for row in first["severities"]]

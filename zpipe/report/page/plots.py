@@ -181,8 +181,8 @@ class _Scale:
             low = max(low, 1e-3)
             high = max(high, 1.25 * low)
             return cls(low, high, start, end, tuple(_factors(low, high)), True)
-        if high <= low:
-            high = low + (abs(low) or 1.0)
+        if high - low <= 1e-9 * max(1.0, abs(high)):  # no spread that could be told
+            high = low + max(1.0, abs(low))
         step = _step((high - low) / max(2, room // (48 if end > start else 30)))
         if axis.low is None:
             low = step * math.floor(low / step + 1e-9)
@@ -203,7 +203,8 @@ class _Scale:
             return [(self(value), f"{value:g}") for value in self.marks]
         step = self.marks[1] - self.marks[0] if len(self.marks) > 1 else self.high - self.low
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        return [(self(value), f"{value:,.{digits}f}") for value in self.marks]
+        form = f",.{digits}f" if digits <= 4 and self.high < 1e6 else ".4g"
+        return [(self(value), format(value, form)) for value in self.marks]
 
 
 def _step(least: float) -> float:

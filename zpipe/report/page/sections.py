@@ -57,8 +57,8 @@ def tiles(report: Row) -> str:
     shown = (
         ("answers per second", number(report["throughput_hz"]), "/s", late),
         ("accuracy", "–" if report["accuracy"] is None else f"{100 * report['accuracy']:.1f}", "%", ""),
-        ("latency, median", number(ms["p50"]), "ms", f"mean {number(ms['mean'])} ms"),
-        ("latency, 95 %", number(ms["p95"]), "ms", f"99 %: {number(ms['p99'])} ms"),
+        ("latency, median", number(ms["p50"]), "ms", "" if ms["mean"] is None else f"mean {number(ms['mean'])} ms"),
+        ("latency, 95 %", number(ms["p95"]), "ms", "" if ms["p99"] is None else f"99 %: {number(ms['p99'])} ms"),
         ("multiply-adds", "–" if shared is None else f"{100 * shared:.1f}", "%", "of the whole network"),
         ("over links, per answer", number(None if sent is None else sent / 1e3), "kB", ""),
     )
@@ -67,7 +67,15 @@ def tiles(report: Row) -> str:
         f"<span>{escape(note)}</span></dd></div>"
         for name, value, unit, note in shown
     ]
-    return f'<dl class="tiles">{"".join(cells)}</dl>'
+    return f'<dl class="tiles">{"".join(cells)}</dl>{paragraph(_outcomes(report), "soft")}'
+
+
+def _outcomes(report: Row) -> str:
+    """How every sample ended."""
+    counts = report["counts"]
+    ends = ", ".join(f"{counts[kind]:,} {kind}" for kind in (*KINDS[1:], "lost", "duplicate", "hung"))
+    again = f"sent again {counts['resubmitted']:,} times, {counts['second_results']:,} second answers dropped"
+    return f"{counts['submitted']:,} samples in {report['seconds']:.1f} s: {ends}; {again}."
 
 
 def warnings(report: Row) -> str:
@@ -226,7 +234,11 @@ def _nodes(report: Row) -> str:
     ]
     known = {row["rank"] for row in report["nodes"]}
     silent = [rank for rank in all_ranks(report) if rank not in known]
-    said = paragraph(f"Silent at the end, so without figures: nodes {ranges(silent)}.", "note") if silent else ""
+    said = (
+        paragraph(f"Silent at the end, so without figures: node{'s' if len(silent) > 1 else ''} {ranges(silent)}.", "note")
+        if silent
+        else ""
+    )
     spread = _spread(report["nodes"]) if len(busiest) > MOST_ROWS else ""
     return said + spread + table(header, rows) + _more(len(busiest), "nodes, less busy")
 
@@ -309,6 +321,9 @@ def as_json(report: Row, *, title: str) -> str:
         if len(report[name]) > MOST_ROWS:
             cut[name] = len(report[name]) - MOST_ROWS
     shown = {name: value[:MOST_ROWS] if name in cut else value for name, value in report.items()}
+    if len(report.get("chaos", {}).get("timeline", ())) > MOST_ROWS:
+        cut["faults"] = len(report["chaos"]["timeline"]) - MOST_ROWS
+        shown["chaos"] = report["chaos"] | {"timeline": report["chaos"]["timeline"][:MOST_ROWS]}
     lines = [f"{json.dumps(name)}: {_lines(value)}" for name, value in shown.items()]
     said = "".join(paragraph(f"{count:,} more {name}: `--json FILE` writes them all.", "soft") for name, count in cut.items())
     return folded(title, f'{said}<pre class="scroll">{escape("{" + f",{chr(10)}".join(lines) + "}")}</pre>')

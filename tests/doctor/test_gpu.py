@@ -39,9 +39,9 @@ def test_every_extra_that_a_remedy_names_is_one_of_pyproject() -> None:
     ("module", "status", "found"),
     [
         ("print('2.1', 'with\\n1 GPU')", "ok", "2.1 with 1 GPU"),
-        ("raise ImportError('libcuda.so.1: cannot open')", "warning", "there is no NVIDIA driver"),
-        ("raise RuntimeError('no device')", "warning", "does not work: RuntimeError: no device"),
-        ("import os; os.abort()", "warning", "it ended with exit code -6"),
+        ("raise ImportError('libcuda.so.1: cannot open')", "broken", "there is no NVIDIA driver"),
+        ("raise RuntimeError('no device')", "broken", "does not work: RuntimeError: no device"),
+        ("import os; os.abort()", "broken", "it ended with exit code -6"),
     ],
 )
 def test_extra_is_imported_in_a_process_of_its_own(
@@ -82,46 +82,50 @@ def doctors_words(environment: dict[str, str]) -> str:
 @pretend.WITHOUT_GPU
 def test_machine_without_a_gpu_is_fine(tmp_path: Path) -> None:
     said = doctors_words(pretend.environment(tmp_path, {}, with_driver=False))
-    assert "✓ NVIDIA driver none, and no NVIDIA GPU; stages run on the CPU" in said
-    assert "✓ executor auto takes onnx; not trt or torch-cuda: no NVIDIA GPU" in said
+    assert "✓ ok NVIDIA driver none, and no NVIDIA GPU; stages run on the CPU" in said
+    assert "✓ ok executor auto takes onnx; not trt or torch-cuda: no NVIDIA GPU" in said
 
 
 @pretend.WITHOUT_GPU
 def test_pycuda_without_a_driver_is_told_to_install_it(tmp_path: Path) -> None:
     said = doctors_words(pretend.environment(tmp_path, pretend.PYCUDA_WITHOUT_DRIVER, with_driver=False))
-    assert "! pycuda installed, but there is no NVIDIA driver (ImportError: libcuda.so.1: cannot open" in said
+    assert "✗ broken pycuda installed, but there is no NVIDIA driver (ImportError: libcuda.so.1: cannot open" in said
     assert "pycuda install NVIDIA's driver; in a container: docker run --gpus all" in said
-    assert "✓ executor auto takes onnx; not trt: pycuda but no NVIDIA driver (libcuda.so.1); not torch-cuda: no NVIDIA GPU" in said
+    assert (
+        "✓ ok executor auto takes onnx; not trt: pycuda but no NVIDIA driver (libcuda.so.1); not torch-cuda: no NVIDIA GPU" in said
+    )
 
 
 def test_driver_without_pycuda_is_told_how_to_get_it(tmp_path: Path) -> None:
     said = doctors_words(pretend.environment(tmp_path, pretend.TENSORRT_RTX, with_driver=True))
-    assert "✓ NVIDIA driver CUDA 12.6: Orin (capability 8.7)" in said
-    assert "– pycuda not installed (for executor trt)" in said
+    assert "✓ ok NVIDIA driver CUDA 12.6: Orin (capability 8.7)" in said
+    assert "– missing pycuda not installed (for executor trt)" in said
     assert "pycuda pip install 'zpipe[cuda]'" in said
-    assert "✓ executor auto takes onnx; not trt: a driver (CUDA 12.6: Orin (capability 8.7)) but no pycuda; not torch-cuda" in said
+    assert (
+        "✓ ok executor auto takes onnx; not trt: a driver (CUDA 12.6: Orin (capability 8.7)) but no pycuda; not torch-cuda" in said
+    )
 
 
 def test_driver_without_tensorrt_is_told_how_to_get_it(tmp_path: Path) -> None:
     said = doctors_words(pretend.environment(tmp_path, pretend.PYCUDA, with_driver=True))
-    assert "✓ pycuda 2026.1 with 1 GPU" in said
-    assert "– tensorrt_rtx not installed (for executor trt)" in said
+    assert "✓ ok pycuda 2026.1 with 1 GPU" in said
+    assert "– missing tensorrt_rtx not installed (for executor trt)" in said
     assert "tensorrt_rtx pip install 'zpipe[rtx]'" in said
-    assert "✓ executor auto takes onnx; not trt: a driver (CUDA 12.6: Orin (capability 8.7)) but no TensorRT; not torch" in said
+    assert "✓ ok executor auto takes onnx; not trt: a driver (CUDA 12.6: Orin (capability 8.7)) but no TensorRT; not torch" in said
 
 
 def test_tensorrt_that_does_not_list_the_gpu_says_so(tmp_path: Path) -> None:
     said = doctors_words(pretend.environment(tmp_path, pretend.TENSORRT_RTX, with_driver=True))
-    assert "! tensorrt_rtx 1.7.1.116, builds for capability 8.6, 12.0, not for Orin (capability 8.7)" in said
+    assert "! warning tensorrt_rtx 1.7.1.116, builds for capability 8.6, 12.0, not for Orin (capability 8.7)" in said
 
 
 # ---- the driver --------------------------------------------------------------------------------
 
 
-def test_driver_that_fails_is_a_warning_and_none_is_not() -> None:
+def test_driver_that_fails_is_broken_and_none_is_not() -> None:
     fails = Missing("an NVIDIA driver that gives error 100 (CUDA_ERROR_NO_DEVICE)", "a GPU", "see nvidia-smi")
     finding = doctor.nvidia_driver(fails)
-    assert (finding.status, finding.remedy) == ("warning", "see nvidia-smi")
+    assert (finding.status, finding.remedy) == ("broken", "see nvidia-smi")
     assert finding.found == "found an NVIDIA driver that gives error 100 (CUDA_ERROR_NO_DEVICE), expected a GPU"
     assert doctor.nvidia_driver(NONE).status == "ok"
     assert doctor.nvidia_driver(ORIN).found == "CUDA 12.6: Orin (capability 8.7)"
@@ -231,7 +235,7 @@ def test_engine_for_any_gpu_runs_where_the_library_lists_it(
     ("pycuda", "libraries", "why", "remedy"),
     [
         (Finding("pycuda", "missing", "", "install it"), RTX, "pycuda is not installed", "install it"),
-        (Finding("pycuda", "warning", "", "mend it"), RTX, "pycuda is installed, but does not work", "mend it"),
+        (Finding("pycuda", "broken", "", "mend it"), RTX, "pycuda is installed, but does not work", "mend it"),
         (PYCUDA, {}, "no TensorRT is installed that loads", "pip install 'zpipe[rtx]'"),
     ],
 )
@@ -259,14 +263,14 @@ def test_tensorrt_is_not_asked_for_where_the_one_for_rtx_is(monkeypatch: pytest.
 def test_pycuda_for_another_driver_is_compiled_anew(tmp_path: Path) -> None:
     broken = {**pretend.PYCUDA, "pycuda.driver": "raise ImportError('libcuda.so.1: undefined symbol: cuGreenCtxCreate')"}
     said = doctors_words(pretend.environment(tmp_path, broken, with_driver=True))
-    assert "! pycuda installed, but does not work: ImportError: libcuda.so.1: undefined symbol" in said
+    assert "✗ broken pycuda installed, but does not work: ImportError: libcuda.so.1: undefined symbol" in said
     assert "install --force-reinstall --no-cache-dir --no-deps pycuda, with a CUDA toolkit no newer than the driver" in said
 
 
 # ---- what auto takes ---------------------------------------------------------------------------
 
 
-def test_auto_that_fails_is_a_warning_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_that_fails_is_broken_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_AUTO", "raise OSError('no onnxruntime')")
     finding = doctor.auto()
-    assert (finding.status, finding.found) == ("warning", "OSError: no onnxruntime")
+    assert (finding.status, finding.found) == ("broken", "OSError: no onnxruntime")

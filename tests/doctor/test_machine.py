@@ -15,7 +15,7 @@ def test_loopback_that_fails_gives_its_reason() -> None:
         raise TimeoutError
 
     finding = doctor.zeromq(broken)
-    assert (finding.status, finding.found, finding.required) == ("missing", "TimeoutError", True)
+    assert (finding.status, finding.found, finding.required) == ("broken", "TimeoutError", True)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_library_that_does_not_import_gives_the_reason(tmp_path: Path, monkeypat
     (tmp_path / "breaks_at_import.py").write_text("raise OSError('libsodium.so.23:\\ncannot open')")
     monkeypatch.syspath_prepend(tmp_path)
     finding = doctor.dependency(Dependency("breaks-at-import", "breaks_at_import", "1"))
-    assert finding.status == "missing"
+    assert finding.status == "broken"
     assert "libsodium.so.23: cannot open" in finding.found
 
 
@@ -50,7 +50,7 @@ def test_uvloop_is_wanted_but_not_required(monkeypatch: pytest.MonkeyPatch) -> N
 def test_onnxruntime_without_its_cpu_provider_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zpipe.executors.onnx.available_providers", lambda: ["AzureExecutionProvider"])
     finding = doctor.dependency(Dependency("onnxruntime", "onnxruntime", "1.17"))
-    assert (finding.status, finding.required) == ("missing", True)
+    assert (finding.status, finding.required) == ("broken", True)
     assert "with Azure, expected CPU among them" in finding.found
 
 

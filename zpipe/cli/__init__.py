@@ -40,6 +40,7 @@ __all__ = [
     "build",
     "calibrate",
     "cli",
+    "completion",
     "doctor",
     "heads",
     "infer",

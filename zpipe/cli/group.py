@@ -10,6 +10,11 @@ import click
 from zpipe import __version__
 
 
+def example(line: str) -> str:
+    """What a command's help ends with: a line that works as it stands, or with files of one's own (a test parses each)."""
+    return f"\b\nExample:\n  {line}"
+
+
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="zpipe")
 @click.option("-v", "--verbose", count=True, help="Say what happens (-v), or everything (-vv).")

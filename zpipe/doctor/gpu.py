@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zpipe.bundle import Bundle
     from zpipe.executors.cuda.presence import Gpu, Gpus, Missing
     from zpipe.executors.tensorrt.manifest import Engine, EngineKey
+    from zpipe.topology import Topology
 
 #: Importing torch from a slow SD card takes most of a minute; so may building engines, where `auto` finds none.
 PROBE_SECONDS = 90.0
@@ -97,6 +99,17 @@ make(bundle, range(len(bundle.stages)), max_batch=8, note=print).close()
 """
 
 
+#: Given a topology and a rank.
+_TRIAL = """
+import json, sys
+from zpipe.configure import prepare
+from zpipe.runtime.node import executor_for
+from zpipe.topology import from_dict
+topology, bundle = prepare(from_dict(json.loads(sys.argv[1])))
+executor_for(topology, bundle, int(sys.argv[2]), note=print).close()
+"""
+
+
 def findings() -> list[Finding]:
     """All of it, in the order in which one thing needs the other."""
     try:
@@ -126,7 +139,7 @@ def nvidia_driver(there: Gpus | Missing) -> Finding:
         return Finding("NVIDIA driver", "ok", str(there))
     if there.found == NO_GPU:
         return Finding("NVIDIA driver", "ok", f"none, and {NO_GPU}; stages run on the CPU")
-    return Finding("NVIDIA driver", "warning", f"found {there.found}, expected {there.expected}", there.remedy)
+    return Finding("NVIDIA driver", "broken", f"found {there.found}, expected {there.expected}", there.remedy)
 
 
 def extra(wanted: Extra) -> Finding:
@@ -138,10 +151,10 @@ def extra(wanted: Extra) -> Finding:
     if code == 0:
         return Finding(wanted.module, "ok", said)
     if code is None:
-        return Finding(wanted.module, "warning", f"installed, but its import takes over {PROBE_SECONDS:.0f} s", mend)
+        return Finding(wanted.module, "broken", f"installed, but its import takes over {PROBE_SECONDS:.0f} s", mend)
     if "libcuda" in said and "undefined symbol" not in said:
-        return Finding(wanted.module, "warning", f"installed, but there is no NVIDIA driver ({said})", DRIVER_REMEDY)
-    return Finding(wanted.module, "warning", f"installed, but does not work: {said}", mend)
+        return Finding(wanted.module, "broken", f"installed, but there is no NVIDIA driver ({said})", DRIVER_REMEDY)
+    return Finding(wanted.module, "broken", f"installed, but does not work: {said}", mend)
 
 
 def _remedies(wanted: Extra) -> tuple[str, str]:
@@ -271,13 +284,28 @@ def auto() -> Finding:
     if code == 0:
         return Finding("executor auto", "ok", said.removeprefix("executor auto "))
     if code is None:
-        return Finding("executor auto", "warning", f"its trial takes over {PROBE_SECONDS:.0f} s", "name one: executor: onnx")
-    return Finding("executor auto", "warning", said, "mend what is missing above")
+        return Finding("executor auto", "broken", f"its trial takes over {PROBE_SECONDS:.0f} s", "name one: executor: onnx")
+    return Finding("executor auto", "broken", said, "mend what is missing above")
 
 
-def _run(code: str) -> tuple[int | None, str]:
+def executor_of(topology: Topology, rank: int) -> Finding:
+    """Whether what the topology names for a node runs its stages here, tried as `auto` is."""
+    node = topology.node(rank)
+    name = f"executor of rank {rank}"
+    if not node.stages:
+        return Finding(name, "ok", "none: it hosts no stage")
+    code, said = _run(_TRIAL, json.dumps(topology.to_dict()), str(rank))
+    if code == 0:
+        return Finding(name, "ok", said or f"{node.executor} runs stages {', '.join(map(str, node.stages))}")
+    if code is None:
+        said = f"its trial takes over {PROBE_SECONDS:.0f} s"
+    remedy = f"mend what is missing above, or: zpipe node --rank {rank} --executor onnx"
+    return Finding(name, "broken", f"{node.executor}: {said}", remedy, required=True)
+
+
+def _run(code: str, *arguments: str) -> tuple[int | None, str]:
     """(exit code, None after PROBE_SECONDS; what it printed, or the last line of its complaint) of Python code in a process."""
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -28,7 +28,7 @@ def zeromq(loopback: Callable[[], str]) -> Finding:
         return Finding("ZeroMQ loopback", "ok", loopback(), required=True)
     except Exception as exc:  # whatever it is, ZeroMQ does not work here
         remedy = "allow TCP on 127.0.0.1 (firewall, sandbox): sudo ip link set lo up"
-        return Finding("ZeroMQ loopback", "missing", reason(exc), remedy, required=True)
+        return Finding("ZeroMQ loopback", "broken", reason(exc), remedy, required=True)
 
 
 def curve() -> Finding:
@@ -39,18 +39,27 @@ def curve() -> Finding:
         check_curve()
     except Exception as exc:
         remedy = "pip install --force-reinstall --only-binary pyzmq pyzmq"
-        return Finding("CURVE keys", "warning", reason(exc), remedy)
+        return Finding("CURVE keys", "broken", reason(exc), remedy)
     return Finding("CURVE keys", "ok", "can be used; `zpipe keygen` makes them")
 
 
 def cores() -> Finding:
-    """What this process may run on."""
+    """What it is, and what this process may run on."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     there = os.cpu_count() or usable
-    found = f"{usable}" if usable == there else f"{usable} of {there} (the others are not ours to use)"
+    found = f"{usable} cores" if usable == there else f"{usable} of {there} cores (the others are not ours to use)"
+    found += f" of {model}" if (model := _model()) else ""
     if usable > 1:
-        return Finding("cores", "ok", found)
-    return Finding("cores", "warning", found, "give local runs two or more: taskset -c 0-3 zpipe bench, docker run --cpus 4")
+        return Finding("CPU", "ok", found)
+    return Finding("CPU", "warning", found, "give local runs two or more: taskset -c 0-3 zpipe bench, docker run --cpus 4")
+
+
+def _model() -> str:
+    try:
+        from zpipe.report.machine import cpu_model
+    except ImportError:  # NumPy, for one: said above
+        return ""
+    return cpu_model()
 
 
 def memory() -> Finding:

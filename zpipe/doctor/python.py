@@ -48,7 +48,7 @@ def version() -> Finding:
     if sys.version_info[:2] >= LEAST_PYTHON:
         return Finding("python", "ok", found, required=True)
     least = ".".join(map(str, LEAST_PYTHON))
-    return Finding("python", "missing", f"{found}, expected {least} or later", f"python{least} -m venv .venv", required=True)
+    return Finding("python", "broken", f"{found}, expected {least} or later", f"python{least} -m venv .venv", required=True)
 
 
 def dependency(wanted: Dependency) -> Finding:
@@ -62,7 +62,7 @@ def dependency(wanted: Dependency) -> Finding:
     try:
         importlib.import_module(wanted.module)
     except Exception as exc:  # a broken native library raises anything
-        return Finding(name, "missing", f"{version} does not import: {reason(exc)}", f"{remedy} --force-reinstall", required)
+        return Finding(name, "broken", f"{version} does not import: {reason(exc)}", f"{remedy} --force-reinstall", required)
     if _numbers(version) < _numbers(wanted.least):
         return Finding(name, "warning", f"{version}, expected {wanted.least} or later", remedy, required)
     if name == "onnxruntime":
@@ -79,7 +79,7 @@ def _onnxruntime(version: str) -> Finding:
         return Finding("onnxruntime", "ok", found, required=True)
     return Finding(
         "onnxruntime",
-        "missing",
+        "broken",
         f"{found}, expected CPU among them",
         f"{pip()} install --force-reinstall onnxruntime",
         required=True,
@@ -97,7 +97,7 @@ def bundle() -> Finding:
 
         loaded = load_bundle(BUNDLE)
     except (ZpipeError, ImportError) as exc:
-        return Finding(name, "missing", reason(exc), _bundle_remedy(), required=True)
+        return Finding(name, "broken" if _bundle_there() else "missing", reason(exc), _bundle_remedy(), required=True)
     size = sum(file.stat().st_size for file in loaded.path.iterdir() if file.is_file())
     return Finding(name, "ok", f"{len(loaded.stages)} stages, {size / 1e6:.1f} MB, every digest right", required=True)
 
@@ -115,7 +115,7 @@ def stages() -> Finding:
         finally:
             executor.close()
     except (ZpipeError, ImportError) as exc:
-        return Finding("its stages", "missing", reason(exc), "mend what is missing above", required=True)
+        return Finding("its stages", "broken", reason(exc), "mend what is missing above", required=True)
     each = ", ".join(f"{1e3 * value:.2f}" for value in seconds.values())
     return Finding("its stages", "ok", f"{each} ms a sample on the CPU", required=True)
 
@@ -139,6 +139,15 @@ def _numbers(version: str) -> tuple[int, ...]:
             break
         numbers.append(int(digits))
     return tuple(numbers)
+
+
+def _bundle_there() -> bool:
+    """Whether there is such a folder, whatever is in it."""
+    try:
+        from zpipe.bundle import bundle_folders
+    except ImportError:
+        return False
+    return any(folder.name == BUNDLE for folder in bundle_folders())
 
 
 def _bundle_remedy() -> str:

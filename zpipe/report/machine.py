@@ -14,7 +14,7 @@ def machine() -> dict[str, Any]:
     """What the figures were made on: no host name, no path."""
     versions = {package: version(package) for package in ("zpipe", "pyzmq", "onnxruntime", "numpy", "uvloop")}
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "os": f"{platform.system()} {platform.release()}",
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -30,7 +30,8 @@ def version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor by its own name; its architecture where it does not say."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

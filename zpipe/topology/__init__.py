@@ -90,6 +90,7 @@ __all__ = [
     "from_dict",
     "load_topology",
     "override",
+    "topology_files",
 ]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -116,6 +117,15 @@ def load_topology(name_or_path: str | Path, *, read_keys: bool = True) -> Topolo
     except (OSError, UnicodeDecodeError) as exc:
         raise At(str(path)).error(f"a file that cannot be read ({exc})", "a topology in YAML, UTF-8") from exc
     return parse(read_yaml(text, str(path)), file=str(path), path=path, name=path.stem, read_keys=read_keys)
+
+
+def topology_files() -> list[Path]:
+    """Every topology that its name alone finds from here, by name."""
+    found: dict[str, Path] = {}
+    for folder in _PLACES:
+        for file in sorted(folder.glob(f"*{_SUFFIX}")):
+            found.setdefault(file.name, file)
+    return [found[name] for name in sorted(found)]
 
 
 def from_dict(plain: Mapping[str, Any]) -> Topology:
@@ -197,7 +207,7 @@ def _find(name_or_path: str | Path) -> Path:
             if (folder / name).is_file():
                 return folder / name
     tried = ", ".join(str(folder.absolute()) for folder in folders)
-    known = sorted({path.stem for folder in folders[1:] for path in folder.glob(f"*{_SUFFIX}")})
+    known = [file.stem for file in topology_files()] if len(folders) > 1 else []
     near = difflib.get_close_matches(given.stem, known, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise TopologyError(f"topology {str(name_or_path)!r}: found no such file{hint}, expected it (or it with {_SUFFIX}) in {tried}")

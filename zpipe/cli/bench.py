@@ -8,14 +8,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from zpipe.cli.group import cli
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load
 from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
 
 
-@cli.command()
+@cli.command(epilog=example("zpipe bench --topology mesh3.yaml --rate 40 --duration 10"))
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
 @INSECURE

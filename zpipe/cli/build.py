@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle
+from zpipe.cli.group import cli, example
 from zpipe.cli.running import progress_shown
 
 if TYPE_CHECKING:
     from zpipe.executors.tensorrt.build import BuiltEngine
 
 
-@cli.command()
-@click.option("--bundle", "name", default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name.")
+@cli.command(epilog=example("zpipe build --target 8.6 --precision fp16"))
+@click.option(
+    "--bundle",
+    "name",
+    shell_complete=complete_bundle,
+    default="digits-mobilenetv2",
+    show_default=True,
+    help="A bundle's folder or name.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),

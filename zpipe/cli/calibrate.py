@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle, complete_topology
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, FOLDER
 from zpipe.cli.output import check_folder, check_writable, write_text
 from zpipe.cli.running import progress_shown
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
-@cli.command()
-@click.option("--bundle", default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name.")
+@cli.command(epilog=example("zpipe calibrate --bundle digits-mobilenetv2 --plots plots"))
+@click.option(
+    "--bundle", shell_complete=complete_bundle, default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name."
+)
 @click.option(
     "--variant",
     type=click.Choice(["none", "global", "per-exit"]),
@@ -50,7 +53,9 @@ PATH = click.Path(path_type=Path)
     "The bundle's own calibration split if not given.",
 )
 @click.option("--test", type=PATH, help="The same to test with, if the bundle has no evaluation set; half of --data if not given.")
-@click.option("--topology", help="Show missed deadlines for this topology: devices, bandwidths, latencies.")
+@click.option(
+    "--topology", shell_complete=complete_topology, help="Show missed deadlines for this topology: devices, bandwidths, latencies."
+)
 @click.option("--bandwidth", metavar="RATE", help="Of every link of it, such as '20 Mbit/s'.")
 @click.option("--latency", metavar="TIME", help="Of every link of it, such as '5 ms'.")
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of its nodes that name none.")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FOLDER
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
@@ -15,8 +16,13 @@ from zpipe.errors import ConfigError
 PATH = click.Path(path_type=Path)
 
 
-@cli.command()
-@click.option("--bundle", required=True, help="A bundle's folder or name, such as `zpipe split` writes; it is only read.")
+@cli.command(epilog=example("zpipe heads --bundle engines/model --data photos --at 0,1,2 --out engines/model-exits"))
+@click.option(
+    "--bundle",
+    shell_complete=complete_bundle,
+    required=True,
+    help="A bundle's folder or name, such as `zpipe split` writes; it is only read.",
+)
 @click.option(
     "--data",
     metavar="PATH|digits",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle, complete_file
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, FOLDER, INSECURE, SECONDS, TOPOLOGY
 from zpipe.cli.running import Interrupted, progress_shown, run_interruptible
 from zpipe.errors import ConfigError
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
-@cli.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@cli.command(epilog=example("zpipe infer --fit ink photo.jpg"))
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", shell_complete=complete_file)
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
 @INSECURE
-@click.option("--bundle", help="A bundle's folder or name, instead of the topology's.")
+@click.option("--bundle", shell_complete=complete_bundle, help="A bundle's folder or name, instead of the topology's.")
 @click.option("--executor", help="What runs the stages at every node: `auto`, `trt`, `torch-cuda`, `onnx`, or MODULE:CLASS.")
 @click.option("--device", help="Of nodes whose topology names none, such as cuda:1/fp16.")
 @click.option("--policy", "exit_point", metavar="POINT", help="An operating point of the bundle, or `no-exit`.")

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_rank
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FOLDER, TOPOLOGY
 
 
-@cli.command()
+@cli.command(epilog=example("zpipe keygen --topology boards.yaml"))
 @TOPOLOGY
 @click.option("--out", type=FOLDER, help="Where to put them; what the topology's `security:` names, else `keys` beside the file.")
-@click.option("--rank", "ranks", type=int, multiple=True, help="Of this node alone (may be repeated); of all where not given.")
+@click.option(
+    "--rank",
+    "ranks",
+    type=int,
+    shell_complete=complete_rank,
+    multiple=True,
+    help="Of this node alone (may be repeated); of all where not given.",
+)
 def keygen(topology: str, out: Path | None, ranks: tuple[int, ...]) -> None:
     """Make the CURVE keys of a topology's nodes. Nothing is overwritten."""
     from zpipe.security import make_keys

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_rank
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, INSECURE, TOPOLOGY
 from zpipe.cli.running import run_interruptible
 from zpipe.errors import ConfigError
 
 
-@cli.command()
-@click.option("--rank", type=int, required=True, help="Which node of the topology this is.")
+@cli.command(epilog=example("zpipe node --rank 2 --topology line4.yaml"))
+@click.option("--rank", type=int, required=True, shell_complete=complete_rank, help="Which node of the topology this is.")
 @TOPOLOGY
 @click.option(
     "--executor",

@@ -9,12 +9,17 @@ from typing import Any, TypeVar
 
 import click
 
+from zpipe.cli.completion import complete_bundle, complete_topology
 from zpipe.errors import ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 TOPOLOGY = click.option(
-    "--topology", default="line4.yaml", show_default=True, help="A topology file, or the name of one that comes with zpipe."
+    "--topology",
+    default="line4.yaml",
+    show_default=True,
+    shell_complete=complete_topology,
+    help="A topology file, or the name of one that comes with zpipe.",
 )
 INSECURE = click.option("--insecure", is_flag=True, help="Listen without keys where a network can reach it: anybody may connect.")
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -63,7 +68,7 @@ _LOAD = (
     ),
     click.option("--when-full", type=click.Choice(["block", "latest", "deadline"]), help="Instead of the topology's."),
     click.option("--max-batch", type=click.IntRange(1), help="Most tasks in one batch, at every node."),
-    click.option("--bundle", help="A bundle's folder or name, instead of the topology's."),
+    click.option("--bundle", shell_complete=complete_bundle, help="A bundle's folder or name, instead of the topology's."),
     click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the order of samples, arrivals and all dice."),
     click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones."),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle, complete_file
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, SECONDS
 from zpipe.cli.output import check_writable, write_text
 from zpipe.cli.running import progress_shown
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 PLANNING = 0.7
 
 
-@cli.command()
-@click.option("--devices", required=True, metavar="FILE", help="The boards there are, and their links; `robot` is an example.")
-@click.option("--bundle", default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name.")
+@cli.command(epilog=example("zpipe plan --devices robot --goal latency --out plan.yaml"))
+@click.option(
+    "--devices",
+    required=True,
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="The boards there are, and their links; `robot` is an example.",
+)
+@click.option(
+    "--bundle", shell_complete=complete_bundle, default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name."
+)
 @click.option("--goal", type=click.Choice(["throughput", "latency", "accuracy-at-rate"]), default="throughput", show_default=True)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Samples per second, for `--goal accuracy-at-rate`.")
 @click.option("--policy", "point", metavar="POINT", help="An operating point of the bundle, or `no-exit`.")

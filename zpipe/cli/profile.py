@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_bundle, complete_topology
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, INSECURE, SECONDS
 from zpipe.cli.output import check_writable, write_text
 from zpipe.cli.running import progress_shown, run_interruptible
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
     from zpipe.bench.profiling import StageProfile
 
 
-@cli.command()
-@click.option("--bundle", default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name.")
+@cli.command(epilog=example("zpipe profile --json board.json"))
+@click.option(
+    "--bundle", shell_complete=complete_bundle, default="digits-mobilenetv2", show_default=True, help="A bundle's folder or name."
+)
 @click.option("--executor", default="onnx", show_default=True, help="What runs the stages, as in a topology.")
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, help="Batches of 1 to this are measured.")
 @click.option("--seconds", type=SECONDS, default=0.4, show_default=True, help="For each stage and batch size.")
-@click.option("--topology", metavar="FILE", help="Measure the links of this topology instead, as its source.")
+@click.option(
+    "--topology",
+    metavar="FILE",
+    shell_complete=complete_topology,
+    help="Measure the links of this topology instead, as its source.",
+)
 @click.option("--attach", is_flag=True, help="With --topology: the other nodes run already (`zpipe node`).")
 @INSECURE
 @click.option(

@@ -8,14 +8,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from zpipe.cli.group import cli
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, TOPOLOGY, load_options, parse_compare, parse_load
 from zpipe.cli.output import check_writable, show_comparison, show_report
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
 
-@cli.command()
+@cli.command(epilog=example("zpipe sim --topology mesh3.yaml --device raspberry-pi-3 --rate 100 --duration 60"))
 @TOPOLOGY
 @load_options
 @click.option("--offload", metavar="STRATEGY", help="Instead of the topology's.")

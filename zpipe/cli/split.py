@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.completion import complete_file
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, FOLDER
 from zpipe.cli.output import check_writable
 from zpipe.cli.running import progress_shown
@@ -22,8 +23,8 @@ PATH = click.Path(path_type=Path)
 DTYPES = ("float32", "float16", "uint8", "int32", "int64")
 
 
-@cli.command()
-@click.argument("model")
+@cli.command(epilog=example("zpipe split model.onnx --stages 4 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"))
+@click.argument("model", shell_complete=complete_file)
 @click.option("--list", "only_list", is_flag=True, help="Show where it may be cut, and write nothing.")
 @click.option("--out", type=FOLDER, help="The bundle's folder; ./engines/MODEL if not given.")
 @click.option("--topology", type=FILE, help="Also write a line of nodes for it here, one stage each.  [default: MODEL.yaml]")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import TOPOLOGY, Seconds
 from zpipe.cli.running import Interrupted, run_interruptible
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@cli.command()
+@cli.command(epilog=example("zpipe top --topology mesh3.yaml"))
 @TOPOLOGY
 @click.option("--every", type=Seconds(0.1, 3600), default=1.0, show_default=True, help="Seconds from look to look.")
 @click.option("--once", is_flag=True, help="Print one table and end; so it is, too, where the output is no terminal.")
@@ -30,8 +30,6 @@ def top(topology: str, every: float, once: bool, as_lines: bool) -> None:
 
     It finds pipelines that were started on this machine by themselves, and else looks at the addresses of the topology. Where the
     nodes have keys, the secret of any one of them must lie beside their public keys: a board's own does.
-
-    For example, while a `zpipe bench --topology mesh3.yaml` runs: zpipe top --topology mesh3.yaml
     """
     from rich.console import Console
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE
 from zpipe.cli.output import check_writable
 from zpipe.cli.running import progress_shown
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 MANY_EVENTS = 2_000_000
 
 
-@cli.group()
+@cli.group(epilog=example("zpipe trace merge traces"))
 def trace() -> None:
     """Look at what `zpipe bench --trace` and `zpipe node --trace` recorded."""
 
 
-@trace.command()
+@trace.command(epilog=example("zpipe trace merge traces --out timeline.json.gz"))
 @click.argument("paths", metavar="FILE|FOLDER...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=FILE, default="timeline.json.gz", show_default=True, help="Compressed if its name ends with .gz.")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Draw the way of one sample in so many.")
@@ -35,7 +35,7 @@ def merge(paths: tuple[Path, ...], out: Path, every: int) -> None:
     A track for each node with its batches, queues, frames, credit and admission, and arrows along the way of each sample. The
     clocks of the nodes are brought together by the messages between them.
 
-    For example: zpipe bench --topology mesh3.yaml --trace traces && zpipe trace merge traces
+    `zpipe bench --topology mesh3.yaml --trace traces` makes some.
     """
     from zpipe.timeline import merge as merge_traces
 

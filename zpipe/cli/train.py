@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from zpipe.cli.group import cli
+from zpipe.cli.group import cli, example
 from zpipe.cli.options import FOLDER
 from zpipe.cli.running import progress_shown
 from zpipe.errors import ConfigError
 
 
-@cli.command()
+@cli.command(epilog=example("zpipe train --recipe digits-mobilenetv2-half --out engines/mine"))
 @click.option("--recipe", default="digits-mobilenetv2", show_default=True, help="What to train; `--recipe list` names them.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="The bundle's folder; ./engines/RECIPE if not given.")
 @click.option("--data", default="digits", show_default=True, help="`digits` (comes with scikit-learn) or `cifar10`.")

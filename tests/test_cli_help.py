@@ -56,13 +56,13 @@ def test_examples_name_topologies_bundles_and_devices_that_there_are() -> None:
     from zpipe.bundle import load_bundle
     from zpipe.topology import load_topology
 
-    for name, command in COMMANDS.items():
+    for command in COMMANDS.values():
         words = shlex.split((command.epilog or "").splitlines()[-1])
         named = dict(pairwise(words))
         if (topology := named.get("--topology", "boards.yaml")) != "boards.yaml":  # the reader's own
-            assert load_topology(topology), name
+            load_topology(topology)
         if (bundle := named.get("--bundle", "engines/model")) != "engines/model":
-            assert load_bundle(bundle, verify=False), name
+            load_bundle(bundle, verify=False)
 
 
 # ---- completion --------------------------------------------------------------------------------

@@ -256,11 +256,17 @@ def two(file: Path, **found: Any) -> Finding:
     return network.findings(load_topology(file), looks, digests=("t", "b"), here=(0,))[1]
 
 
-UP = {"up": True, "topology_digest": "t", "bundle_digest": "b", "round_trip_seconds": 0.0004, "bits_per_second": 19e6}
+SAME: dict[str, Any] = {
+    "up": True,
+    "topology_digest": "t",
+    "bundle_digest": "b",
+    "round_trip_seconds": 0.0004,
+    "bits_per_second": 19e6,
+}
 
 
 def test_node_that_runs_the_same_is_fine(file: Path) -> None:
-    finding = two(file, **UP)
+    finding = two(file, **SAME)
     assert finding.status == "ok"
     assert finding.found == "round trip 0.40 ms, 19 Mbit/s there from here, runs the same topology and bundle"
 
@@ -269,14 +275,19 @@ def test_node_that_runs_the_same_is_fine(file: Path) -> None:
     ("found", "status", "said", "remedy"),
     [
         (
-            {**UP, "bits_per_second": 4e6},
+            {**SAME, "bits_per_second": 4e6},
             "warning",
             "4 Mbit/s there from here, where the topology says 20 Mbit/s",
             "bandwidth: 4 Mbit",
         ),
-        ({**UP, "topology_digest": "other"}, "broken", "another topology: digest other there, t here", "copy"),
-        ({**UP, "bundle_digest": "other"}, "broken", "another bundle: digest other there, b here", str(HALF)),
-        ({**UP, "data": "silent"}, "broken", "control port 5801 answers, its data port 5800 is silent", "ufw allow 5800:5801/tcp"),
+        ({**SAME, "topology_digest": "other"}, "broken", "another topology: digest other there, t here", "copy"),
+        ({**SAME, "bundle_digest": "other"}, "broken", "another bundle: digest other there, b here", str(HALF)),
+        (
+            {**SAME, "data": "silent"},
+            "broken",
+            "control port 5801 answers, its data port 5800 is silent",
+            "ufw allow 5800:5801/tcp",
+        ),
         ({"control": "refused"}, "missing", "no node runs there: port 5801 is closed", "zpipe node --rank 1 --topology"),
         ({"control": "silent"}, "broken", "no answer from port 5801", "ufw allow 5800:5801/tcp"),
         ({"control": "unreachable"}, "broken", f"no way to {ELSEWHERE}", "ip route get"),
@@ -293,7 +304,7 @@ def test_node_that_does_not_answer_says_why(file: Path, found: Any, status: str,
 
 
 def test_source_that_nobody_runs_now_stands_in_nobodys_way(file: Path) -> None:
-    looks = {0: Look(0, control="refused"), 1: Look(1, **UP)}
+    looks = {0: Look(0, control="refused"), 1: Look(1, **SAME)}
     finding = network.findings(load_topology(file), looks, digests=("t", "b"), here=(0,))[0]
     assert (finding.status, finding.stands_in_the_way) == ("missing", False)
     assert "--attach" in finding.remedy

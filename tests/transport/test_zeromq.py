@@ -21,7 +21,7 @@ import zmq
 from tests.transport.harness import MAX_MESSAGE_BYTES, PATIENCE, Recorder, World, connect, run
 from zpipe.errors import ConfigError
 from zpipe.transport import Channel, zeromq
-from zpipe.transport.sockets import COPY_BELOW_BYTES
+from zpipe.transport.sockets import COPY_BELOW_BYTES, SEND_COPY_BELOW_BYTES
 from zpipe.transport.zeromq import ZeroMQTransport
 
 #: The first 10 bytes of a ZMTP 3 greeting: a signature that libzmq answers.
@@ -70,7 +70,7 @@ def test_fifty_connections_leave_no_descriptor_and_no_reader() -> None:
             one, heard, _ = await world.node()
             two, other, address = await world.node()
             channel = await connect(one, heard, address)
-            one.send_data(channel, [b"x", bytes(COPY_BELOW_BYTES)])  # starts pyzmq's collector thread, once
+            one.send_data(channel, [b"x", bytes(SEND_COPY_BELOW_BYTES)])  # starts pyzmq's collector thread, once
             await other.until(lambda: bool(other.data))
             one.open("127.0.0.1:9")  # refused, and tried again until closed
             one.reset(channel)

@@ -279,7 +279,8 @@ class IncomingLink:
             del self.held[number]
         else:
             del self.carried[connection, number]
-        self._see_due()
+        if not self.due:  # another free slot makes nothing less due
+            self._see_due()
 
     def _lane_blocked_by_release(self, connection: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""

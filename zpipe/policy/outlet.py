@@ -99,15 +99,19 @@ class Outlet:
             hosted = self.serving and lane in tasks.input
             if hosted and better_waits:
                 continue
+            if not queue:
+                continue
             frames: dict[int, Forward] = {}
+            takers = self._links.takers[lane]
+            only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
             while queue:
                 task = queue[0]
-                if tasks.is_stale(task, now):
+                if task.since != now and tasks.is_stale(task, now):  # what came to O at this very time was looked at then
                     queue.popleft()
                     tasks.output_length -= 1
                     tasks.drop_stale(task)
                     continue
-                neighbour = self._choose_neighbour(task, now)
+                neighbour = self._choose_neighbour(task, now) if only is None else _if_able(only, lane, now)
                 if neighbour is None:
                     break
                 queue.popleft()
@@ -169,6 +173,19 @@ class Outlet:
         neighbour.outgoing.send(task, now=now)
         self._counts.sent += 1
         self._counts.sent_inputs += task.stage == 0
+
+
+def _if_able(neighbour: Neighbour, lane: int, now: float) -> Neighbour | None:
+    """The only neighbour that takes this lane, None while it may not be sent to."""
+    link = neighbour.outgoing
+    assert link is not None
+    if not neighbour.takes:
+        return None
+    if link.may_send(lane):
+        return neighbour
+    if link.waiting_since is None:
+        link.waiting_since = now
+    return None
 
 
 def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:

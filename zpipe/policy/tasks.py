@@ -82,8 +82,9 @@ class TaskTable:
 
     def receive(self, task: Task, now: float) -> bool:
         """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
-        self._note_session(task, now)
-        if self.is_stale(task, now):
+        oldest = self._note_session(task, now)
+        own = task.key.source == self._rank
+        if task.deadline <= now or (not self._is_current(task.key) if own else task.key[1:] < oldest):
             self._tell_shut_out(task, now)
             self.drop_stale(task)
             return False
@@ -92,18 +93,22 @@ class TaskTable:
             self.hold(task)
         return stays
 
-    def _note_session(self, task: Task, now: float) -> None:
+    def _note_session(self, task: Task, now: float) -> tuple[int, int]:
+        """What is known of its source by its neighbour's word, this task's included: what is below is old."""
         session, source = task.key.session, (task.key.source, task.peer)
-        until = min(task.deadline, now + MAX_MEMORY_SECONDS)
+        until = now + MAX_MEMORY_SECONDS
+        if task.deadline < until:
+            until = task.deadline
         known = self._sessions.get(source)
         if known is None or session > known[0]:
-            self._sessions[source] = (session, task.oldest)
+            known = self._sessions[source] = (session, task.oldest)
             self._heard_until[source] = until
         elif session == known[0]:
             if task.oldest > known[1]:
-                self._sessions[source] = (session, task.oldest)
+                known = self._sessions[source] = (session, task.oldest)
             if until > self._heard_until[source]:
                 self._heard_until[source] = until
+        return known
 
     def _tell_shut_out(self, task: Task, now: float) -> None:
         session, oldest = self._sessions.get((task.key.source, task.peer), (0, 0))
@@ -160,7 +165,7 @@ class TaskTable:
             self.input_length -= len(taken)
             batch = []
             for task in taken:
-                if self.is_stale(task, now):
+                if task.stale or (task.since != now and self.is_stale(task, now)):  # what came to I just now was looked at then
                     self.drop_stale(task)
                 else:
                     batch.append(task)

@@ -297,10 +297,12 @@ class Driver:
                 events = self._events.copy()
                 self._events.clear()
                 commands = self._decide(events, now=time.monotonic())
-                runs = [command for command in commands if isinstance(command, RunStage)]
-                for run in runs:
-                    self._perform(run)  # the executor has its threads: it need not wait until all is sent
-                for command in commands[: len(commands) - len(runs)]:
+                rest = len(commands)
+                while rest and type(commands[rest - 1]) is RunStage:  # they come last, and are the policy's to begin at any time
+                    rest -= 1
+                for command in commands[rest:]:
+                    self._perform(command)  # first: the executor has its threads, it need not wait until all is sent
+                for command in commands[:rest]:
                     self._perform(command)
         except Exception as exc:
             self._stopped = True
@@ -407,8 +409,8 @@ class Driver:
         codec, payload = self._packing.pack(peer, command.stage, activations, now=time.monotonic())
         batch = TaskBatch(self.rank, epoch, codec, command.stage, tasks, payload)
         frames = encode(batch, now=time.monotonic(), transit_seconds=self.round_trip(peer) / 2.0)
-        size = sum(len(frame) for frame in frames)
-        if self._send_data(peer, epoch, frames) and peer in self._packing.size_varies:
+        size = len(frames[0]) + len(frames[1])
+        if self._send_data(peer, epoch, frames, size) and peer in self._packing.size_varies:
             self._events.append(SendCompleted(peer, epoch, tasks[0].number, len(tasks), size))
         carried = self.carried.setdefault(peer, Carried())
         carried.tasks += len(tasks)
@@ -422,9 +424,10 @@ class Driver:
         return link.round_trip_seconds if link is not None else 0.0
 
     def _tell_behind_tasks(self, command: SendBlocked) -> None:
-        self._send_data(command.peer, command.epoch, encode(Blocked(self.rank, command.epoch, command.next_number)))
+        frames = encode(Blocked(self.rank, command.epoch, command.next_number))
+        self._send_data(command.peer, command.epoch, frames, len(frames[0]))
 
-    def _send_data(self, peer: int, epoch: int, frames: Sequence[Buffer]) -> bool:
+    def _send_data(self, peer: int, epoch: int, frames: Sequence[Buffer], size: int) -> bool:
         """Whether the transport took it; if not, the policy is told."""
         outgoing = self.peers.outgoing.get(peer)
         if (
@@ -436,7 +439,7 @@ class Driver:
             self._events.append(SendFailed(peer, epoch))
             return False
         self.counts.frames_sent += 1
-        self.counts.sent_bytes += sum(len(frame) for frame in frames)
+        self.counts.sent_bytes += size
         return True
 
     def _tell(self, peer: int, message: Message) -> None:

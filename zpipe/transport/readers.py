@@ -113,9 +113,16 @@ class Readers:
             settled = self._settle()
             if (delivered or settled) and not self.closed:
                 self._drained()
+                self._forget_silent()
         finally:
             if self._dirty or self.posted or settled:
                 self._schedule()
+
+    def _forget_silent(self) -> None:
+        """What was sent on meanwhile and has nothing to read needs no turn of the loop to find that out."""
+        for reader in list(self._dirty):
+            if reader.closed or not readable(reader.socket):
+                self._dirty.pop(reader, None)
 
     def drain_one(self, reader: Reader) -> bool:
         """Delivers up to QUOTA messages of one socket now; False when it had none, and is no longer dirty."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
@@ -101,6 +103,11 @@ def test_page_is_well_formed_and_needs_nothing_else(name: str) -> None:
     assert render_page(runs, command="zpipe bench --html a.html", made_at="2026-01-02 03:04 UTC") == page
 
 
+def test_plain_install_can_write_it() -> None:
+    asked = "import sys, zpipe.report.page; print(sorted({'matplotlib', 'scipy', 'PIL', 'rich'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 # ---- what it says ------------------------------------------------------------------------------
 
 
@@ -148,6 +155,17 @@ def test_page_says_how_it_was_made() -> None:
         "node 2: 0.25 of a core",
     ):
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"), [({"simulated": True}, "simulated"), ({}, "live"), ({"executor": "emulated"}, "live, emulated")]
+)
+def test_page_says_what_kind_of_run_it_was(changes: dict[str, Any], how: str) -> None:
+    report = line() | {key: value for key, value in changes.items() if key in line()}
+    report |= {"events": 1, "nodes_running_share": 1.0, "service": "raspberry-pi-4"}
+    for row in report["nodes"]:
+        row["executor"] = changes.get("executor", row["executor"])
+    assert f"zpipe · {how} run" in render_page([report])
 
 
 def test_faults_are_told_and_marked_over_time() -> None:

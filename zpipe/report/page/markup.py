@@ -37,7 +37,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Value]], *, strong: Seq
     """
     lines = [list(row) for row in rows]
     numeric = [all(_is_number(row[column]) for row in lines) for column in range(len(header))]
-    head = "".join(f"<th{_class(numeric[column])}>{escape(name)}</th>" for column, name in enumerate(header))
+    head = "".join(f'<th scope="col"{_class(numeric[column])}>{escape(name)}</th>' for column, name in enumerate(header))
     body = []
     for index, row in enumerate(lines):
         mark = ' class="strong"' if index < len(strong) and strong[index] else ""

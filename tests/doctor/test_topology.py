@@ -310,6 +310,13 @@ def test_source_that_nobody_runs_now_stands_in_nobodys_way(file: Path) -> None:
     assert "--attach" in finding.remedy
 
 
+def test_own_node_that_is_not_started_yet_stands_in_nobodys_way(file: Path) -> None:
+    looks = {0: Look(0, **SAME), 1: Look(1, control="refused")}
+    finding = network.findings(load_topology(file), looks, digests=("t", "b"), here=(1,), own=1)[1]
+    assert (finding.status, finding.stands_in_the_way) == ("missing", False)
+    assert finding.remedy == f"zpipe node --rank 1 --topology {file}"
+
+
 def test_topology_of_one_machine_that_runs_nowhere_is_fine() -> None:
     topology = load_topology("line4")
     looks = {node.rank: Look(node.rank, control="refused") for node in topology.nodes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import click
@@ -43,7 +44,9 @@ def doctor(topology: str | None, rank: int | None, as_json: bool) -> None:
 
     if rank is not None and topology is None:
         raise ConfigError("--rank: found it without --topology, expected both; say --topology FILE")
-    findings = diagnose(loopback=loopback_check, topology=topology, rank=rank)
+    aside = Console(stderr=True)
+    with aside.status("looking") if aside.is_terminal else nullcontext():
+        findings = diagnose(loopback=loopback_check, topology=topology, rank=rank)
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "topology": topology, "findings": [asdict(finding) for finding in findings]}))
     else:

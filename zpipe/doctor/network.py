@@ -107,7 +107,14 @@ async def _tcp(host: str, port: int) -> Tcp:
         return "open"
 
 
-def findings(topology: Topology, looks: Mapping[int, Look], *, digests: tuple[str, str], here: Collection[int]) -> list[Finding]:
+def findings(
+    topology: Topology,
+    looks: Mapping[int, Look],
+    *,
+    digests: tuple[str, str],
+    here: Collection[int],
+    own: int | None = None,
+) -> list[Finding]:
     """What is to be said of each node.
 
     Args:
@@ -115,17 +122,18 @@ def findings(topology: Topology, looks: Mapping[int, Look], *, digests: tuple[st
         looks: {rank: how it was found}
         digests: of topology and bundle as they are here; "" of one that cannot be used.
         here: the nodes that this machine is to run.
+        own: the one that somebody is about to start here, if so: that it does not run yet is no fault.
     """
     if all(is_loopback(node.address) for node in topology.nodes) and not any(found.up for found in looks.values()):
         return [Finding("nodes", "ok", f"none runs now; on this machine `zpipe bench --topology {_file(topology)}` starts them")]
-    return [_node(topology, found, digests, here) for _, found in sorted(looks.items())]
+    return [_node(topology, found, digests, here, own) for _, found in sorted(looks.items())]
 
 
-def _node(topology: Topology, found: Look, digests: tuple[str, str], here: Collection[int]) -> Finding:
+def _node(topology: Topology, found: Look, digests: tuple[str, str], here: Collection[int], own: int | None) -> Finding:
     node = topology.node(found.rank)
     name = f"rank {node.rank} at {node.address}"
     if not found.up:
-        return _absent(name, topology, node, found)
+        return _absent(name, topology, node, found, own)
     file = _file(topology)
     for what, ours, theirs in zip(("topology", "bundle"), digests, (found.topology_digest, found.bundle_digest), strict=True):
         if ours and theirs != ours:
@@ -147,10 +155,12 @@ def _node(topology: Topology, found: Look, digests: tuple[str, str], here: Colle
     return Finding(name, "ok", f"{trip}, {rate}, runs the same topology and bundle", required=True)
 
 
-def _absent(name: str, topology: Topology, node: NodeSpec, found: Look) -> Finding:
+def _absent(name: str, topology: Topology, node: NodeSpec, found: Look, own: int | None) -> Finding:
     """Cases by how far plain TCP gets: nowhere, to a closed port, to somebody who is no node or does not let us in."""
     host, port = host_and_port(node.address)
-    start = f"there: zpipe node --rank {node.rank} --topology {_file(topology)}"
+    start = f"zpipe node --rank {node.rank} --topology {_file(topology)}"
+    if node.rank != own:
+        start = f"there: {start}"
     if found.control == "unknown host":
         remedy = f"echo 'ADDRESS {host}' | sudo tee -a /etc/hosts"
         return Finding(name, "broken", f"{host} does not resolve here", remedy, required=True)
@@ -163,7 +173,7 @@ def _absent(name: str, topology: Topology, node: NodeSpec, found: Look) -> Findi
         said = f"not running: the source is run by whoever submits ({host} refuses connections now)"
         return Finding(name, "missing", said, f"zpipe bench --attach --topology {_file(topology)}, or Pipeline.connect")
     if found.control == "refused":
-        return Finding(name, "missing", f"no node runs there: port {port + 1} is closed", start, required=True)
+        return Finding(name, "missing", f"no node runs there: port {port + 1} is closed", start, required=node.rank != own)
     trouble = found.trouble or "it says nothing to our Hello"
     return Finding(name, "broken", f"somebody listens there and does not let us in: {trouble}", start, required=True)
 

@@ -40,7 +40,7 @@ def findings(name: str, rank: int | None) -> list[Finding]:
     if usable:
         seen = asyncio.run(network.look(placed))
         digests = (digest, bundle.digest if bundle is not None else "")
-        of_network = network.findings(placed, seen, digests=digests, here=here)
+        of_network = network.findings(placed, seen, digests=digests, here=here, own=rank)
     running = {looked.rank for looked in seen.values() if looked.up}
     found += [ports.port(placed.node(each), running=each in running) for each in here]
     found += of_keys

@@ -2,15 +2,18 @@
 
     python -m bench.trace cost [PAIRS]    CPU per sample of a line of four with and without it, interleaved: 24 pairs in 5 minutes
     python -m bench.trace timeline        a mesh of three emulated boards, one killed on the way; half a minute
+    python -m bench.trace clocks          how well clocks that are known to differ are brought together; needs root; 20 s
 
-Both write their part of bench/results/trace.json. *cost*: `zpipe bench` on line4, closed loop, every rank traced or none, pairs in
+All write their part of bench/results/trace.json. *cost*: `zpipe bench` on line4, closed loop, every rank traced or none, pairs in
 changing order; CPU is user and system time of all processes, stages included, per result. *timeline* leaves its example,
 bench/results/timeline.json.gz, and holds its counts against the report, by Perfetto's own trace processor where that is there
-(`bench.perfetto`), and by the reader of the tests, which checks each event.
+(`bench.perfetto`), and by the reader of the tests, which checks each event. *clocks*: line4 with ranks 1 to 3 in time namespaces of
+their own, whose clocks are thousands of seconds apart; the error of the estimate stands beside what it claims to be off at most.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import statistics
@@ -20,9 +23,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import zpipe
 from bench.perfetto import TraceProcessor, why_not
 from tests.timeline.reader import read
+from tests.timeline.test_namespaces import in_another_time
+from tests.timeline.test_namespaces import why_not as no_namespaces
 from zpipe.report import machine
+from zpipe.runtime.launch import Site
 from zpipe.timeline import merge
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +41,8 @@ TIMELINE += ("--duration", "5", "--warm-up", "0", "--chaos", "kill 2s node 2 at 
 #: What issue 8 asks for.
 MOST_SHARE = 0.05
 RESAMPLES = 10_000
+#: Of the clocks' run.
+SAMPLES = 1000
 
 
 def bench(*arguments: str | Path) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def cost(pairs: int) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 trace = ("--trace", Path(folder) / "traces") if traced else ()
                 report = bench(*COST, "--seed", str(number), *trace)
-                written = sum(file.stat().st_size for file in Path(folder).rglob("*.jsonl"))
+                written = sum(file.stat().st_size for file in Path(folder).rglob("*.trace"))
             name = "on" if traced else "off"
             row[name] = 1e6 * sum(node["cpu_s"] for node in report["nodes"]) / report["counts"]["result"]
             if traced:
@@ -169,6 +178,33 @@ def by_perfetto(survivors: list[int]) -> dict[str, dict[str, int]]:
         return {f"Perfetto's trace processor {processor.version}": counts}
 
 
+# ---- clocks ------------------------------------------------------------------------------------
+
+
+def clocks() -> None:
+    assert not no_namespaces(), no_namespaces()
+    ahead = {0: 0.0, 1: 5000.0, 2: -3000.0, 3: 40_000.0}
+    with tempfile.TemporaryDirectory() as folder:
+        traces = Path(folder) / "traces"
+        asyncio.run(drive(traces, {rank: in_another_time(seconds) for rank, seconds in ahead.items() if seconds}))
+        merged = merge(sorted(traces.iterdir()), Path(folder) / "timeline.json.gz")
+    rows = []
+    for life, clock in zip(merged.lives, merged.clocks, strict=True):
+        off, claimed = 1e3 * (clock.ahead_seconds - ahead[life.rank]), 1e3 * (clock.uncertainty_seconds or 0.0)
+        rows.append({"rank": life.rank, "ahead_s": ahead[life.rank], "off_ms": off, "claimed_ms": claimed})
+        print(f"node {life.rank}: clock {ahead[life.rank]:+.0f} s, found {off:+.3f} ms off that, claimed ± {claimed:.3f} ms")
+    held = all(abs(row["off_ms"]) <= row["claimed_ms"] + 1e-6 for row in rows)
+    write("clocks", {"topology": "line4.yaml", "samples": SAMPLES, "counts": merged.counts, "rows": rows, "held": held})
+
+
+async def drive(traces: Path, prefixes: dict[int, tuple[str, ...]]) -> None:
+    sites = {rank: Site(command_prefix=prefix) for rank, prefix in prefixes.items()}
+    async with zpipe.Pipeline.local("line4.yaml", sites=sites, trace=traces, exit_point="no-exit") as pipeline:
+        images = pipeline.bundle.evaluation().images[:SAMPLES]
+        async for outcome in pipeline.stream(images):
+            assert outcome.result is not None, outcome
+
+
 def write(name: str, part: dict[str, Any]) -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -184,5 +220,7 @@ if __name__ == "__main__":
             cost(int(pairs[0]) if pairs else 24)
         case ["timeline"]:
             timeline()
+        case ["clocks"]:
+            clocks()
         case _:
             raise SystemExit(__doc__)

@@ -18,7 +18,7 @@ def row(sample: int, attempt: int = 1) -> Attempt:
 
 
 def life(rank: int, **told: object) -> Life:
-    made = Life(Path(f"node-{rank}.trace.jsonl"), rank, (rank,), None, rank == 0, began_at=0.0, ended_at=9.0)
+    made = Life(Path(f"node-{rank}.trace"), rank, (rank,), None, rank == 0, began_at=0.0, ended_at=9.0)
     for name, value in told.items():
         setattr(made, name, value)
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.trace.test_replay import tampered, traces  # noqa: F401 - a fixture
 from zpipe.bench.run import BenchOptions, run_bench
 from zpipe.errors import ConfigError
 from zpipe.timeline import Merged, merge
+from zpipe.trace import codec
 
 
 class Run:
@@ -153,11 +153,11 @@ def test_a_node_that_comes_back_has_two_lives_on_one_track(traces: Path, tmp_pat
 
 
 def test_what_was_running_when_a_node_was_killed_is_drawn_to_its_end(tmp_path: Path) -> None:
-    recorded = Recorded(tmp_path / "node.jsonl")
+    recorded = Recorded(tmp_path / "node.trace")
     recorded.serve(3)
     recorded.recorder.close()
-    text = recorded.path.read_text(encoding="ascii").splitlines(keepends=True)
-    recorded.path.write_text("".join(text[:-2]) + text[-2][:40], encoding="ascii")
+    *whole, last, _ = map(codec.pack, recorded.parts())
+    recorded.path.write_bytes(b"".join(whole) + last[:20])
     merged = merge([recorded.path], tmp_path / "timeline.json")
     timeline = read(tmp_path / "timeline.json")
     assert merged.counts["tasks_run"] == 2
@@ -166,13 +166,13 @@ def test_what_was_running_when_a_node_was_killed_is_drawn_to_its_end(tmp_path: P
 
 
 def test_beyond_a_decision_this_zpipe_makes_otherwise_there_are_no_counters(tmp_path: Path) -> None:
-    recorded = Recorded(tmp_path / "node.jsonl")
+    recorded = Recorded(tmp_path / "node.trace")
     recorded.serve(6)
     recorded.recorder.close()
     tampered(recorded.path, 5, lambda line: line[2].clear())
     merged = merge([recorded.path], tmp_path / "timeline.json")
     (life,) = merged.lives
-    assert life.differs_at == json.loads(recorded.path.read_text(encoding="ascii").splitlines()[4])[0]
+    assert life.differs_at == recorded.parts()[4][0]
     assert life.differs_at is not None
     assert all(now < life.differs_at for rows in life.counters.values() for now, _ in rows)
     assert merged.counts["tasks_run"] == 5  # the run that was taken out of the trace is not drawn
@@ -181,7 +181,7 @@ def test_beyond_a_decision_this_zpipe_makes_otherwise_there_are_no_counters(tmp_
 
 def test_traces_of_two_runs_are_refused(tmp_path: Path) -> None:
     paths = []
-    for name in ("a.jsonl", "b.jsonl"):
+    for name in ("a.trace", "b.trace"):
         recorded = Recorded(tmp_path / name)
         recorded.serve(20)
         recorded.recorder.close()
@@ -192,7 +192,7 @@ def test_traces_of_two_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_timeline_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    recorded = Recorded(tmp_path / "node.jsonl")
+    recorded = Recorded(tmp_path / "node.trace")
     recorded.serve(2)
     recorded.recorder.close()
     with pytest.raises(ConfigError, match="found that it cannot be written"):

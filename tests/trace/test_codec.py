@@ -1,15 +1,16 @@
-"""Events, commands and configurations come back from JSON as they went: every field, every bit of a float."""
+"""Events, commands and configurations come back from a trace as they went: every field, every bit of a float."""
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import json
 import math
+import os
 import types
 import typing
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,16 @@ from hypothesis import strategies as st
 
 from zpipe.errors import ConfigError
 from zpipe.model import Credit, SampleKey, Task
-from zpipe.policy.messages import Command, CreditReceived, Event, SampleSubmitted, StageCompleted, TaskReceived, TimerFired
+from zpipe.policy.messages import (
+    Command,
+    CreditReceived,
+    Event,
+    SampleSubmitted,
+    StageCompleted,
+    StageFailed,
+    TaskReceived,
+    TimerFired,
+)
 from zpipe.policy.state import NodeConfig
 from zpipe.trace import codec
 
@@ -47,9 +57,14 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     return st.builds(hint, **{name: values(inside) for name, inside in codec.hints(hint).items()})
 
 
+def unpacked(data: bytes) -> Any:
+    """As a trace is read."""
+    return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogatepass")
+
+
 def reader() -> codec.Reader:
     """As a trace's header makes one."""
-    return codec.Reader(json.loads(json.dumps(codec.fields())))
+    return codec.Reader(unpacked(codec.pack(codec.fields())))
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
@@ -57,9 +72,9 @@ def reader() -> codec.Reader:
 @settings(max_examples=25)
 def test_every_field_of_an_event_comes_back(kind: type, data: st.DataObject) -> None:
     event = data.draw(values(kind))
-    text = codec.to_json([event])
-    assert reader().events(json.loads(text)) == [event]
-    assert codec.to_json(reader().events(json.loads(text))) == text  # -0.0 == 0.0, so ask for the bits, too
+    packed = codec.pack([event])
+    assert reader().events(unpacked(packed)) == [event]
+    assert codec.pack(reader().events(unpacked(packed))) == packed  # -0.0 == 0.0, so ask for the bits, too
 
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
@@ -67,15 +82,15 @@ def test_every_field_of_an_event_comes_back(kind: type, data: st.DataObject) -> 
 @settings(max_examples=25)
 def test_every_field_of_a_command_comes_back(kind: type, data: st.DataObject) -> None:
     command = data.draw(values(kind))
-    text = codec.to_json([command])
-    assert reader().commands(json.loads(text)) == [command]
-    assert codec.to_json(reader().commands(json.loads(text))) == text
+    packed = codec.pack([command])
+    assert reader().commands(unpacked(packed)) == [command]
+    assert codec.pack(reader().commands(unpacked(packed))) == packed
 
 
 @given(config=values(NodeConfig))
 @settings(max_examples=50)
 def test_every_field_of_a_configuration_comes_back(config: NodeConfig) -> None:
-    assert reader().config(json.loads(codec.to_json(config))) == config
+    assert reader().config(unpacked(codec.pack(config))) == config
 
 
 def test_equality_looks_at_every_field_so_the_tests_above_do() -> None:
@@ -84,21 +99,21 @@ def test_equality_looks_at_every_field_so_the_tests_above_do() -> None:
             assert all(field.compare and field.init for field in dataclasses.fields(kind)), kind
 
 
-def test_infinities_and_nan_are_strings_in_strict_json() -> None:
+def test_infinities_and_nan_come_back() -> None:
     task = Task(SampleKey(0, 1, 2), 1, 0, (math.nan,), deadline=math.inf, born=-math.inf)
-    text = codec.to_json([TaskReceived(1, 2, [task])])
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    (event,) = reader().events(json.loads(text, parse_constant=refuse))
+    (event,) = reader().events(unpacked(codec.pack([TaskReceived(1, 2, [task])])))
     assert isinstance(event, TaskReceived)
     assert (event.tasks[0].deadline, event.tasks[0].born) == (math.inf, -math.inf)
     assert math.isnan(event.tasks[0].thresholds[0])
 
 
+def test_the_name_of_a_file_that_is_no_text_comes_back() -> None:
+    error = os.fsdecode(b"no \xff.onnx")
+    assert reader().events(unpacked(codec.pack([StageFailed(1, error)]))) == [StageFailed(1, error)]
+
+
 def test_an_int_in_a_floats_place_stays_one() -> None:
-    (event,) = reader().events(json.loads(codec.to_json([SampleSubmitted(1, 2.0, 1.0, weight=3)])))
+    (event,) = reader().events(unpacked(codec.pack([SampleSubmitted(1, 2.0, 1.0, weight=3)])))
     assert isinstance(event, SampleSubmitted)
     assert type(event.weight) is int
 
@@ -106,7 +121,7 @@ def test_an_int_in_a_floats_place_stays_one() -> None:
 @pytest.mark.parametrize("strange", [{1, 2}, object(), np.float32(0.5), np.bool_(True), TimerFired])
 def test_what_no_message_is_made_of_is_refused_when_written(strange: object) -> None:
     with pytest.raises(TypeError, match="a trace holds events, commands and their parts, not "):
-        codec.to_json([StageCompleted(0, [True], [1], [strange], 0.1)])  # type: ignore[list-item]
+        codec.pack([StageCompleted(0, [True], [1], [strange], 0.1)])  # type: ignore[list-item]
 
 
 def test_a_trace_older_than_a_field_with_a_default_is_read() -> None:
@@ -149,7 +164,7 @@ def test_fields_this_version_cannot_place_are_refused(columns: list[str] | None,
         ([["SendFailed", 1, 2.5]], "found 2.5, expected int"),
         ([["SendFailed", 1, True]], "found True, expected int"),
         ([["SampleCancelled", 1, None]], "found None, expected str"),
-        ([["SampleSubmitted", 1, "soon", 0.0, 0, 1.0]], "found 'soon', expected a number or one of inf, -inf, nan"),
+        ([["SampleSubmitted", 1, "soon", 0.0, 0, 1.0]], "found 'soon', expected a number"),
         ([["CreditReceived", 1, [0, 0, [], 4, [], 0.0, []]]], r"found \[\], expected an object"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_bench_over_zeromq_replays_equal_on_every_rank(tmp_path: Path, topolog
     assert bench.returncode == 0, bench.stderr
     files = sorted(folder.iterdir())
     ranks = range(int(re.findall(r"\d", topology)[0]))
-    assert [file.name for file in files] == [f"node-{rank}.trace.jsonl" for rank in ranks]
+    assert [file.name for file in files] == [f"node-{rank}.trace" for rank in ranks]
     replayed = zpipe("replay", *files)
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     lines = replayed.stdout.splitlines()
@@ -48,7 +48,7 @@ def test_a_bench_over_zeromq_replays_equal_on_every_rank(tmp_path: Path, topolog
 
 
 def test_a_folder_holds_the_traces_of_one_run(refused: Refused, tmp_path: Path) -> None:
-    earlier = tmp_path / "node-1.trace.jsonl"
+    earlier = tmp_path / "node-1.trace"
     earlier.write_text("kept")
     line = refused("bench", "--topology", "line2.yaml", "--count", "1", "--trace", tmp_path)
     assert line.startswith(f"trace: found {earlier} of an earlier run, expected a folder without traces")
@@ -81,10 +81,10 @@ def test_a_difference_is_one_line_and_exit_code_1(
     ("arguments", "message"),
     [
         (
-            ("replay", "none.jsonl"),
-            r"none.jsonl: found that it cannot be read \(No such file or directory\)",
+            ("replay", "none"),
+            r"none: found that it cannot be read \(No such file or directory\)",
         ),
-        (("replay", "README.md"), r"README.md: line 1: found text that is no JSON, expected a line of a trace"),
+        (("replay", "README.md"), r"README.md: found no header of a trace, expected trace version 2; "),
         (
             ("bench", "--topology", "line2.yaml", "--trace", "none/traces"),
             r"trace: found none/traces, which cannot be ",

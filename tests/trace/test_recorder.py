@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from tests.policy.build import INTO, task
@@ -17,7 +17,7 @@ from zpipe.policy import NodePolicy
 from zpipe.policy.exits import ExitGates
 from zpipe.policy.messages import PeerUp, StageCompleted, TaskReceived, TimerFired
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.trace import Recorder, replay
+from zpipe.trace import Recorder, codec, replay
 
 #: A node with the last stage, whose only neighbour sends it tasks.
 CONFIG = NodeConfig(
@@ -27,6 +27,12 @@ CONFIG = NodeConfig(
     neighbours=(NeighbourConfig(0, lanes_in=(2,), window_in=8),),
     nearer={0: (0,)},
 )
+
+
+def parts(path: Path) -> list[Any]:
+    """The header, the rounds and the end of a trace, as they are written."""
+    with path.open("rb") as file:
+        return list(msgpack.Unpacker(file, strict_map_key=False))
 
 
 class Recorded:
@@ -47,26 +53,26 @@ class Recorded:
             self.recorder.handle_all([TaskReceived(0, INTO, [task(number, 2, number)])], now=self.now)
             self.recorder.handle_all([StageCompleted(number, [True], [3], [0.9], 0.125, [0])], now=self.now + 0.125)
 
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.path.read_text(encoding="ascii").splitlines()]
+    def parts(self) -> list[Any]:
+        return parts(self.path)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "node.jsonl"
+    return tmp_path / "node.trace"
 
 
 def test_a_trace_begins_with_all_that_a_fresh_policy_needs(path: Path) -> None:
     recorded = Recorded(path)
     recorded.recorder.close()
-    header, end = recorded.lines()
+    header, end = recorded.parts()
     assert {key: header[key] for key in ("trace", "zpipe", "rank", "seed")} == {
-        "trace": 1,
+        "trace": 2,
         "zpipe": __version__,
         "rank": 1,
         "seed": 7,
     }
-    assert dict(zip(header["fields"]["NodeConfig"], header["config"], strict=True))["nearer"] == {"0": [0]}
+    assert dict(zip(header["fields"]["NodeConfig"], header["config"], strict=True))["nearer"] == {0: [0]}
     assert end == {"end": "closed"}
 
 
@@ -76,7 +82,7 @@ def test_events_are_written_as_they_came_though_the_policy_changes_their_tasks(p
     arrived = task(0, 2, 0)
     recorded.recorder.handle_all([TaskReceived(0, INTO, [arrived])], now=2.0)
     recorded.recorder.close()
-    header, _, (now, [[kind, _, _, [row]]], commands), _ = recorded.lines()
+    header, _, (now, [[kind, _, _, [row]]], commands), _ = recorded.parts()
     peer = header["fields"]["Task"].index("peer")
     assert (now, kind, row[peer]) == (2.0, "TaskReceived", -1)
     assert arrived.peer == 0
@@ -89,9 +95,9 @@ def test_a_trace_ends_at_its_limit_with_a_note_and_the_node_goes_on(path: Path) 
     recorded.serve(50)
     recorded.recorder.close()
     assert recorded.policy.counts.exited == 50
-    assert path.stat().st_size < 8_000 + len('{"end":"limit"}\n')
+    assert path.stat().st_size < 8_000 + len(codec.pack({"end": "limit"}))
     (note,) = recorded.notes
-    found = re.fullmatch(r".*/node.jsonl: the trace ends after (\d+) rounds, at its limit of 8000 bytes", note)
+    found = re.fullmatch(r".*/node.trace: the trace ends after (\d+) rounds, at its limit of 8000 bytes", note)
     assert found is not None
     result = replay(path)
     assert result.difference is None
@@ -101,10 +107,10 @@ def test_a_trace_ends_at_its_limit_with_a_note_and_the_node_goes_on(path: Path) 
 
 def test_of_a_killed_node_a_quarter_of_a_second_is_lost_at_most(path: Path) -> None:
     recorded = Recorded(path)
-    (header,) = recorded.lines()
-    assert header["trace"] == 1
+    (header,) = recorded.parts()
+    assert header["trace"] == 2
     recorded.serve(4)
-    assert recorded.now - 0.25 <= recorded.lines()[-1][0] < recorded.now + 0.125
+    assert recorded.now - 0.25 <= recorded.parts()[-1][0] < recorded.now + 0.125
     recorded.recorder.close()
 
 
@@ -128,7 +134,7 @@ def test_a_node_that_is_started_again_leaves_the_traces_of_its_former_lives(path
         lives.append(Recorded(path))
         lives[-1].serve(tasks)
         lives[-1].recorder.close()
-    names = ["node.jsonl", "node-1.jsonl", "node-2.jsonl"]
+    names = ["node.trace", "node-1.trace", "node-2.trace"]
     assert [life.recorder.path.name for life in lives] == names
     assert [replay(path.with_name(name)).rounds for name in names] == [3, 5, 7]
     assert [life.notes for life in lives] == [
@@ -147,7 +153,7 @@ def test_the_round_in_which_a_policy_breaks_is_in_the_trace_and_replays(path: Pa
     recorded.serve(2)
     with pytest.raises(KeyError):
         recorded.recorder.handle_all([TimerFired(), StageCompleted(99, [True], [3], [0.9], 0.125)], now=9.0)
-    assert recorded.lines()[-2][2] == {"raised": "KeyError: 99"}
+    assert recorded.parts()[-2][2] == {"raised": "KeyError: 99"}
     result = replay(path)
     assert result.difference is None
     assert result.rounds == 6
@@ -158,4 +164,4 @@ def test_closing_twice_writes_one_end(path: Path) -> None:
     recorded = Recorded(path)
     recorded.recorder.close()
     recorded.recorder.close()
-    assert len(recorded.lines()) == 2
+    assert len(recorded.parts()) == 2

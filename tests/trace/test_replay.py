@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from hypothesis import strategies as st
 from tests.policy import mesh as virtual
 from tests.policy.test_mesh_properties import shapes
 from tests.runtime.mesh import live, run, topology
-from tests.trace.test_recorder import Recorded
+from tests.trace.test_recorder import Recorded, parts
 from zpipe.errors import ConfigError
 from zpipe.policy import NodePolicy
 from zpipe.policy.messages import Command, Event
 from zpipe.policy.state import NodeConfig
 from zpipe.runtime import driver
-from zpipe.trace import Recorder, ReplayResult, replay
+from zpipe.trace import Recorder, ReplayResult, codec, replay
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where every life of every node of a live mesh leaves its trace."""
 
     def traced(topology: Any, bundle: Any, rank: int, *, session: int, **options: Any) -> driver.Driver:
-        trace = tmp_path / f"node-{rank}-{session}.jsonl"
+        trace = tmp_path / f"node-{rank}-{session}.trace"
         return driver.Driver(topology, bundle, rank, session=session, trace=trace, **options)
 
     monkeypatch.setattr("tests.runtime.mesh.Driver", traced)
@@ -40,7 +39,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """A node served 20 tasks."""
-    recorded = Recorded(tmp_path / "node.jsonl")
+    recorded = Recorded(tmp_path / "node.trace")
     recorded.serve(20)
     recorded.recorder.close()
     return recorded.path
@@ -93,7 +92,7 @@ def test_a_live_line_whose_link_is_cut_and_mended_replays_equal(traces: Path) ->
 
     run(main)
     all_equal(traces)
-    assert '"PeerLost"' in next(traces.glob("node-0-*")).read_text(encoding="ascii")
+    assert b"PeerLost" in next(traces.glob("node-0-*")).read_bytes()
 
 
 # ---- on a virtual clock ------------------------------------------------------------------------
@@ -108,7 +107,7 @@ class TracedPolicy(NodePolicy):
     def __init__(self, config: NodeConfig, *, rng: random.Random) -> None:
         life = len(self.recorders)
         super().__init__(config, rng=random.Random(life))
-        self.recorder = Recorder(self.folder / f"{life}.jsonl", self, seed=life)
+        self.recorder = Recorder(self.folder / f"{life}.trace", self, seed=life)
         self.recorders.append(self.recorder)
 
     def handle(self, event: Event, *, now: float) -> list[Command]:
@@ -157,7 +156,7 @@ def test_dice_of_another_seed_show_in_a_mesh_that_throws_them(tmp_path: Path, mo
     for recorder in TracedPolicy.recorders:
         recorder.close()
     source = all_equal(tmp_path)[0]
-    found = replay(tampered(tmp_path / "0.jsonl", 1, lambda header: header.update(seed=header["seed"] + 1)))
+    found = replay(tampered(tmp_path / "0.trace", 1, lambda header: header.update(seed=header["seed"] + 1)))
     assert found.difference is not None
     assert found.rounds < source.rounds
 
@@ -166,12 +165,10 @@ def test_dice_of_another_seed_show_in_a_mesh_that_throws_them(tmp_path: Path, mo
 
 
 def tampered(path: Path, number: int, change: Callable[[Any], None]) -> Path:
-    """The trace with one line changed; the header is line 1."""
-    lines = path.read_text(encoding="ascii").splitlines()
-    plain = json.loads(lines[number - 1])
-    change(plain)
-    lines[number - 1] = json.dumps(plain)
-    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    """The trace with one part changed; the header is part 1."""
+    whole = parts(path)
+    change(whole[number - 1])
+    path.write_bytes(b"".join(map(codec.pack, whole)))
     return path
 
 
@@ -237,31 +234,33 @@ def test_a_float_that_differs_in_its_last_bit_is_a_difference(trace: Path) -> No
 # ---- ends and refusals -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("left", [1, 30, 150])
-def test_a_trace_cut_off_in_a_line_replays_up_to_there(trace: Path, left: int) -> None:
-    lines = trace.read_bytes().splitlines(keepends=True)
-    trace.write_bytes(b"".join(lines[:11]) + lines[11][:left])
+@pytest.mark.parametrize("left", [1, 30, 120])
+def test_a_trace_cut_off_in_a_round_replays_up_to_there(trace: Path, left: int) -> None:
+    whole = list(map(codec.pack, parts(trace)))
+    trace.write_bytes(b"".join(whole[:11]) + whole[11][:left])
     result = replay(trace)
     assert result.difference is None
     assert result.rounds == 10
     assert result.ended == "without its end mark, since the node was killed or still runs"
 
 
-def write(lines: Sequence[str]) -> Callable[[Path], object]:
-    return lambda path: path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def write(*values: Any) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(b"".join(map(codec.pack, values)))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (Path.unlink, r"found that it cannot be read \(No such file or directory\), expected a trace"),
-        (write([]), r"found no header of a trace, expected trace version 1; "),
-        (write(["[1, 2]"]), r"found no header of a trace, expected trace version 1; "),
-        (write(['{"trace": 2}']), r"found trace version 2, expected trace version 1; "),
-        (write(['{"trace": 1, "rank": "x"}']), r"line 1: found no usable zpipe, rank, seed, fields, config, expected the header"),
-        (write(["name: line4"]), r"line 1: found text that is no JSON, expected a line of a trace"),
+        (write(), r"found no header of a trace, expected trace version 2; "),
+        (write([1, 2]), r"found no header of a trace, expected trace version 2; "),
+        (write({"trace": 3}), r"found trace version 3, expected trace version 2; "),
+        (write({"trace": 2, "rank": "x"}), r"its header: found no usable zpipe, rank, seed, fields, config, expected the header"),
+        (lambda path: path.write_text('{"trace":1,"zpipe":"0.1.0"}'), r"found trace version 1, expected trace version 2; "),
+        (lambda path: path.write_text("name: line4"), r"found no header of a trace, expected trace version 2; "),
+        (lambda path: path.write_bytes(b"\xc1"), r"its header: found bytes that mean nothing, expected a part of a trace"),
     ],
-    ids=["none", "empty", "list", "version", "header", "yaml"],
+    ids=["none", "empty", "list", "version", "header", "json", "yaml", "bytes"],
 )
 def test_what_is_no_trace_is_refused_in_one_line(trace: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(trace)
@@ -274,14 +273,18 @@ def test_what_is_no_trace_is_refused_in_one_line(trace: Path, spoil: Callable[[P
 @pytest.mark.parametrize(
     ("number", "change", "message"),
     [
-        (1, lambda header: header["fields"]["Task"].append("colour"), r"line 1: found Task with fields .*, colour, expected key, "),
-        (1, lambda header: header["config"].pop(), r"line 1: found \d+ values, expected \d+"),
-        (3, lambda line: line.pop(), r"line 3: found another shape, expected \[now, events, commands\]"),
-        (3, lambda line: line[1].append(["Rained"]), r"line 3: found event 'Rained', expected one of TaskReceived, "),
+        (
+            1,
+            lambda header: header["fields"]["Task"].append("colour"),
+            r"its header: found Task with fields .*, colour, expected key, ",
+        ),
+        (1, lambda header: header["config"].pop(), r"its header: found \d+ values, expected \d+"),
+        (3, lambda line: line.pop(), r"round 1: found another shape, expected \[now, events, commands\]"),
+        (3, lambda line: line[1].append(["Rained"]), r"round 1: found event 'Rained', expected one of TaskReceived, "),
     ],
     ids=["field", "config", "shape", "event"],
 )
-def test_a_line_that_cannot_be_read_is_named(trace: Path, number: int, change: Callable[[Any], None], message: str) -> None:
+def test_a_part_that_cannot_be_read_is_named(trace: Path, number: int, change: Callable[[Any], None], message: str) -> None:
     tampered(trace, number, change)
     with pytest.raises(ConfigError, match=message):
         replay(trace)
@@ -291,5 +294,5 @@ def test_a_strategy_this_version_does_not_have_is_refused(trace: Path) -> None:
     def change(header: Any) -> None:
         header["config"][header["fields"]["NodeConfig"].index("offload")] = "oracle"
 
-    with pytest.raises(ConfigError, match=r"line 1: found a configuration that this policy refuses \(KeyError: 'oracle'\), "):
+    with pytest.raises(ConfigError, match=r"its header: found a configuration that this policy refuses \(KeyError: 'oracle'\), "):
         replay(tampered(trace, 1, change))

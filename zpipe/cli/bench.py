@@ -37,7 +37,7 @@ from zpipe.errors import ConfigError
 @click.option(
     "--trace",
     type=FOLDER,
-    help="Record every rank started here: FOLDER/node-RANK.trace.jsonl, for `zpipe trace merge` and `zpipe replay`.",
+    help="Record every rank started here: FOLDER/node-RANK.trace, for `zpipe trace merge` and `zpipe replay`.",
 )
 @click.option(
     "--chaos",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +51,30 @@ def merge(paths: tuple[Path, ...], out: Path, every: int) -> None:
     _show(merged, out)
 
 
+@trace.command()
+@click.argument("file", type=FILE)
+def show(file: Path) -> None:
+    """Print a trace as lines of JSON: its header, a line per round, its end.
+
+    For example: zpipe trace show traces/node-1.trace | grep PeerLost
+    """
+    from zpipe.trace import Trace
+
+    with Trace(file) as found:
+        try:
+            for part in found.plain():
+                click.echo(json.dumps(part, separators=(",", ":")))
+        except BrokenPipeError:  # whoever read the lines has enough of them; nor is there anything left to flush at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _files(paths: tuple[Path, ...]) -> list[Path]:
     """The traces named; of a folder all that are in it."""
     files: dict[Path, None] = {}
     for path in paths:
-        found = sorted(path.glob("*.trace.jsonl")) if path.is_dir() else [path]
+        found = sorted(path.glob("*.trace")) if path.is_dir() else [path]
         if not found:
-            raise ConfigError(
-                f"{path}: found no *.trace.jsonl in it, expected the folder of a `zpipe bench --trace`; name the files"
-            )
+            raise ConfigError(f"{path}: found no *.trace in it, expected the folder of a `zpipe bench --trace`; name the files")
         files |= dict.fromkeys(file.resolve() for file in found)
     return list(files)
 

@@ -570,7 +570,7 @@ class Pipeline:
 
 def _folder(path: Path) -> Path:
     """The folder of the traces; made where there is none. It holds those of one run."""
-    earlier = next(path.glob("*.trace.jsonl"), None)
+    earlier = next(path.glob("*.trace"), None)
     if earlier is not None:
         raise ConfigError(
             f"trace: found {earlier} of an earlier run, expected a folder without traces; remove them or choose another"

@@ -1,15 +1,15 @@
 """What one node's policy was told and what it answered, round for round, so that it can be told again.
 
-A trace is a text file of JSON lines:
+A trace is a file of msgpack values, one behind the other; as JSON, in which `zpipe trace show` prints them:
 
-    {"trace": 1, "zpipe": "0.1.0", "rank": 2, "seed": 7, "epoch": 1.7e9, "fields": {"Task": ["key", ...], ...},
+    {"trace": 2, "zpipe": "0.1.0", "rank": 2, "seed": 7, "epoch": 1.7e9, "fields": {"Task": ["key", ...], ...},
      "config": [...]}
-    [now, [event, ...], [command, ...]]                  one line per round, that is per `NodePolicy.handle_all`
+    [now, [event, ...], [command, ...]]                  one per round, that is per `NodePolicy.handle_all`
     [now, [event, ...], {"raised": "AssertionError: ..."}]      the policy broke; the last round
     {"end": "closed"}                                    or "limit"; missing where the process was killed
 
 A dataclass is the list of its fields in the order that `fields` gives for its name; an event or a command has its name in front.
-Floats come back as the same bits. JSON knows no infinity: where a field is a float, the strings "inf", "-inf" and "nan" are meant.
+Floats come back as the same bits. (Version 1 was text, JSON itself: it took four times the CPU, most of it to write floats.)
 
 `now` is the node's own clock; `epoch`, seconds since 1970, is where its wall clock put that clock's 0.
 

@@ -1,4 +1,4 @@
-"""Events, commands and configurations as JSON and back: strict, and driven by the dataclasses themselves.
+"""Events, commands and configurations as msgpack and back: strict, and driven by the dataclasses themselves.
 
 Nothing here names a field. What can be written is what `Event`, `Command` and `NodeConfig` reach by their type hints: a new field
 is written at once, and a hint that this module has no rule for is a TypeError, not a field that gets lost.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import json
-import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, Literal, Union
+
+import msgpack
 
 from zpipe import model
 from zpipe.errors import ConfigError
@@ -24,7 +24,6 @@ from zpipe.policy.messages import Command, Event
 from zpipe.policy.state import NodeConfig
 
 MESSAGES: tuple[type, ...] = (*typing.get_args(Event), *typing.get_args(Command))
-_NOT_FINITE = ("inf", "-inf", "nan")
 #: The policy's modules import what they need for hints only while types are checked, so their names are looked up here.
 _NAMES = {**vars(collections.abc), **vars(model), **vars(exits), **vars(delivery), **vars(state), **vars(messages)}
 
@@ -80,22 +79,20 @@ def _records_in(hint: Any) -> Iterator[type]:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def to_json(value: Any) -> str:
-    """One line of strict JSON; a later change of `value` does not reach it.
+def pack(value: Any) -> bytes:
+    """The value's bytes, which are equal for values that are the same to the last bit; a later change of it does not reach them.
 
     Raises:
         TypeError: it holds something that no event, command or configuration is made of.
     """
-    try:
-        return _ENCODER.encode(value)
-    except ValueError:  # an infinity: rare, so only then every float is looked at
-        return _ENCODER.encode(_without_infinities(value))
+    packed: bytes = _PACKER.pack(value)
+    return packed
 
 
-def _as_list(value: Any) -> list[Any]:
-    """A dataclass as the list it is written as; the encoder asks for what it does not know itself."""
+def _as_row(value: Any) -> Sequence[Any]:
+    """A dataclass as the row it is written as; the packer asks for what it does not know itself."""
     kind: type = type(value)
-    return list(_getter(kind)(value))
+    return _getter(kind)(value)
 
 
 @cache
@@ -108,19 +105,8 @@ def _getter(kind: type) -> Callable[[object], Sequence[Any]]:
     return get if len(names) > 1 else lambda value: (get(value),)
 
 
-_ENCODER = json.JSONEncoder(default=_as_list, allow_nan=False, check_circular=False, separators=(",", ":"))
-
-
-def _without_infinities(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(float(value))
-    if isinstance(value, (list, tuple)):
-        return [_without_infinities(part) for part in value]
-    if isinstance(value, dict):
-        return {key: _without_infinities(part) for key, part in value.items()}
-    if value is None or isinstance(value, (int, str)):
-        return value
-    return _without_infinities(_as_list(value))
+#: surrogatepass: what a stage raised may name a file whose name is no UTF-8.
+_PACKER = msgpack.Packer(default=_as_row, unicode_errors="surrogatepass")
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -221,7 +207,7 @@ def _is_required(kind: Any, name: str) -> bool:
 
 
 def _plain_decoder(hint: Any) -> Decode | None:
-    """For values that JSON has itself; None for all others."""
+    """For values that msgpack has itself; None for all others."""
     if hint is float:
         return _float
     allowed = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
@@ -240,9 +226,7 @@ def _float(plain: Any) -> Any:
     """A number of whichever kind the policy was given: an int in a float's place is written as one."""
     if type(plain) is float or type(plain) is int:
         return plain
-    if plain in _NOT_FINITE:
-        return float(plain)
-    raise ConfigError(f"found {plain!r}, expected a number or one of {', '.join(_NOT_FINITE)}")
+    raise ConfigError(f"found {plain!r}, expected a number")
 
 
 def _list(plain: Any) -> list[Any]:

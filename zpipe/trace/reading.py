@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, TypeAlias
 
+import msgpack
+
 from zpipe.errors import ConfigError
 from zpipe.policy import NodePolicy
 from zpipe.policy.messages import Command, Event
 from zpipe.trace.codec import Reader
 from zpipe.trace.recorder import VERSION
 
+#: Of one round, at most.
+MOST_BYTES = 1 << 26
 #: Commands, or why there are none (`recorder.raised`).
 Answer: TypeAlias = "list[Command] | dict[str, str]"
 Round: TypeAlias = "tuple[float, list[Event], Answer]"
@@ -42,9 +46,9 @@ class Trace:
         self.end: Literal["closed", "limit", ""] = ""
         self._file = _opened(path)
         try:
-            self._lines = _lines(path, self._file)
-            self._header = _header(path, next(self._lines, (1, None))[1])
-            with _told_where(path, 1):
+            self._parts = _parts(path, self._file)
+            self._header = _header(path, next(self._parts, None))
+            with _told_where(path, -1):
                 self._reader = Reader(self._header["fields"])
         except BaseException:
             self._file.close()
@@ -62,7 +66,7 @@ class Trace:
 
     def fresh_policy(self) -> NodePolicy:
         """The node's policy as it was before the first round."""
-        with _told_where(self.path, 1):
+        with _told_where(self.path, -1):
             config = self._reader.config(self._header["config"])
             try:
                 return NodePolicy(config, rng=random.Random(self._header["seed"]))
@@ -74,13 +78,25 @@ class Trace:
 
     def rounds(self) -> Iterator[Round]:
         """(now, events, commands) of every whole round; where the policy broke, what it raised instead of commands. Once."""
-        for number, line in self._lines:
-            if isinstance(line, dict):
-                self.end = "limit" if line.get("end") == "limit" else "closed"
-                return
+        for number, part in self._numbered():
             with _told_where(self.path, number):
-                found = _round(self._reader, line)
+                found = _round(self._reader, part)
             yield found
+
+    def plain(self) -> Iterator[Any]:
+        """The header, every whole round and the end mark as they are written, of JSON's types; infinities as strings. Once."""
+        yield _finite(self._header)
+        for _, part in self._numbered():
+            yield _finite(part)
+        if self.end:
+            yield {"end": self.end}
+
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        for number, part in enumerate(self._parts):
+            if isinstance(part, dict):
+                self.end = "limit" if part.get("end") == "limit" else "closed"
+                return
+            yield number, part
 
     def read_share(self) -> float:
         """How much of the file was read, 0..1."""
@@ -105,15 +121,22 @@ def _opened(path: Path) -> BinaryIO:
         raise ConfigError(f"{path}: found that it cannot be read ({exc.strerror}), expected a trace; name another file") from exc
 
 
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """Whole lines with their numbers, from 1; the piece that a killed node left at the end is none."""
-    number = 0
-    while (line := file.readline()).endswith(b"\n"):  # iterating over it would forbid `tell`
-        number += 1
+def _parts(path: Path, file: BinaryIO) -> Iterator[Any]:
+    """Whole parts of a trace; the piece that a killed node left at the end is none."""
+    unpacker = msgpack.Unpacker(file, strict_map_key=False, unicode_errors="surrogatepass", max_buffer_size=MOST_BYTES)
+    number = -1  # the header comes before round 0
+    while True:
         try:
-            yield number, json.loads(line)
-        except ValueError as exc:
-            raise ConfigError(f"{path}: line {number}: found text that is no JSON, expected a line of a trace") from exc
+            yield unpacker.unpack()
+        except msgpack.OutOfData:
+            return
+        except (msgpack.UnpackException, ValueError) as exc:
+            raise ConfigError(f"{path}: {_place(number)}: found bytes that mean nothing, expected a part of a trace") from exc
+        number += 1
+
+
+def _place(number: int) -> str:
+    return "its header" if number < 0 else f"round {number}"
 
 
 @contextmanager
@@ -121,26 +144,42 @@ def _told_where(path: Path, number: int) -> Iterator[None]:
     try:
         yield
     except ConfigError as exc:
-        raise ConfigError(f"{path}: line {number}: {exc}") from exc
+        raise ConfigError(f"{path}: {_place(number)}: {exc}") from exc
 
 
 def _header(path: Path, header: Any) -> dict[str, Any]:
     found = header.get("trace") if isinstance(header, dict) else None
     if found != VERSION:
-        what = f"trace version {found}" if found is not None else "no header of a trace"
+        # Version 1 was JSON, whose first byte would be this number.
+        what = (
+            f"trace version {found}" if found is not None else "trace version 1" if header == ord("{") else "no header of a trace"
+        )
         raise ConfigError(f"{path}: found {what}, expected trace version {VERSION}; `zpipe node --trace` writes one")
     kinds = {"zpipe": str, "rank": int, "seed": int, "fields": dict, "config": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(header.get(key), kind)]
     if wrong:
-        raise ConfigError(f"{path}: line 1: found no usable {', '.join(wrong)}, expected the header of a trace; record it again")
+        raise ConfigError(
+            f"{path}: its header: found no usable {', '.join(wrong)}, expected the header of a trace; record it again"
+        )
     whole: dict[str, Any] = header
     return whole
 
 
-def _round(reader: Reader, line: Any) -> Round:
-    if not isinstance(line, list) or len(line) != 3 or not isinstance(line[0], (int, float)):
+def _finite(plain: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(plain, float):
+        return plain if math.isfinite(plain) else str(plain)
+    if isinstance(plain, list):
+        return [_finite(part) for part in plain]
+    if isinstance(plain, dict):
+        return {str(key): _finite(part) for key, part in plain.items()}
+    return plain
+
+
+def _round(reader: Reader, part: Any) -> Round:
+    if not isinstance(part, list) or len(part) != 3 or not isinstance(part[0], (int, float)):
         raise ConfigError("found another shape, expected [now, events, commands]")
-    now, events, commands = line
+    now, events, commands = part
     if isinstance(commands, dict) and isinstance(commands.get("raised"), str):
         return now, reader.events(events), commands
     return now, reader.events(events), reader.commands(commands)

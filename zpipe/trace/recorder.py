@@ -20,9 +20,11 @@ from zpipe.trace import codec
 log = logging.getLogger("zpipe.trace")
 
 #: Version of the format that the package docstring describes.
-VERSION = 1
-#: A trace ends here, so that a forgotten one cannot fill a board's card: some 10^5 samples.
+VERSION = 2
+#: A trace ends here, so that a forgotten one cannot fill a board's card: some 10^6 samples.
 LIMIT_BYTES = 1_000_000_000
+#: The head of an array of three, which begins a round; that of an array of two is as long.
+_ROUND = b"\x93"
 #: Written together ...
 BUFFER_BYTES = 1 << 16
 #: ... and at least so often: what a killed process did in its last moments is what its trace is read for.
@@ -31,11 +33,11 @@ FLUSH_SECONDS = 0.25
 
 def trace_file(folder: Path, rank: int, *, restarts: int = 0) -> Path:
     """Where a node's trace lies when a run has one per rank, and one more for each time it was started again."""
-    return folder / (f"node-{rank}-{restarts}.trace.jsonl" if restarts else f"node-{rank}.trace.jsonl")
+    return folder / (f"node-{rank}-{restarts}.trace" if restarts else f"node-{rank}.trace")
 
 
 def beside(path: Path) -> Iterator[Path]:
-    """The path, then those for later traces of the same name: `node.jsonl`, `node-1.jsonl`, `node-2.jsonl` ..."""
+    """The path, then those for later traces of the same name: `node.trace`, `node-1.trace`, `node-2.trace` ..."""
     yield path
     name, dot, ending = path.name.partition(".")
     for number in itertools.count(1):
@@ -90,21 +92,21 @@ class Recorder:
         if self.path != path:
             self._note(f"{path}: found a file there, so the trace goes to {self.path}")
         header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "epoch": _epoch()}
-        self._write(codec.to_json({**header, "fields": codec.fields(), "config": policy.config}))
+        self._write(codec.pack({**header, "fields": codec.fields(), "config": policy.config}))
         self._flush()
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """The policy's answer, which is in the trace afterwards; so is an exception."""
         if self._file is None:
             return self._policy.handle_all(events, now=now)
-        heard = codec.to_json((now, events))[:-1]  # before the policy changes the tasks in it
+        heard = _ROUND + codec.pack((now, events))[1:]  # before the policy changes the tasks in it
         try:
             commands = self._policy.handle_all(events, now=now)
         except Exception as exc:
-            self._write(f"{heard},{codec.to_json(raised(exc))}]")
+            self._write(heard + codec.pack(raised(exc)))
             self.close()
             raise
-        self._write(f"{heard},{codec.to_json(commands)}]")
+        self._write(heard + codec.pack(commands))
         self._rounds += 1
         if now - self._flushed_at >= FLUSH_SECONDS:
             self._flushed_at = now
@@ -118,12 +120,11 @@ class Recorder:
             return
         try:
             with file:
-                file.write(b'{"end":"%s"}\n' % end.encode())
+                file.write(codec.pack({"end": end}))
         except OSError as exc:
             self._tell_failure(exc)
 
-    def _write(self, line: str) -> None:
-        data = line.encode("ascii") + b"\n"
+    def _write(self, data: bytes) -> None:
         assert self._file is not None
         self._bytes += len(data)
         if self._bytes > self._limit_bytes:

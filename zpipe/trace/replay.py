@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from zpipe.policy import NodePolicy
 from zpipe.policy.messages import Event
-from zpipe.trace.codec import to_json
+from zpipe.trace.codec import pack
 from zpipe.trace.reading import Answer, Trace
 from zpipe.trace.recorder import raised
 
@@ -33,7 +33,7 @@ class Difference:
     """Where a replay left its trace for the first time.
 
     Attributes:
-        round: from 0; it stands in line `round + 2` of the trace.
+        round: from 0; it stands in line `round + 2` of `zpipe trace show`.
         now: the round's time on the node's clock, seconds.
         events: {kind: how many} of the round.
         where: which command, from 0, and which field of it.
@@ -116,7 +116,7 @@ def _compare(result: ReplayResult, policy: NodePolicy, now: float, events: list[
 
 def first_difference(expected: Answer, found: Answer) -> Found:
     """The first command, and the first field in it, in which two answers differ; None where they are the same to the last bit."""
-    if to_json(expected) == to_json(found):
+    if pack(expected) == pack(found):
         return None
     if isinstance(expected, dict) or isinstance(found, dict):
         return "answer", _shown(expected), _shown(found)
@@ -132,7 +132,7 @@ def first_difference(expected: Answer, found: Answer) -> Found:
 
 def _inside(expected: Any, found: Any, where: str) -> Found:
     """Goes down while both have the same parts."""
-    if to_json(expected) == to_json(found):
+    if pack(expected) == pack(found):
         return None
     ones, others = _parts(expected), _parts(found)
     if type(expected) is type(found) and ones.keys() == others.keys():

@@ -27,21 +27,23 @@ SKIPPED = {("wire-1m", "batch-8"), ("wire-1m", "latency")}
 
 PACKAGES = ("torch", "ray", "dora-rs", "grpcio")
 
+#: Longer rounds are not interleaved any more.
+MOST_SECONDS = 60.0
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    rows: list[dict[str, Any]] = []
-    started = time.monotonic()
     for workload, mode in _wanted(options):
         note = _note(f"{workload}, {mode}: ")
-        found = rounds.measure(
+        started = time.monotonic()
+        rows = rounds.measure(
             WORKLOADS[workload], MODES[mode], options.only, rounds=options.rounds, seconds=options.seconds, note=note
         )
         note("")
-        print_rows(found, workload, mode)
-        rows += found
-        if options.json is not None:  # after each: whoever ends it early keeps what there is
-            _write(options, rows, seconds=round(time.monotonic() - started))
+        print_rows(rows, workload, mode)
+        if options.json is not None:
+            about = {"rounds": options.rounds, "round_seconds": options.seconds, "seconds": round(time.monotonic() - started)}
+            _keep(options.json, f"{workload}, {mode}", {**about, "rows": rows})
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -49,19 +51,14 @@ def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair not in SKIPPED]
 
 
-def _write(options: argparse.Namespace, rows: list[dict[str, Any]], *, seconds: int) -> None:
-    """The figures, and the plot beside them."""
+def _keep(path: Path, name: str, measured: dict[str, Any]) -> None:
+    """Puts one workload in one mode beside those measured before, and draws them all."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": "zpipe.peers/1", "measured": {}}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    about = {
-        "schema": "zpipe.peers/1",
-        "commit": commit.stdout.strip(),
-        "machine": {**machine(), "peers": {package: version(package) for package in PACKAGES}},
-        "seconds": seconds,
-        "rounds": options.rounds,
-        "round_seconds": options.seconds,
-    }
-    options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    write_plot(rows, options.json.with_suffix(".svg"))
+    peers = {package: version(package) for package in PACKAGES}
+    results["measured"][name] = {"commit": commit.stdout.strip(), "machine": {**machine(), "peers": peers}, **measured}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_plot([row for each in results["measured"].values() for row in each["rows"]], path.with_suffix(".svg"))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,13 +69,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=None, help="of each round")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 1 second")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here, and a plot beside them")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=None,
+        help=f"put the figures in this file, and a plot beside it; {RESULTS.name} where all contenders run, not --quick",
+    )
     options = parser.parse_args(arguments)
-    everything = (options.only, options.workload, options.mode) == (list(CONTENDERS), list(WORKLOADS), list(MODES))
-    if everything and not options.quick:
+    if options.only == list(CONTENDERS) and not options.quick:
         options.json = options.json or RESULTS
-    options.rounds = options.rounds or (3 if options.quick else 9)
-    options.seconds = options.seconds or (1.0 if options.quick else 1.5)
+    if options.rounds is None:
+        options.rounds = 3 if options.quick else 9
+    if options.seconds is None:
+        options.seconds = 1.0 if options.quick else 1.5
+    if options.rounds < 1 or not 0.0 < options.seconds <= MOST_SECONDS:
+        parser.error(f"found {options.rounds} rounds of {options.seconds:g} s, expected at least 1 of up to {MOST_SECONDS:g} s")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json: found no folder {options.json.parent}, expected one to write in")
     return options
 
 

@@ -22,6 +22,7 @@ CONTENDERS = {
     "c": ("torch_gloo", "torch.distributed, gloo"),
     "d": ("dora_flow", "dora-rs"),
     "e": ("grpc_stream", "gRPC streams"),
+    "e'": ("grpc_aio", "gRPC streams, asyncio"),
     "f": ("whole", "un-split, one process"),
 }
 

@@ -1,7 +1,7 @@
 """(e) gRPC: a stream of raw bytes from each rank to the next, the answers' from the last to the source.
 
 Messages are `bytes`, passed through without protobuf. One-way streams keep the order, so there is no header; gRPC's own flow
-control and a bounded queue hold the sender back. The synchronous API, which is faster here than `grpc.aio` (see the results).
+control and a bounded queue hold the sender back. This is the synchronous API; (e') is the other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from bench.peers.work import RANKS, Job, Stages, unpack_answers
 
 #: Messages between a stage and the stream that takes its output.
 QUEUE = 16
-_METHOD = "/zpipe.peers.Line/Carry"
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+SERVICE, METHOD = "zpipe.peers.Line", "Carry"
+#: Messages of any size.
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 def listen(take: Callable[[bytes], None]) -> tuple[Any, str]:
@@ -34,8 +35,8 @@ def listen(take: Callable[[bytes], None]) -> tuple[Any, str]:
         return b""
 
     handler = grpc.stream_unary_rpc_method_handler(carry)
-    server = grpc.server(ThreadPoolExecutor(2), options=_OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("zpipe.peers.Line", {"Carry": handler}),))
+    server = grpc.server(ThreadPoolExecutor(2), options=OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     return server, f"127.0.0.1:{port}"
@@ -46,8 +47,8 @@ class Out:
 
     def __init__(self, address: str) -> None:
         self._queue: queue.Queue[bytes] = queue.Queue(QUEUE)
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._call = self._channel.stream_unary(_METHOD).future(iter(self._queue.get, None))
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._call = self._channel.stream_unary(f"/{SERVICE}/{METHOD}").future(iter(self._queue.get, None))
 
     def send(self, message: bytes) -> None:
         """Waits while the stream is behind."""

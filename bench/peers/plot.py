@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.peers.contender import CONTENDERS
 from bench.peers.rounds import MODES, ratio
+from bench.peers.work import WORKLOADS
 
 Row = dict[str, Any]
 _MINE, _OTHER, _TEXT = "#c2571a", "#4878a8", "#555555"
@@ -26,7 +27,7 @@ def write_plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     mpl.rcParams["svg.hashsalt"] = "zpipe"  # else the same figures give another file
-    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    workloads = [name for name in WORKLOADS if any(row["workload"] == name for row in rows)]
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
     keys = [key for key in CONTENDERS if any(row["contender"] == key for row in rows)]
     figure, axes = pyplot.subplots(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from bench.peers.claims import claims
 from bench.peers.contender import CONTENDERS
 from bench.peers.rounds import HOPS, ratio
 
@@ -24,6 +25,8 @@ def print_rows(rows: list[Row], workload: str, mode: str) -> None:
     print(f"\n{workload}, {mode}: " + ("one sample at a time" if latency else "saturated"))
     for line in [_head(latency), *[_line(row, mine, latency) for row in rows]]:
         print(line)
+    for claim in claims(rows, workload, mode):
+        print(f"      {claim}")
 
 
 def _head(latency: bool) -> str:

@@ -250,22 +250,25 @@ def measure(part: str, program: str, capacity_hz: float) -> dict[str, Any]:
 def written_topology(folder: Path) -> str:
     """mesh3 with emulated boards at free ports, as a file."""
     topology = override(load_topology(TOPOLOGY), executor="emulated", device=DEVICE)
-    addresses = {node.rank: f"127.0.0.1:{free_port()}" for node in topology.nodes}
+    addresses = {rank: f"127.0.0.1:{port}" for rank, port in enumerate(free_ports(len(topology.nodes)))}
     file = folder / TOPOLOGY
     plain = {key: value for key, value in topology.with_addresses(addresses).to_dict().items() if key not in ("path", "security")}
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
     return str(file)
 
 
-def free_port() -> int:
-    """One whose successor is free, too: the control plane's."""
-    while True:
-        with socket.socket() as data, socket.socket() as control:
+def free_ports(count: int) -> list[int]:
+    """So many whose successors are free, too: the control planes'."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            data, control = held.enter_context(socket.socket()), held.enter_context(socket.socket())
             data.bind(("127.0.0.1", 0))
             port = int(data.getsockname()[1])
             with contextlib.suppress(OSError, OverflowError):
                 control.bind(("127.0.0.1", port + 1))
-                return port
+                found.append(port)
+    return found
 
 
 def summed_up(rounds: dict[str, list[dict[str, Any]]], others_hz: float) -> dict[str, Any]:

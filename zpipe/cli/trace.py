@@ -86,7 +86,7 @@ def _show(merged: Merged, out: Path) -> None:
     click.echo(
         f"{out}: {len({life.rank for life in merged.lives})} nodes, samples: {outcomes or 'none ended'}{again}; "
         f"{counts['tasks_run']:,} tasks in {counts['batches']:,} batches, {counts['hops']:,} hops in {counts['frames']:,} frames; "
-        f"{merged.events:,} events, {1e-6 * merged.bytes:.1f} MB"
+        f"{merged.events:,} events, {1e-3 * merged.bytes:,.0f} kB"
     )
     for path in merged.left_out:
         click.echo(f"{path}: no whole round in it, left out: the node was killed as it began")

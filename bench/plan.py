@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -145,9 +146,7 @@ def best_mesh_rate(case: Problem, bundle: Bundle) -> float:
 
 
 def _topology(case: Problem, hosted: Sequence[tuple[int, ...]]) -> Topology:
-    layout = Layout(
-        dict(enumerate(hosted)), {}, {}, frozenset(link.between for link in case.boards.links), dict.fromkeys(range(9), 0), 0.0, ""
-    )
+    layout = Layout(dict(enumerate(hosted)), {}, {}, frozenset(link.between for link in case.boards.links), 0.0, "")
     found = to_topology(case, layout, {})
     return replace(found, policy=PolicySpec(offload="mdi", offload_input="yes"))
 
@@ -169,7 +168,7 @@ def best_mesh_latency(case: Problem) -> float:
         for links in (frozenset((min(a, b), max(a, b)) for a, b, _ in way), among):
             run = {(board, k): case.reach[k] for k, board in enumerate(where)}
             sent = {each: case.reach[each[2]] for each in way}
-            best = min(best, latency_seconds(case, Layout(hosted, run, sent, links, {}, 0.0, ""), {}))
+            best = min(best, latency_seconds(case, Layout(hosted, run, sent, links, 0.0, ""), {}))
     return best
 
 
@@ -361,6 +360,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--count", type=int, default=10_000, help="most samples of a simulated run")
     parser.add_argument("--bundles", type=Path, help="models: where the reference networks are, or are put")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="models: processes")
     parser.add_argument("--no-live", action="store_true", help="equal: the simulator alone")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"schema": "zpipe.plan/1"}
@@ -372,7 +372,7 @@ def main() -> None:
         elif part == "simulated":
             found |= simulated(arguments.count)
         elif part == "models":
-            found |= models(arguments.count, arguments.bundles)
+            found |= models(arguments.count, arguments.bundles, arguments.jobs)
         elif part == "sparse":
             found |= sparse(SPARSE_CASES, arguments.count // 2)
         elif part == "equal":

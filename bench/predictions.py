@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from bench.references import NAMES
 from zpipe.boards import Boards, load_boards, parse_boards
 from zpipe.bundle import MANIFEST, Bundle, load_bundle
+from zpipe.devices import load_device
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.models import make_untrained
 from zpipe.plan import exit_reach, make_plan
@@ -26,8 +29,8 @@ from zpipe.sim import capacity, simulate
 #: What the issue asks of a prediction.
 PREDICTION_SLACK = 0.05
 #: A run has as many samples as come in so many seconds, from a tenth of what is asked for up to all: those of slow boards are
-#: hours of simulated time otherwise, and in a short run of quick ones the time until the last is out would count.
-RUN_SECONDS, LEAST_SHARE = 300.0, 0.1
+#: hours of simulated time otherwise. Quick ones get more, for so many seconds: else the time until the last is out would count.
+RUN_SECONDS, LEAST_SECONDS, LEAST_SHARE = 300.0, 8.0, 0.1
 #: Of a run's samples, those of a trial of a plan.
 TRIAL_SHARE = 0.3
 BUNDLES = ("digits-mobilenetv2", "digits-mobilenetv2-half", "digits96-mobilenetv2")
@@ -58,63 +61,76 @@ FLEETS: dict[str, dict[str, Any]] = {
 
 def simulated(count: int) -> dict[str, Any]:
     """A row for each bundle, set of boards and shape."""
-    return {"predictions": list(rows_of((load_bundle(name, verify=False) for name in BUNDLES), count, every_shape=True))}
+    rows = [row for name in BUNDLES for row in rows_of(load_bundle(name, verify=False), count, every_shape=True)]
+    tally(rows)
+    return {"predictions": rows}
 
 
-def rows_of(bundles: Iterator[Bundle], count: int, *, every_shape: bool) -> Iterator[dict[str, Any]]:
-    """Rows as they come, each printed.
+def rows_of(bundle: Bundle, count: int, *, every_shape: bool) -> list[dict[str, Any]]:
+    """A row for each set of boards and shape, each printed as it comes.
 
     Args:
-        bundles: to plan for.
+        bundle: to plan for.
         count: most samples of a run.
         every_shape: whether boards in a line are planned as a mesh as well.
     """
-    for bundle in bundles:
-        reach = exit_reach(bundle.replay().confidences, bundle.default_point.thresholds)
-        there = at_reach(bundle, reach)
-        for fleet, boards in fleets(bundle).items():
-            for shape in ("line", "mesh") if every_shape or boards.shape != "line" else ("line",):
-                case = {"bundle": bundle.name, "stages": len(bundle.stages), "boards": fleet, "shape": shape}
-                row = case | confirm(there, boards, shape, count)
-                yield row
-                said = row.get("refused") or (
-                    f"predicted {row['predicted']:8.2f}  simulated {row['simulated']:8.2f}  "
-                    f"{100 * row['difference']:+5.1f} %  {'holds' if row['holds'] else 'DIFFERS'}"
-                )
-                print(f"{bundle.name:<24} {len(bundle.stages)}  {fleet:<20} {shape}  {said}", flush=True)
+    reach = exit_reach(bundle.replay().confidences, bundle.default_point.thresholds)
+    there, rows = at_reach(bundle, reach), []
+    for fleet, boards in fleets(bundle).items():
+        for shape in ("line", "mesh") if every_shape or boards.shape != "line" else ("line",):
+            case = {"bundle": bundle.name, "stages": len(bundle.stages), "boards": fleet, "shape": shape}
+            row = case | confirm(there, boards, shape, count)
+            rows.append(row)
+            said = row.get("refused") or (
+                f"predicted {row['predicted']:8.2f}  simulated {row['simulated']:8.2f}  "
+                f"{100 * row['difference']:+5.1f} %  {'holds' if row['holds'] else 'DIFFERS'}"
+            )
+            print(f"{bundle.name:<24} {len(bundle.stages)}  {fleet:<20} {shape}  {said}", flush=True)
+    return rows
+
+
+def tally(rows: Sequence[dict[str, Any]]) -> None:
+    """How many hold, where a batch has a price beside its rows (GPUs) and where it has none."""
+    for priced in (False, True):
+        for shape in ("line", "mesh"):
+            some = [row for row in rows if row.get("batch_price") is priced and row["shape"] == shape]
+            if some:
+                held, worst = sum(row["holds"] for row in some), max(some, key=lambda row: abs(row["difference"]))
+                kind = "a GPU among them" if priced else "CPUs alone"
+                print(f"{shape}, {kind}: {held} of {len(some)} hold, worst {100 * worst['difference']:+.1f} %", flush=True)
 
 
 # ---- reference networks ----------------------------------------------------------------------------
 
 
-def models(count: int, folder: Path | None) -> dict[str, Any]:
+def models(count: int, folder: Path | None, jobs: int) -> dict[str, Any]:
     """A row for each reference network in four and in five stages, set of boards and shape.
 
     Args:
         count: most samples of a run.
         folder: has bundles called NAME-STAGES, or gets them; None = they are made for this and thrown away.
+        jobs: processes that share the networks.
     """
-    skipped: list[str] = []
     with ExitStack() as stack:
         kept = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rows = list(rows_of(references(kept, skipped), count, every_shape=False))
-    return {"models": rows, "models_skipped": skipped}
+        pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("spawn")))
+        asked = [pool.submit(_model_rows, name, stages, kept, count) for stages in (4, 5) for name in NAMES]
+        found = [each.result() for each in asked]
+    rows = [row for each in found if not isinstance(each, str) for row in each]
+    tally(rows)
+    return {"models": rows, "models_skipped": [each for each in found if isinstance(each, str)]}
 
 
-def references(folder: Path, skipped: list[str]) -> Iterator[Bundle]:
-    """Every reference network; those that cannot be made here are told, and noted in `skipped`."""
-    for name in NAMES:
-        for stages in (4, 5):
-            at = folder / f"{name}-{stages}"
-            try:
-                made = (
-                    load_bundle(str(at), verify=False) if (at / MANIFEST).exists() else make_untrained(name, out=at, stages=stages)
-                )
-            except BackendUnavailable as exc:
-                skipped.append(f"{name}, {stages} stages: {exc}")
-                print(f"SKIPPED {skipped[-1]}", flush=True)
-                continue
-            yield made
+def _model_rows(name: str, stages: int, folder: Path, count: int) -> list[dict[str, Any]] | str:
+    """Of one network; or why it cannot be made here."""
+    at = folder / f"{name}-{stages}"
+    try:
+        there = (at / MANIFEST).exists()
+        bundle = load_bundle(str(at), verify=False) if there else make_untrained(name, out=at, stages=stages)
+    except BackendUnavailable as exc:
+        print(f"SKIPPED {name}, {stages} stages: {exc}", flush=True)
+        return f"{name}, {stages} stages: {exc}"
+    return rows_of(bundle, count, every_shape=False)
 
 
 # ---- both ------------------------------------------------------------------------------------------
@@ -145,13 +161,18 @@ def confirm(bundle: Bundle, boards: Boards, shape: Any, count: int) -> dict[str,
         plan = make_plan(bundle, boards, shape=shape, trial=lambda plan: _trial(plan, count))
     except ConfigError as exc:
         return {"refused": str(exc)}
-    count = samples_of(plan, count)
+    # In whole rounds of the evaluation set, exits take the shares that the plan counts on.
+    rounds = bundle.evaluation_samples
+    count = rounds * math.ceil(samples_of(plan, count) / rounds)
+    hosting = [boards.boards[board] for board, stages in plan.layout.hosted.items() if stages]
     report = simulate(plan.topology, rate_hz=math.inf, admission="fixed", count=count, warm_up=count // 5, seed=2)
     found = float(report["throughput_hz"])
     difference = found / plan.rate_hz - 1.0
     return {
         "samples": count,
         "predicted": plan.rate_hz,
+        "tried": plan.tried_hz,
+        "batch_price": any(load_device(board.device).fixed_seconds > 0.0 for board in hosting),
         "bound": plan.layout.bound,
         "sent_again": report["counts"]["resubmitted"],
         "without_result": report["counts"]["submitted"] - report["counts"]["result"],
@@ -164,7 +185,7 @@ def confirm(bundle: Bundle, boards: Boards, shape: Any, count: int) -> dict[str,
 
 def samples_of(plan: Plan, most: int) -> int:
     """Of a run of this plan."""
-    return int(min(most, max(LEAST_SHARE * most, RUN_SECONDS * plan.rate_hz)))
+    return int(max(LEAST_SHARE * most, min(most, RUN_SECONDS * plan.rate_hz), LEAST_SECONDS * plan.rate_hz))
 
 
 def _trial(plan: Plan, most: int) -> float:

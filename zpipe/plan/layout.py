@@ -22,7 +22,6 @@ class Layout:
         run: {(board, stage): tasks run per sample that is let in}.
         sent: {(board, board, stage): tasks sent per sample that is let in}.
         links: pairs of boards that are linked, lower first.
-        entered: {board: the stage at which samples come to it} (`Problem.seconds`).
         bound: what no placement exceeds (throughput, samples per second) or falls below (latency, seconds).
         method: how that is known, in words.
         codecs: of a link that leaves its codec open, until one is chosen for it; () = as the problem says.
@@ -33,7 +32,6 @@ class Layout:
     run: Mapping[tuple[int, int], float]
     sent: Mapping[tuple[int, int, int], float]
     links: frozenset[tuple[int, int]]
-    entered: Mapping[int, int]
     bound: float
     method: str
     codecs: tuple[str, ...] = ()
@@ -72,8 +70,12 @@ def loads(problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str
     problem, boards = problem.within(layout.codecs), problem.boards
     linked = {link.between: link for link in boards.links}
     busy: dict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
+    most: dict[int, float] = defaultdict(float)
+    for (board, _), tasks in layout.run.items():
+        most[board] = max(most[board], tasks)
     for (board, stage), tasks in layout.run.items():
-        seconds = problem.seconds(board, stage, layout.entered[board])
+        # The stage that runs most has full batches; what comes from elsewhere fills those of later ones as well.
+        seconds = problem.batch_share(board, stage, tasks / most[board] if most[board] else 0.0)
         busy[f"board {boards.boards[board].name}", (board,)] += tasks * seconds
     for (a, b, stage), tasks in layout.sent.items():
         link = linked[min(a, b), max(a, b)]

@@ -45,9 +45,8 @@ def _best_line(problem: Problem, goal: Goal) -> Layout:
     sent = {(a.device, b.device, b.first): problem.reach[b.first] for a, b in pairwise(found.slices)}
     bound = found.cost if goal == "latency" else 1.0 / found.cost if found.cost else np.inf
     pairs = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
-    entered = {each.device: min(each.first, count - 1) for each in found.slices}
     method = "exact, by dynamic programming over all lines of these boards and all codecs they may have"
-    return Layout(hosted, run, sent, pairs, entered, float(bound), method, problem.open)
+    return Layout(hosted, run, sent, pairs, float(bound), method, problem.open)
 
 
 def _slices(problem: Problem, board: int, goal: Goal) -> Costs:

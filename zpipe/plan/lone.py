@@ -80,7 +80,7 @@ def _best(problem: Problem, time_limit: float) -> Layout:
     bound = min(bound, _cost(problem, best))
     gap = 1.0 - bound / _cost(problem, best)
     said = "proven by HiGHS, " + (f"gap {100 * gap:.1f} %" if gap > CLOSE else "no gap")
-    return Layout(best.hosted, best.run, best.sent, best.links, best.entered, bound, said, problem.open)
+    return Layout(best.hosted, best.run, best.sent, best.links, bound, said, problem.open)
 
 
 def _cost(problem: Problem, layout: Layout) -> float:
@@ -172,5 +172,5 @@ def _layout(problem: Problem, found: Found) -> Layout:
     way = frozenset((min(a, b), max(a, b)) for a, b, _ in sent)
     every = frozenset(link.between for link in problem.boards.links if all(board in hosted for board in link.between))
     # A slow link that tasks do not use may be better left out.
-    made = [Layout(hosted, run, sent, links, dict.fromkeys(hosted, 0), found.bound, "", problem.open) for links in (way, every)]
+    made = [Layout(hosted, run, sent, links, found.bound, "", problem.open) for links in (way, every)]
     return min(made, key=lambda layout: latency_seconds(problem, layout, {}))

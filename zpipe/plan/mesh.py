@@ -299,8 +299,7 @@ def _flow_layout(problem: Problem, values: Mapping[Name, float]) -> Layout:
     hosted = {board: tuple(sorted(needed[board])) for board in (source, *order)}
     pairs = {(min(a, b), max(a, b)) for a, b, _ in sent}
     pairs |= _ways_on(problem, hosted, pairs)
-    entered = {board: min((stage for at, stage in run if at == board), default=0) for board in hosted}
-    return Layout(hosted, run, sent, frozenset(pairs), entered, 0.0, "", problem.open)
+    return Layout(hosted, run, sent, frozenset(pairs), 0.0, "", problem.open)
 
 
 def _ways_on(problem: Problem, hosted: Mapping[int, Sequence[int]], pairs: Collection[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -61,9 +61,12 @@ class Problem:
             stage: of which tasks.
             entered: the stage at which samples come to this board.
         """
+        return self.batch_share(board, stage, self.reach[stage] / self.reach[entered] if self.reach[entered] else 0.0)
+
+    def batch_share(self, board: int, stage: int, fullness: float) -> float:
+        """A task's share of a batch that has this share, 0..1, of the rows it may have, but one at least."""
         there = self.boards.boards[board]
-        left = self.reach[stage] / self.reach[entered] if self.reach[entered] else 0.0
-        rows = max(1.0, there.max_batch * left)
+        rows = max(1.0, there.max_batch * fullness)
         return there.batch_seconds(self.stages[stage], rows) / rows
 
     def lone_seconds(self, board: int, stage: int) -> float:

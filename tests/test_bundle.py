@@ -15,7 +15,7 @@ import pytest
 
 from zpipe.bundle import Bundle, CodecMetrics, indexed_rows, load_bundle, manifest_digest
 from zpipe.bundle.write import replaced_when_done
-from zpipe.errors import BundleError
+from zpipe.errors import BundleError, ConfigError
 from zpipe.model import TensorSpec
 
 SAMPLES = 4
@@ -509,3 +509,36 @@ def test_signal_in_the_last_step_waits_until_the_new_bundle_is_there(tmp_path: P
         (folder / "new").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert [path.name for path in out.iterdir()] == ["new"]
+
+
+def test_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "bundle", Path("/proc/zpipe/bundle")):
+        with pytest.raises(ConfigError, match=f"{out}: found that it cannot be written .*; choose another with --out"):
+            enter(out)
+
+
+def test_full_disk_is_refused_in_one_line_and_the_old_bundle_stays(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").touch()
+    with (
+        pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\).*; copy it"),
+        replaced_when_done(out, remedy="copy it"),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ConfigError, match="cannot be written"), replaced_when_done(out) as folder:
+        (folder / "none" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in out.iterdir()] == ["old"]
+
+
+def test_error_of_reading_while_a_bundle_is_written_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replaced_when_done(tmp_path / "bundle"):
+        (tmp_path / "bundle-data").read_bytes()
+    assert not list(tmp_path.iterdir())
+
+
+def enter(out: Path) -> None:
+    with replaced_when_done(out):
+        pass

@@ -38,6 +38,12 @@ def one_line(text: str) -> str:
     return escaped if len(escaped) <= MAX_TEXT else escaped[: MAX_TEXT - 3] + "..."
 
 
+def said(exc: BaseException, most: int = MAX_TEXT) -> str:
+    """What an exception from elsewhere says, as `one_line` of at most so many characters; its type where it says nothing."""
+    text = one_line(" ".join(str(exc).split()) or type(exc).__name__)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class ZpipeError(Exception):
     """Base of every error zpipe raises on purpose."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,6 +16,10 @@ from types import FrameType
 from typing import Any
 
 from zpipe.bundle.files import MANIFEST, file_digest
+from zpipe.errors import ConfigError, said
+
+#: What a disk says when it is full, broken or not to be written: nothing of a file that is read.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -30,22 +36,74 @@ def extend_manifest(folder: Path, keys: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def replaced_when_done(out: Path) -> Iterator[Path]:
+def replaced_when_done(out: Path, *, remedy: str = "choose another with --out") -> Iterator[Path]:
     """A new empty folder that takes the place of `out` once the block ends; when it raises, `out` stays as it was.
 
     SIGTERM in the block ends the process as an exception would (code 143), so that the new folder goes; in the last step both it
     and Ctrl-C wait.
+
+    Args:
+        out: the folder.
+        remedy: what to do when it cannot be written, for the message.
+
+    Raises:
+        ConfigError: it cannot be written, before the block or in it; one line. Other errors of the block pass through.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _sigterm_raises(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _unwritable(out, exc, remedy) from exc
+    with _sigterm_raises(), _made_beside(out, remedy) as scratch:
         folder = Path(scratch) / out.name
-        folder.mkdir()
-        yield folder
-        # What was there goes with the scratch folder, and only once the new one is whole.
-        with _signals_wait():
-            if out.exists():
-                out.rename(Path(scratch) / "replaced")
-            folder.rename(out)
+        try:
+            folder.mkdir()
+            yield folder
+            # What was there goes with the scratch folder, and only once the new one is whole.
+            with _signals_wait():
+                if out.exists():
+                    out.rename(Path(scratch) / "replaced")
+                folder.rename(out)
+        except OSError as exc:
+            own = isinstance(exc.filename, str) and (exc.filename.startswith(scratch) or Path(exc.filename) == out)
+            # What copies a whole folder says nothing but that.
+            if own or exc.errno in _DISK or isinstance(exc, shutil.Error):
+                raise _unwritable(out, exc, remedy) from exc
+            raise
+
+
+@contextmanager
+def written_when_done(file: Path, text: str, *, remedy: str) -> Iterator[Path]:
+    """The same for one file: it lies beside its place, at the path that is given, until the block ends.
+
+    Args:
+        file: of text, UTF-8; its folder is there.
+        text: all of it.
+        remedy: as above.
+
+    Raises:
+        ConfigError: it cannot be written; one line, before the block.
+    """
+    with _sigterm_raises(), _made_beside(file, remedy) as scratch:
+        draft = Path(scratch) / file.name
+        try:
+            draft.write_text(text, encoding="utf-8")
+        except OSError as exc:
+            raise _unwritable(file, exc, remedy) from exc
+        yield draft
+        draft.replace(file)
+
+
+def _made_beside(out: Path, remedy: str) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")
+    except OSError as exc:
+        raise _unwritable(out, exc, remedy) from exc
+
+
+def _unwritable(out: Path, exc: OSError, remedy: str) -> ConfigError:
+    return ConfigError(
+        f"{out}: found that it cannot be written ({exc.strerror or said(exc)}), expected a folder of yours with room; {remedy}"
+    )
 
 
 @contextmanager

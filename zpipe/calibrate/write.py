@@ -25,7 +25,6 @@ from zpipe.calibrate.rows import (
 )
 from zpipe.calibrate.study import Spoken, Stages, Study
 from zpipe.calibrate.table import Split
-from zpipe.errors import ConfigError
 
 #: Called as work goes on: (a line for people, fraction done).
 Tell = Callable[[str, float], None]
@@ -55,13 +54,7 @@ def write_study(bundle: Bundle, study: Study, calibration: Spoken, test: Spoken,
     Raises:
         ConfigError: the bundle's folder cannot be written; it is as it was.
     """
-    try:
-        _write(bundle, study, calibration, test, evaluation, tell)
-    except OSError as exc:
-        raise ConfigError(
-            f"--write: found that {bundle.path} cannot be written ({exc.strerror or exc}), expected a folder of yours with room; "
-            "copy the bundle and name the copy with --bundle"
-        ) from exc
+    _write(bundle, study, calibration, test, evaluation, tell)
     tell(f"written to {bundle.path}", 1.0)
     return load_bundle(bundle.path)
 
@@ -69,7 +62,7 @@ def write_study(bundle: Bundle, study: Study, calibration: Spoken, test: Spoken,
 def _write(bundle: Bundle, study: Study, calibration: Spoken, test: Spoken, evaluation: Evaluation, tell: Tell) -> None:
     temperatures = study.temperatures[study.variant]
     stored = tuple(stage.exit_head.temperature for stage in bundle.stages if stage.exit_head is not None)
-    with replaced_when_done(bundle.path) as folder:
+    with replaced_when_done(bundle.path, remedy="copy the bundle and name the copy with --bundle") as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         arrays = calibration_arrays(calibration.logits, calibration.labels, calibration.severity, calibration.digit)

@@ -37,13 +37,22 @@ class Maker:
         weight = self.weight(f"{output}.w", after, before, 3, 3)
         return self.node("Conv", [x, weight], output, pads=[1, 1, 1, 1], strides=[stride, stride])
 
-    def save(self, path: Path, *, shape: list[Any], output: str, dtype: int = TensorProto.FLOAT, opset: int = 17) -> Path:
-        """Writes it; `shape` is the input's."""
+    def save(
+        self,
+        path: Path,
+        *,
+        shape: list[Any],
+        output: str,
+        dtype: int = TensorProto.FLOAT,
+        answers: int = TensorProto.FLOAT,
+        opset: int = 17,
+    ) -> Path:
+        """Writes it; `shape` and `dtype` are the input's, `answers` is the output's."""
         graph = helper.make_graph(
             self.nodes,
             "made elsewhere",
             [helper.make_tensor_value_info("image", dtype, shape)],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(output, answers, None)],
             initializer=self.weights,
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
@@ -107,6 +116,74 @@ def branching(path: Path) -> Path:
     chosen = maker.node("If", ["yes"], "chosen", **bodies)
     output = maker.node("MatMul", [maker.node("Tanh", [chosen], "again"), maker.weight("w3", 8, CLASSES)], "scores")
     return maker.save(path, shape=["N", 8], output=output)
+
+
+def looping(path: Path) -> Path:
+    """A Loop in the middle whose body calls its own tensors what stages call theirs, and captures a weight."""
+    maker = Maker()
+    x = maker.node("Relu", [maker.node("MatMul", ["image", maker.weight("w0", 8, 8)], "h0")], "r0")
+    numbers = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+    ]
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["input", maker.weight("w1", 8, 8)], ["logits"]),
+            helper.make_node("Add", ["logits", "bias"], ["biased"]),
+            helper.make_node("Tanh", ["biased"], ["activation"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [*numbers, helper.make_tensor_value_info("input", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("activation", TensorProto.FLOAT, None),
+        ],
+        initializer=[numpy_helper.from_array(np.full(8, 0.5, np.float32), "bias")],
+    )
+    maker.weights.append(numpy_helper.from_array(np.array(True), "yes"))
+    maker.weights.append(numpy_helper.from_array(np.array(3, np.int64), "three"))
+    looped = maker.node("Loop", ["three", "yes", x], "looped", body=body)
+    output = maker.node("MatMul", [maker.node("Tanh", [looped], "bent"), maker.weight("w2", 8, CLASSES)], "scores")
+    return maker.save(path, shape=["N", 8], output=output)
+
+
+def skipping(path: Path) -> Path:
+    """Every layer reads the input again, as in a network of dense connections."""
+    maker = Maker()
+    x = "image"
+    for layer in range(3):
+        inner = maker.node("Tanh", [maker.node("MatMul", [x, maker.weight(f"w{layer}", 8, 8)], f"h{layer}")], f"t{layer}")
+        x = maker.node("Add", [inner, "image"], f"s{layer}")
+    both = maker.node("Concat", [x, "image"], "both", axis=1)
+    output = maker.node("MatMul", [both, maker.weight("out", 16, CLASSES)], "scores")
+    return maker.save(path, shape=["N", 8], output=output)
+
+
+def layers(path: Path, *, endings: tuple[str, ...] = (), half: bool = False) -> Path:
+    """Two layers over 8 numbers and scores of CLASSES, then these operators.
+
+    Args:
+        path: written.
+        endings: operators without attributes, one behind the other; large scores go in, so that some probabilities are tiny.
+        half: half floats, all through.
+    """
+    maker = Maker()
+    x = "image"
+    for layer in range(2):
+        x = maker.node("Tanh", [maker.node("MatMul", [x, maker.weight(f"w{layer}", 8, 8)], f"h{layer}")], f"t{layer}")
+    x = maker.node("MatMul", [x, maker.weight("out", 8, CLASSES)], "scores")
+    if endings:
+        maker.weights.append(numpy_helper.from_array(np.float32(20), "large"))
+        x = maker.node("Mul", [x, "large"], "scaled")
+    for index, ending in enumerate(endings):
+        x = maker.node(ending, [x], f"end{index}")
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    if half:
+        maker.weights = [
+            numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name) for item in maker.weights
+        ]
+    return maker.save(path, shape=["N", 8], output=x, dtype=kind, answers=kind)
 
 
 def architecture(name: str, path: Path, *, seed: int = 0) -> Path:

@@ -13,13 +13,13 @@ pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
 import onnx
 import onnxruntime
 
-from tests.split.nets import CLASSES, architecture, branching, residual, tokens
+from tests.split.nets import CLASSES, architecture, branching, layers, looping, residual, skipping, tokens
 from zpipe.bundle import Bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.model import TensorSpec
 from zpipe.models.heads.data import read_head_data
 from zpipe.sim import simulate
-from zpipe.split import SplitOptions, list_cuts, split_model
+from zpipe.split import SplitOptions, list_cuts, split_model, split_record
 from zpipe.split.run import chosen_cuts, listed_cuts, opened
 from zpipe.split.stages import make_stages
 from zpipe.split.verify import PARITY, check_stages
@@ -179,6 +179,79 @@ def test_what_a_branch_captures_crosses_too(tmp_path: Path) -> None:
     bundle = split(model, cuts=("late,early", "chosen"))
     rows = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
     np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=4)[:, -1], original(model, rows), atol=1e-4)
+
+
+def numbers(count: int, *, dtype: Any = np.float32) -> Any:
+    return np.random.default_rng(3).standard_normal((count, 8)).astype(dtype)
+
+
+def test_loop_keeps_its_own_names(tmp_path: Path) -> None:
+    model = looping(tmp_path / "m.onnx")
+    bundle = split(model, stages=2)
+    assert bundle.stages[1].macs > 0
+    rows = numbers(4)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=4)[:, -1], original(model, rows), atol=1e-4)
+    bundle = split(model, cuts=("r0", "looped"), out=tmp_path / "three", topology=None)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=4)[:, -1], original(model, rows), atol=1e-4)
+
+
+def test_input_that_later_layers_read_travels_with_the_activation(tmp_path: Path) -> None:
+    model = skipping(tmp_path / "m.onnx")
+    assert [cut.name for cut in list_cuts(SplitOptions(str(model), crossing=2)).cuts] == ["image,s0", "image,s1", "both"]
+    bundle = split(model, stages=4, crossing=2)
+    assert [stage.output and stage.output.shape for stage in bundle.stages] == [(16,), (16,), (16,), None]
+    rows = numbers(5)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=5)[:, -1], original(model, rows), atol=1e-4)
+
+
+def test_one_tensor_that_comes_in_may_be_one_of_several_that_go_on(tmp_path: Path) -> None:
+    model = residual(tmp_path / "m.onnx")
+    bundle = split(model, cuts=("r0", "r0,b0", "r1"))
+    rows = images(3)
+    np.testing.assert_allclose(chain_of(bundle).logits(rows, batch=3)[:, -1], original(model, rows), atol=1e-4)
+
+
+@pytest.mark.parametrize("endings", [("Softmax",), ("Softmax", "Identity"), ("Softmax", "Relu")])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_probabilities_become_logits(tmp_path: Path, endings: tuple[str, ...], half: bool) -> None:
+    model = layers(tmp_path / "m.onnx", endings=endings, half=half)
+    bundle = split(model, stages=2)
+    rows = numbers(6, dtype=np.float16 if half else np.float32)
+    expected = original(model, rows).astype(np.float32)
+    logits = chain_of(bundle).logits(rows, batch=6)[:, -1]
+    found = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), expected, atol=5e-3 if half else 1e-4)
+    # Scores before the Softmax where they can be had: they are exact where probabilities have long been 0.
+    assert split_record(bundle).answer.startswith("its probabilities" if "Relu" in endings else "the Softmax")
+
+
+def test_bundle_says_how_far_its_answers_are_from_the_networks(tmp_path: Path) -> None:
+    whole, half = (
+        split_record(split(layers(tmp_path / f"{half}.onnx", half=half), stages=2, out=tmp_path / str(half), topology=None))
+        for half in (False, True)
+    )
+    assert (whole.half, half.half) == (False, True)
+    assert whole.parity_error <= whole.parity_limit == PARITY < half.parity_limit
+    assert whole.parity_error < half.parity_error <= half.parity_limit
+
+
+def test_scores_of_a_sigmoid_are_remarked_on(tmp_path: Path) -> None:
+    model = layers(tmp_path / "m.onnx", endings=("Sigmoid",))
+    bundle = split(model, stages=2)
+    np.testing.assert_allclose(chain_of(bundle).logits(numbers(3), batch=3)[:, -1], original(model, numbers(3)), atol=1e-4)
+    assert "each class by itself" in split_record(bundle).answer
+
+
+@pytest.mark.parametrize(
+    "name", ["2024", "no", "it's", "a: b #c", "~", "[x]", '"', "größe 日本 🙂", "tab\there", "line\nbreak", "- x", "x" * 120]
+)
+def test_topology_of_a_bundle_of_any_name_is_read_again(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    split(layers(folder / f"{name}.onnx"), out=folder / "engines" / name, topology=folder / f"{name}.yaml", stages=2)
+    topology = load_topology(folder / f"{name}.yaml")
+    assert (topology.name, topology.bundle) == (name, f"engines/{name}")
+    assert simulate(topology, count=5, warm_up=0)["counts"]["result"] == 5
 
 
 def test_mean_and_std_move_into_stage_0(tmp_path: Path) -> None:

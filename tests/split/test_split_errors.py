@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,10 +16,14 @@ pytest.importorskip("onnx", reason="needs onnx: pip install 'zpipe[split]'")
 import onnx
 from onnx import TensorProto, helper
 
-from tests.split.nets import Maker, residual, tokens
+from tests.split.nets import Maker, layers, residual, skipping, tokens
+from zpipe.bundle import load_bundle
 from zpipe.cli import cli
 from zpipe.errors import ConfigError
 from zpipe.split import SplitOptions, list_cuts, split_model
+from zpipe.split.run import opened
+from zpipe.split.verify import check_stages, difference
+from zpipe.topology import load_topology
 
 
 def complaint(model: Path | str, **options: Any) -> str:
@@ -143,7 +149,53 @@ def test_samples_that_are_not_treated_by_themselves_are_refused() -> None:
     hidden = maker.node("MatMul", [apart, maker.weight("w", 8, 8)], "hidden")
     maker.node("MatMul", [hidden, maker.weight("v", 8, 3)], "scores")
     maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
-    assert "each sample by itself" in complaint("m.onnx", cuts=("hidden",))
+    message = complaint("m.onnx", cuts=("hidden",))
+    assert "depends on the others in its batch" in message
+    assert "cut elsewhere" not in message
+
+
+def test_random_layers_are_named() -> None:
+    maker = Maker()
+    hidden = maker.node("MatMul", ["image", maker.weight("w", 8, 8)], "hidden")
+    noisy = maker.node("Add", [hidden, maker.node("RandomNormalLike", [hidden], "noise")], "noisy")
+    maker.node("MatMul", [noisy, maker.weight("v", 8, 3)], "scores")
+    maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
+    message = complaint("m.onnx", cuts=("hidden",))
+    assert "RandomNormalLike" in message
+    assert "cut elsewhere" not in message
+
+
+def test_answers_that_are_no_numbers() -> None:
+    maker = Maker()
+    hidden = maker.node("MatMul", ["image", maker.weight("w", 8, 8)], "hidden")
+    maker.node("MatMul", [maker.node("Sqrt", [hidden], "root"), maker.weight("v", 8, 3)], "scores")
+    maker.save(Path("m.onnx"), shape=["N", 8], output="scores")
+    assert "no finite numbers" in complaint("m.onnx", cuts=("hidden",))
+
+
+def test_stage_that_answers_no_number_is_as_far_off_as_can_be() -> None:
+    expected = np.zeros((2, 3), np.float32)
+    found = expected.copy()
+    found[1, 2] = np.nan
+    assert difference(expected, expected) == 0.0
+    assert difference(found, expected) == math.inf
+
+
+def test_stage_that_does_not_load_is_named_without_the_folder_it_was_in(tmp_path: Path) -> None:
+    options = SplitOptions(str(residual(Path("m.onnx"))))
+    path = tmp_path / "stage0.onnx"
+    path.write_bytes(b"no network")
+    with opened(options, lambda line, done: None) as network, pytest.raises(ConfigError) as caught:
+        check_stages(network, [path])
+    assert "stage0.onnx: found no ONNX" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_input_of_no_type() -> None:
+    model = onnx.load(layers(Path("m.onnx")))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    onnx.save(model, "m.onnx")
+    assert "no type" in complaint("m.onnx")
 
 
 # ---- cuts --------------------------------------------------------------------------------------
@@ -180,7 +232,18 @@ def test_cut_of_mixed_types() -> None:
 
 
 def test_more_stages_than_places() -> None:
-    assert "--stages: found 9, expected at most 5" in complaint(residual(Path("m.onnx")), stages=9)
+    message = complaint(residual(Path("m.onnx")), stages=6)
+    assert "--stages: found 6, expected at most 5" in message
+    assert "--crossing 2" in message
+    # What is advised is enough; what is not enough is not advised.
+    assert len(split_model(SplitOptions("m.onnx", out=Path("b"), stages=6, crossing=2)).stages) == 6
+    assert "--crossing" not in complaint("m.onnx", stages=9, crossing=2)
+    assert "--crossing 2" in complaint(skipping(Path("s.onnx")), stages=4)
+
+
+def test_input_alone_is_no_cut() -> None:
+    assert "no such tensor" in complaint(skipping(Path("m.onnx")), cuts=("image",))
+    assert "cut at image,t0" in complaint("m.onnx", cuts=("t0",))
 
 
 # ---- data and folders --------------------------------------------------------------------------
@@ -206,6 +269,24 @@ def test_mean_and_std_of_another_network(mean: Any, std: Any) -> None:
     assert "leave them out" in complaint(tokens(Path("t.onnx")), mean=(0.5,))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        (
+            (127.5,),
+            (127.5,),
+            "--mean: found 127.5, expected units in which images are 0..1, as torchvision has them; divide them by 255: 0.5",
+        ),
+        ((0.5, 0.5, 0.5), (0.2, 57.4, 0.2), "--std: found 57.4"),
+        ((math.nan,), None, "--mean: found nan"),
+        (None, (math.inf,), "--std: found inf"),
+        (None, (-math.inf,), "--std: found -inf"),
+    ],
+)
+def test_mean_and_std_of_other_units(mean: Any, std: Any, said: str) -> None:
+    assert said in complaint(residual(Path("m.onnx")), mean=mean, std=std)
+
+
 def test_folder_that_is_there_is_kept() -> None:
     model = residual(Path("m.onnx"))
     first = split_model(SplitOptions(str(model), out=Path("bundle")))
@@ -217,6 +298,24 @@ def test_folder_that_is_there_is_kept() -> None:
     assert split_model(SplitOptions(str(model), out=Path("bundle"), stages=2, replace=True)).digest != first.digest
     Path("mine").mkdir()
     assert "no bundle" in complaint(model, out="mine", replace=True)
+
+
+def test_what_is_read_is_never_replaced() -> None:
+    split_model(SplitOptions(str(residual(Path("m.onnx"))), out=Path("bundle"), stages=2))
+    Path("m.onnx").rename("bundle/m.onnx")
+    assert "bundle/m.onnx lies in bundle" in complaint("bundle/m.onnx", out="bundle", replace=True)
+
+
+def test_topology_that_cannot_be_written_costs_nothing() -> None:
+    model = residual(Path("m.onnx"))
+    first = split_model(SplitOptions(str(model), out=Path("bundle")))
+    assert "nodir/x.yaml" in complaint(model, out="bundle", topology=Path("nodir/x.yaml"), replace=True, stages=2)
+    assert load_bundle(first.path).digest == first.digest
+
+
+def test_folder_that_cannot_be_written() -> None:
+    Path("file").touch()
+    assert "file/bundle: found that it cannot be written" in complaint(residual(Path("m.onnx")), out="file/bundle")
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -234,6 +333,8 @@ def run(*arguments: str) -> Any:
         ("--example-shape", "3,x"),
         ("--weights", "w.pt"),
         ("--devices", "nowhere.yaml"),
+        ("--topology", "nodir/x.yaml"),
+        ("--topology", "nodir/x.yaml", "--replace"),
     ],
 )
 def test_options_that_make_no_sense(arguments: tuple[str, ...]) -> None:
@@ -258,7 +359,39 @@ def test_list_of_a_network_without_a_place() -> None:
     found = run("m.onnx", "--list")
     assert isinstance(found.exception, ConfigError)
     assert "no place" in str(found.exception)
+    assert "--crossing" not in str(found.exception)
     assert list_cuts(SplitOptions("m.onnx")).cuts == []
+
+
+def test_list_says_how_many_have_to_cross() -> None:
+    model = onnx.load(skipping(Path("m.onnx")))
+    # Without the layer at which all comes together there is no place for one tensor.
+    del model.graph.node[-1]
+    model.graph.node[-1].op_type, model.graph.node[-1].output[0] = "Add", "scores"
+    del model.graph.node[-1].attribute[:]
+    onnx.save(model, "m.onnx")
+    found = run("m.onnx", "--list")
+    assert isinstance(found.exception, ConfigError)
+    assert "--crossing 2" in str(found.exception)
+    assert run("m.onnx", "--list", "--crossing", "2").exception is None
+
+
+def test_seed_below_zero_is_refused() -> None:
+    assert isinstance(run(str(layers(Path("m.onnx"))), "--seed", "-1").exception, click.UsageError)
+
+
+def test_one_stage_is_not_offered_heads() -> None:
+    found = run(str(layers(Path("m.onnx"))), "--stages", "1")
+    assert found.exception is None
+    assert "1 stage of" in found.stdout
+    assert "heads" not in found.stdout
+
+
+def test_command_shows_how_far_answers_are_apart_and_what_became_of_them() -> None:
+    found = run(str(layers(Path("m.onnx"), endings=("Sigmoid",), half=True)), "--stages", "2")
+    assert found.exception is None
+    assert "(0.005 allowed, as it computes in half precision)" in found.stdout
+    assert "answer: its Sigmoid" in found.stdout
 
 
 def test_command_writes_bundle_and_topology() -> None:
@@ -266,4 +399,5 @@ def test_command_writes_bundle_and_topology() -> None:
     assert found.exception is None
     assert "zpipe bench --topology m.yaml" in found.stdout
     assert Path("engines/m/manifest.json").is_file()
-    assert "bundle: 'engines/m'" in Path("m.yaml").read_text()
+    assert load_topology("m.yaml").bundle == "engines/m"
+    assert "zpipe heads --bundle engines/m" in found.stdout

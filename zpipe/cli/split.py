@@ -56,7 +56,7 @@ DTYPES = ("float32", "float16", "uint8", "int32", "int64")
     "--samples", type=click.IntRange(2), default=1000, show_default=True, help="Most samples to calibrate and to test with."
 )
 @click.option("--replace", is_flag=True, help="Replace the bundle and the topology file if they are there.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of made-up inputs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of made-up inputs.")
 def split(model: str, only_list: bool, **options: Any) -> None:
     """Cut a network of your own into stages and write the bundle (needs `pip install 'zpipe[split]'`).
 
@@ -70,8 +70,7 @@ def split(model: str, only_list: bool, **options: Any) -> None:
             listing = list_cuts(found, progress=progress)
         _show(found, listing)
         return
-    if not found.replace and found.topology is not None and not found.topology.exists():
-        check_writable(found.topology)
+    check_writable(found.topology)
     with progress_shown() as progress:
         bundle = split_model(found, progress=progress)
     _tell(found, bundle)
@@ -116,11 +115,9 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def _show(options: SplitOptions, listing: Listing) -> None:
     click.echo(f"{options.model}: {_millions(listing.macs)} multiply-adds per sample, {listing.input_bytes:,} bytes of input")
     if not listing.cuts:
-        more = options.crossing + 1
-        raise ConfigError(
-            f"{options.model}: found no place where {options.crossing} tensors carry everything, expected one to cut at; let more "
-            f"cross: --crossing {more}"
-        )
+        few = f"at most {options.crossing} tensors carry" if options.crossing > 1 else "one tensor carries"
+        more = f"let more cross: --crossing {listing.crossing}" if listing.crossing else "it can only run whole: --stages 1"
+        raise ConfigError(f"{options.model}: found no place where {few} everything, expected one to cut at; {more}")
     rows = [
         (cut.name, f"{cut.bytes:,}", _millions(cut.macs_before), _millions(cut.macs_after), _share(cut)) for cut in listing.cuts
     ]
@@ -152,9 +149,19 @@ def _millions(macs: int) -> str:
 
 
 def _tell(options: SplitOptions, bundle: Bundle) -> None:
+    from zpipe.split import split_record
+
     out = options.folder
-    stages = ", ".join(_millions(stage.macs) for stage in bundle.stages)
-    click.echo(f"{out}: {len(bundle.stages)} stages of {stages} multiply-adds; they answer as the whole network does")
+    costs = ", ".join(_millions(stage.macs) for stage in bundle.stages)
+    count = "1 stage" if len(bundle.stages) == 1 else f"{len(bundle.stages)} stages"
+    record = split_record(bundle)
+    half = ", as it computes in half precision" if record.half else ""
+    click.echo(
+        f"{out}: {count} of {costs} multiply-adds; answers within {record.parity_error:.1g} of the whole network's "
+        f"({record.parity_limit:g} allowed{half})"
+    )
+    if record.answer:
+        click.echo(f"answer: {record.answer}")
     if bundle.evaluation_generated:
         click.echo("its evaluation set is made up: give labelled samples with --data to see an accuracy")
     else:
@@ -163,6 +170,7 @@ def _tell(options: SplitOptions, bundle: Bundle) -> None:
     click.echo(f"try it: zpipe bench --topology {shlex.quote(str(options.topology))}")
     data = "DATA" if options.data is None else shlex.quote(str(options.data))
     exits = shlex.quote(f"{out}-exits")
-    click.echo(f"let easy samples leave early: zpipe heads --bundle {shlex.quote(str(out))} --data {data} --out {exits}")
+    if len(bundle.stages) > 1:
+        click.echo(f"let easy samples leave early: zpipe heads --bundle {shlex.quote(str(out))} --data {data} --out {exits}")
     if options.devices is not None:
         click.echo(f"place it: zpipe plan --devices {shlex.quote(options.devices)} --bundle {shlex.quote(str(out))}")

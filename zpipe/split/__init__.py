@@ -10,18 +10,20 @@ Needs onnx (the extra `split`); a torch module also needs the extra `train`.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zpipe.bundle import MANIFEST
 from zpipe.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle
     from zpipe.split.cuts import Cut
 
-__all__ = ["Listing", "SplitOptions", "list_cuts", "split_model"]
+__all__ = ["Listing", "Record", "SplitOptions", "list_cuts", "split_model", "split_record"]
 
 #: Takes a line for people and the fraction done, 0..1.
 Progress = Callable[[str, float], None]
@@ -96,12 +98,31 @@ class Listing:
         input_bytes: of one sample as it comes in.
         cuts: worth it, in topological order.
         others: how many more there are, such as between a convolution and its activation.
+        crossing: where there is none, how many tensors have to be let cross for one; None where no number does.
     """
 
     macs: int
     input_bytes: int
     cuts: Sequence[Cut]
     others: int
+    crossing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a split bundle's manifest says of how it was made.
+
+    Attributes:
+        answer: what was changed at the network's end, for people; "" where nothing was.
+        parity_error: most that the stages' logits differed from the network's, relative to the largest beyond 1.
+        parity_limit: most that it might have been.
+        half: whether the network computes in half precision.
+    """
+
+    answer: str
+    parity_error: float
+    parity_limit: float
+    half: bool
 
 
 def split_model(options: SplitOptions, *, progress: Progress = lambda line, done: None) -> Bundle:
@@ -124,11 +145,19 @@ def list_cuts(options: SplitOptions, *, progress: Progress = lambda line, done: 
         ConfigError, BackendUnavailable: as `split_model`.
     """
     _require_libraries()
+    from zpipe.split.cuts import crossing_for
     from zpipe.split.run import listed_cuts, opened
 
     with opened(options, progress) as network:
         cuts, best = listed_cuts(network, options)
-        return Listing(sum(network.macs), network.takes.bytes, best, len(cuts) - len(best))
+        more = None if best else crossing_for(network, places=1)
+        return Listing(sum(network.macs), network.takes.bytes, best, len(cuts) - len(best), more)
+
+
+def split_record(bundle: Bundle) -> Record:
+    """How a bundle that `split_model` wrote was made."""
+    row = json.loads((bundle.path / MANIFEST).read_text(encoding="utf-8"))["split"]
+    return Record(row["answer"], row["parity_error"], row["parity_limit"], row["half"])
 
 
 def _require_libraries() -> None:

@@ -43,7 +43,8 @@ class Cut:
 def find_cuts(network: Network, *, most: int = 1) -> list[Cut]:
     """Every place where at most so many tensors carry everything, in topological order.
 
-    Several tensors must have one dtype, a float, since they travel as one tensor.
+    The network's input may be one of several, where later layers read it too. Several tensors must have one dtype, a float, since
+    they travel as one tensor.
 
     Args:
         network: to be cut.
@@ -73,12 +74,21 @@ def worthwhile(cuts: Sequence[Cut]) -> list[Cut]:
     return sorted(best.values(), key=lambda cut: cut.after)
 
 
+def crossing_for(network: Network, *, places: int) -> int | None:
+    """The fewest tensors that have to be let cross for so many places worth a cut; None where no number is enough."""
+    every = find_cuts(network, most=max(map(len, _crossings(network))))
+    for most in sorted({len(cut.tensors) for cut in every}):
+        if len(worthwhile([cut for cut in every if len(cut.tensors) <= most])) >= places:
+            return most
+    return None
+
+
 def _crossings(network: Network) -> list[tuple[str, ...]]:
     return crossings(network.nodes, network.live, network.input, network.output)
 
 
 def _may_travel(network: Network, names: Sequence[str]) -> bool:
-    if any(name not in network.tensors or name in (network.input, network.output) for name in names):
+    if tuple(names) == (network.input,) or any(name not in network.tensors or name == network.output for name in names):
         return False
     dtypes = {network.tensors[name].dtype for name in names}
     return len(names) == 1 or (len(dtypes) == 1 and dtypes <= {"float32", "float16"})
@@ -99,9 +109,11 @@ def cut_equally(network: Network, cuts: Sequence[Cut], stages: int) -> list[Cut]
         ConfigError: there are too few places.
     """
     if stages - 1 > len(cuts):
+        more = crossing_for(network, places=stages - 1)
+        remedy = "" if more is None else f", or let more tensors cross: --crossing {more} (`zpipe split MODEL --list` shows them)"
         raise ConfigError(
             f"--stages: found {stages}, expected at most {len(cuts) + 1}: {network.original.name} can be cut in {len(cuts)} "
-            "places; ask for fewer, or let more tensors cross with --crossing 2 (`zpipe split MODEL --list` shows them)"
+            f"place{'s' * (len(cuts) != 1)}; ask for fewer{remedy}"
         )
     pieces = pieces_of(network, cuts)
     costs = [piece.macs for piece in pieces]
@@ -162,12 +174,13 @@ def _named(network: Network, text: str) -> Cut:
     if not wanted:
         raise ConfigError(f"--cut: found {text!r}, expected the name of a tensor; `zpipe split MODEL --list` shows them")
     for name in wanted:
-        _check_name(network, name)
-    makers = {output: index for index, node in enumerate(network.nodes) for output in node.output}
+        _check_name(network, name, alone=len(wanted) == 1)
+    makers = {network.input: -1}
+    makers |= {output: index for index, node in enumerate(network.nodes) for output in node.output}
     names = tuple(sorted(wanted, key=lambda name: makers[name]))
     after = makers[names[-1]]
     _, read = needed(network.nodes, [network.output], set(names))
-    if network.input in read:
+    if network.input in read - set(names):
         crossing = _crossings(network)[after]
         missing = [name for name in crossing if name not in names]
         remedy = f"cut at {','.join(crossing)}" if _may_travel(network, crossing) else "cut elsewhere"
@@ -183,8 +196,9 @@ def _named(network: Network, text: str) -> Cut:
     return _cut(network, names, after)
 
 
-def _check_name(network: Network, name: str) -> None:
-    known = sorted(name for name in network.live if name not in (network.input, network.output))
+def _check_name(network: Network, name: str, *, alone: bool) -> None:
+    ends = {network.input, network.output} if alone else {network.output}
+    known = sorted(network.live - ends)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         meant = f"did you mean {' or '.join(close)}?" if close else "`zpipe split MODEL --list` shows the places"

@@ -34,15 +34,28 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    """Gives tensors other names wherever these nodes and their subgraphs mention them."""
+    """Gives tensors other names wherever these nodes and their subgraphs mention them; the new names are not in use.
+
+    What a body calls its own is renamed as well: what hid a tensor of the surrounding graph still does, and nothing else.
+    """
     for node in nodes:
         for listed in (node.input, node.output):
             listed[:] = [names.get(name, name) for name in listed]
         for graph in subgraphs(node):
-            # A body's own names hide those around it; exporters never use one twice.
             rename(graph.node, names)
-            for item in graph.output:
+            for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
                 item.name = names.get(item.name, item.name)
+
+
+def mentioned(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Every name in these nodes and their subgraphs."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input, node.output)
+        for graph in subgraphs(node):
+            found |= mentioned(graph.node)
+            found.update(item.name for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+    return found
 
 
 def needed(

@@ -102,7 +102,7 @@ def make_network(original: Original, *, pixels: Pixels | None = None) -> Network
         source = PIXELS
     high = 256 if takes.dtype == "uint8" else _vocabulary(graph, source)
     observed = _observe(original, model, source, takes, high)
-    answer = find_answer(original, graph, observed.get(original.output))
+    answer = find_answer(original, graph, observed)
     original = original.asked_for(answer.original)
     _free_shapes(graph, source, observed)
     kept, _ = needed(graph.node, [answer.tensor], {source})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,13 @@ def find_pixels(original: Original, mean: tuple[float, ...] | None, std: tuple[f
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, channels):
             raise ConfigError(f"{option}: found {len(values)} values, expected 1 or {channels}, one for each channel")
+        if not all(map(math.isfinite, values)) or max(values) > 1:
+            wrong = next(value for value in values if not value <= 1 or math.isinf(value))
+            remedy = f"; divide them by 255: {wrong / 255:.3g}" if 1 < wrong <= 255 else "; correct it"
+            raise ConfigError(
+                f"{option}: found {wrong:g}, expected units in which images are 0..1, as torchvision has them{remedy}"
+            )
     if min(std) <= 0:
-        raise ConfigError(f"--std: found {min(std):g}, expected values above 0")
+        raise ConfigError(f"--std: found {min(std):g}, expected values above 0; it is what differences are divided by")
     whole = tuple(values * channels if len(values) == 1 else values for values in (mean, std))
     return Pixels(whole[0], whole[1], last, takes.dtype)

@@ -12,10 +12,10 @@ import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError
 
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, said
 from zpipe.model import DTYPE_BYTES, TensorSpec
 from zpipe.split.graph import Array
-from zpipe.split.running import Session, one_line, session_for
+from zpipe.split.running import Session, session_for
 
 #: What protobuf can write as one file, less some room for what is added.
 MOST_BYTES = 2_000_000_000
@@ -110,7 +110,7 @@ def _load(path: Path) -> onnx.ModelProto:
             raise DecodeError("no nodes")
     except (DecodeError, ValueError) as exc:
         raise ConfigError(
-            f"{path}: found no ONNX network ({one_line(exc)}), expected a file that an exporter wrote; a torch model is named "
+            f"{path}: found no ONNX network ({said(exc)}), expected a file that an exporter wrote; a torch model is named "
             "package.module:factory"
         ) from exc
     try:
@@ -140,7 +140,7 @@ def _modern(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
     # Its errors are RuntimeErrors of C++ and assertions of Python.
     except Exception as exc:
         raise ConfigError(
-            f"{name}: found opset {version}, which cannot be converted ({one_line(exc, 120)}), expected {LEAST_OPSET} or more; "
+            f"{name}: found opset {version}, which cannot be converted ({said(exc, 120)}), expected {LEAST_OPSET} or more; "
             f"export it again with opset {TARGET_OPSET}"
         ) from exc
 
@@ -157,26 +157,33 @@ def _input(name: str, graph: onnx.GraphProto, shape: Sequence[int] | None) -> tu
     tensor = item.type.tensor_type
     if not item.type.HasField("tensor_type") or not tensor.HasField("shape") or not len(tensor.shape.dim):
         raise ConfigError(f"{name}: input {item.name}: found no tensor with axes, expected [batch, ...]; export it again")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    dtype = _dtype(tensor.elem_type)
     if dtype not in DTYPE_BYTES:
         raise ConfigError(
             f"{name}: input {item.name}: found {dtype}, expected one of {', '.join(DTYPE_BYTES)}; export it with such"
         )
     first, *rest = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    said = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim[1:]]
+    axes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim[1:]]
     if shape is None:
         shape = [size or 0 for size in rest]
         if not all(shape):
             raise ConfigError(
-                f"{name}: input {item.name}: found open axes, [batch, {', '.join(map(str, said))}], expected to know one sample's "
+                f"{name}: input {item.name}: found open axes, [batch, {', '.join(map(str, axes))}], expected to know one sample's "
                 "shape; say it: --example-shape 3,224,224"
             )
     if len(shape) != len(rest) or any(size not in (None, given) for size, given in zip(rest, shape, strict=True)):
         raise ConfigError(
-            f"{name}: input {item.name}: found [batch, {', '.join(map(str, said))}], expected what --example-shape says, "
+            f"{name}: input {item.name}: found [batch, {', '.join(map(str, axes))}], expected what --example-shape says, "
             f"{','.join(map(str, shape))}, without the batch; correct it or leave it out"
         )
     return item.name, TensorSpec(dtype, tuple(shape)), first
+
+
+def _dtype(kind: int) -> str:
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(kind).name)
+    except KeyError:  # 0, or one that is newer than this onnx
+        return "no type that is known"
 
 
 def _output(name: str, graph: onnx.GraphProto, wanted: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zpipe.boards import load_boards
 from zpipe.bundle import MANIFEST, Bundle, load_bundle
-from zpipe.bundle.write import replaced_when_done
+from zpipe.bundle.write import replaced_when_done, written_when_done
 from zpipe.errors import ConfigError
 from zpipe.models import require_libraries
 from zpipe.split import SplitOptions
@@ -19,6 +19,7 @@ from zpipe.split.network import Network, make_network
 from zpipe.split.pixels import find_pixels
 from zpipe.split.reading import read_original
 from zpipe.split.writing import Tell, line_topology, write_bundle
+from zpipe.topology import load_topology
 
 
 @contextmanager
@@ -83,25 +84,29 @@ def run_split(options: SplitOptions, tell: Tell) -> Bundle:
         samples = find_samples(
             network, data=options.data, test=options.test, classes=options.classes, most=options.samples, seed=options.seed
         )
-        try:
-            with replaced_when_done(out) as folder:
-                write_bundle(folder, network, cuts, samples, name=options.name, tell=tell)
-        except OSError as exc:
-            raise ConfigError(
-                f"--out: found that {out} cannot be written ({exc.strerror or exc}), expected a folder of yours with room; "
-                "choose another"
-            ) from exc
-    bundle = load_bundle(out.absolute())
-    if options.topology is not None:
-        options.topology.write_text(line_topology(bundle, options.topology), encoding="utf-8")
+        with _topology_when_done(options, stages=len(cuts) + 1), replaced_when_done(out) as folder:
+            write_bundle(folder, network, cuts, samples, name=options.name, tell=tell)
     tell(f"written to {out}", 1.0)
-    return bundle
+    return load_bundle(out.absolute())
+
+
+@contextmanager
+def _topology_when_done(options: SplitOptions, *, stages: int) -> Iterator[None]:
+    """The topology file is there when the block ends; that it can be written and read again shows before."""
+    file = options.topology
+    if file is None:
+        yield
+        return
+    text = line_topology(stages, options.folder, file)
+    with written_when_done(file, text, remedy="choose another with --topology") as draft:
+        load_topology(draft)
+        yield
 
 
 def _check_free(out: Path, options: SplitOptions) -> None:
     """Nothing that is there is lost: a bundle is replaced only where that was asked for, anything else never."""
     if options.topology is not None and options.topology.suffix != ".yaml":
-        raise ConfigError(f"--topology: found {options.topology}, expected a file that ends in .yaml")
+        raise ConfigError(f"--topology: found {options.topology}, expected a file that ends in .yaml; name it so")
     there = [path for path in (out, options.topology) if path is not None and path.exists()]
     if there and not options.replace:
         raise ConfigError(
@@ -109,3 +114,14 @@ def _check_free(out: Path, options: SplitOptions) -> None:
         )
     if out.exists() and not (out / MANIFEST).is_file():
         raise ConfigError(f"--out: found {out}, which is no bundle, expected a bundle to replace or nothing; choose another")
+    read = (
+        Path(options.model.rpartition(":")[0] or options.model),
+        Path(options.model),
+        options.weights,
+        options.data,
+        options.test,
+        options.classes,
+    )
+    for path in read:
+        if path is not None and path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"--out: found that {path} lies in {out}, expected another folder, as that is replaced; choose one")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, said
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +43,7 @@ class Session:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # onnxruntime's errors have no base class of their own
             raise ConfigError(
-                f"{name}: found a network that ONNX Runtime does not take ({one_line(exc)}), expected one that it runs; export it "
+                f"{name}: found a network that ONNX Runtime does not take ({said(exc)}), expected one that it runs; export it "
                 "again with standard operators (opset 13 to 20)"
             ) from exc
 
@@ -56,7 +56,7 @@ class Session:
         try:
             found: list[Any] = self._session.run(list(outputs), inputs)
         except Exception as exc:  # as above
-            raise RunFailed(one_line(exc)) from exc
+            raise RunFailed(said(exc)) from exc
         return found
 
 
@@ -79,12 +79,6 @@ def session_for(model: onnx.ModelProto, outputs: Sequence[str], name: str, *, op
 
 class RunFailed(Exception):
     """What ONNX Runtime said; whoever asked knows what it means."""
-
-
-def one_line(exc: BaseException, most: int = 240) -> str:
-    """The message without its line breaks, not too long."""
-    text = " ".join(str(exc).split()) or type(exc).__name__
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def random_inputs(dtype: str, shape: Sequence[int], *, batch: int, high: int, seed: int) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx
 
 from zpipe.model import TensorSpec
 from zpipe.split.cuts import Cut
-from zpipe.split.graph import add_constant, needed, rename
+from zpipe.split.graph import add_constant, mentioned, needed, rename
 from zpipe.split.network import BATCH, Network
 
 INPUT, ACTIVATION, LOGITS = "input", "activation", "logits"
@@ -50,7 +51,8 @@ def _make_stage(network: Network, before: Cut | None, after: Cut | None) -> onnx
     read |= set(leaving) & set(entering)  # carried past this stage
     graph = onnx.GraphProto(name="stage")
     graph.initializer.extend(item for item in network.model.graph.initializer if item.name in read)
-    rename(nodes, own := {name: f"{name}.own" for name in (INPUT, ACTIVATION, LOGITS)})
+    own = _set_aside((INPUT, ACTIVATION, LOGITS), mentioned(nodes) | read)
+    rename(nodes, own)
     for item in graph.initializer:
         item.name = own.get(item.name, item.name)
     entering, leaving = (tuple(own.get(name, name) for name in names) for names in (entering, leaving))
@@ -61,14 +63,26 @@ def _make_stage(network: Network, before: Cut | None, after: Cut | None) -> onnx
     first = _batch(graph) if BATCH in read else []
     first += _unpack(graph, entering, names) if len(entering) > 1 else []
     last = _pack(graph, leaving, [network.tensors[name] for name in after.tensors]) if after and len(leaving) > 1 else []
+    nodes = [*first, *nodes, *last]
     if len(entering) == 1:
         rename(nodes, {entering[0]: INPUT})
     if len(leaving) == 1:
         rename(nodes, {leaving[0]: result})
-    graph.node.extend([*first, *nodes, *last])
+    graph.node.extend(nodes)
     graph.input.append(_value(INPUT, takes))
     graph.output.append(_value(result, gives))
     return _model(network, graph)
+
+
+def _set_aside(names: Sequence[str], taken: AbstractSet[str]) -> dict[str, str]:
+    """What the user's tensors of these names are called instead."""
+    found = {}
+    for name in names:
+        other = f"{name}.own"
+        while other in taken:
+            other += "_"
+        found[name] = other
+    return found
 
 
 def _model(network: Network, graph: onnx.GraphProto) -> onnx.ModelProto:

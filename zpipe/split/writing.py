@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import yaml
 
-from zpipe.bundle import SCHEMA, Bundle, load_bundle
+from zpipe.bundle import SCHEMA, load_bundle
 from zpipe.bundle.write import extend_manifest, save_manifest
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.codec_tables import codec_rows, codec_tables, replay_arrays
@@ -29,7 +31,7 @@ from zpipe.split.cuts import Cut
 from zpipe.split.data import Samples, image_size
 from zpipe.split.network import Network
 from zpipe.split.stages import crossing_spec, make_stages
-from zpipe.split.verify import check_stages
+from zpipe.split.verify import check_stages, computes_in_half, parity_limit
 
 Json = dict[str, Any]
 
@@ -171,6 +173,8 @@ def _split_row(network: Network, cuts: Sequence[Cut], error: float) -> Json:
         "answer": network.answer.note,
         "cuts": [list(cut.tensors) for cut in cuts],
         "parity_error": error,
+        "parity_limit": parity_limit(network),
+        "half": computes_in_half(network),
         "versions": {name: version for name in _VERSIONS if (version := _version(name)) is not None},
     }
 
@@ -182,20 +186,21 @@ def _version(name: str) -> str | None:
         return None
 
 
-def line_topology(bundle: Bundle, file: Path) -> str:
+def line_topology(stages: int, bundle: Path, file: Path) -> str:
     """The text of a topology file: a line of nodes, one stage each.
 
     Args:
-        bundle: what it runs.
-        file: where the text will lie; the bundle is named relative to it.
+        stages: how many.
+        bundle: the folder of what it runs.
+        file: where the text will lie; its name is the topology's, and the bundle is named relative to it.
     """
-    where = os.path.relpath(bundle.path, file.absolute().parent)
+    where = os.path.relpath(bundle.absolute(), file.absolute().parent)
     lines = [
-        f"# A line of {len(bundle.stages)} nodes, one stage of {bundle.name} each; node 0 is the source. Made by `zpipe split`.",
-        f"name: {file.stem}",
-        f"bundle: '{where}'",
+        f"# A line of {stages} nodes, one stage of the bundle each; node 0 is the source. Made by `zpipe split`.",
+        # People's names of files hold all that YAML reads as something else: numbers, words, quotes, colons.
+        yaml.safe_dump({"bundle": where}, allow_unicode=True, width=math.inf).rstrip(),
         "nodes:",
-        *(f"  - {{rank: {stage.index}, stages: [{stage.index}]}}" for stage in bundle.stages),
+        *(f"  - {{rank: {stage}, stages: [{stage}]}}" for stage in range(stages)),
         "links: line",
     ]
     return "\n".join(lines) + "\n"

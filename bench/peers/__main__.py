@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ MOST_SECONDS = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the contenders end with this process
     for workload, mode in _wanted(options):
         note = _note(f"{workload}, {mode}: ")
         started = time.monotonic()

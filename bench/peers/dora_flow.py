@@ -90,6 +90,7 @@ class Line:
         pump(load, self._stages.run, self._send, self._receive)
 
     async def close(self) -> None:
+        del self._node  # it tells the daemon
         self._daemon.terminate()
         try:
             self._daemon.wait(STOP_SECONDS)

@@ -47,7 +47,7 @@ class Load:
         self._started = self._began = self._ended = 0.0  #: the first message; the measured time
         self._begin: StageTime | None = None
         self._before = 0  #: messages that had come when the measured time began
-        self._end = StageTime()
+        self._first = self._end = StageTime()
         self.in_flight = 0
         self.over = False
 
@@ -65,7 +65,7 @@ class Load:
         now = time.perf_counter()
         number = len(self._sent)
         if not number:
-            self._started = now
+            self._started, self._first = now, self._meter.total()
         if self._begin is None and now >= self._started + self._warm_seconds:
             self._began, self._begin, self._before = now, self._meter.total(), len(self._came)
         # However busy the machine: a run measures one message at least.
@@ -97,7 +97,7 @@ class Load:
             "latency_seconds": statistics.fmean(latencies),
             "latency_p50_seconds": statistics.median(latencies),
             "stage_seconds": stages.wall_seconds / max(1, samples),
-            "stage_cpu_seconds": stages.cpu_seconds,
+            "all_stage_cpu_seconds": self._meter.total().since(self._first).cpu_seconds,
         }
 
     def _wrong(self) -> int:

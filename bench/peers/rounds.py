@@ -130,7 +130,7 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
     """One round's, per sample."""
     samples = max(1, result["all_samples"])
     hz = result["samples"] / result["seconds"]
-    stage_cpu = result["stage_cpu_seconds"] / max(1, result["samples"])
+    stage_cpu = result["all_stage_cpu_seconds"] / samples
     cpu = result["cpu_seconds"] / samples
     return {
         "hz": hz,

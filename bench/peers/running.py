@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -23,8 +24,15 @@ START_SECONDS = 120.0
 #: Beyond what a run is to take: what is under way at its end, on a busy machine.
 GRACE_SECONDS = 30.0
 STOP_SECONDS = 15.0
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Timeout)\b.*: ")
 #: One thread each, as in zpipe's executors: these are what torch, Ray and NumPy would start more of.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",  # Ray's workers would give way to everybody: 15
+}
 
 
 class Fell(Exception):
@@ -164,7 +172,8 @@ class Running:
 
     def _last_words(self) -> str:
         lines = (self._folder / "errors").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "ended without a word"
+        errors = [line for line in lines if _ERROR.match(line)]  # what comes after an exception may be a backtrace of Rust's
+        return (errors or lines or ["ended without a word"])[-1]
 
 
 def _peak_rss(pid: int) -> int:

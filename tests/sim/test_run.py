@@ -244,7 +244,7 @@ def ends_once(topology: Topology, rate_hz: float | None, when_full: str | None, 
 
 
 test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds = settings(max_examples=30)(runs(ends_once))
-test_every_sample_ends_once_on_many_meshes = pytest.mark.slow(settings(max_examples=300)(runs(ends_once)))
+test_every_sample_ends_once_on_many_meshes = pytest.mark.slow(settings(max_examples=150)(runs(ends_once)))
 
 
 def test_a_link_so_slow_that_nothing_is_heard_for_seconds_is_made_anew_and_no_sample_is_lost() -> None:

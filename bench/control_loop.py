@@ -276,10 +276,9 @@ def summed_up(rounds: dict[str, list[dict[str, Any]]], others_hz: float) -> dict
     for kind, each in rounds.items():
         late = np.concatenate([one["late"] for one in each])
         ages = [age for one in each for age in one["ages"] if age is not None]
-        due = round(ROUNDS * ROUND_SECONDS / PERIOD_SECONDS)
         found[kind] = {
             "ticks": len(late),
-            "missed": due - len(late),
+            "missed": max(0, round(ROUNDS * ROUND_SECONDS / PERIOD_SECONDS) - len(late)),
             "late_ms": milliseconds(late),
             "p99_ms_by_round": [milliseconds(np.array(one["late"]))["p99"] for one in each],
             "fresh_share": sum(age <= DEADLINE_SECONDS for age in ages) / len(late),

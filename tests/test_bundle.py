@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from zpipe.bundle import Bundle, CodecMetrics, indexed_rows, load_bundle, manifest_digest
-from zpipe.bundle.write import replaced_when_done
+from zpipe.bundle.write import check_free, replaced_when_done
 from zpipe.errors import BundleError, ConfigError
 from zpipe.model import TensorSpec
 
@@ -542,3 +542,24 @@ def test_error_of_reading_while_a_bundle_is_written_stays_what_it_is(tmp_path: P
 def enter(out: Path) -> None:
     with replaced_when_done(out):
         pass
+
+
+def test_only_a_bundle_is_replaced_and_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    bundle = write_bundle(tmp_path / "tiny")
+    for asked in (False, True):
+        check_free(tmp_path / "nothing", replace=asked)
+        check_free(tmp_path / "empty", replace=asked)
+        for stranger in (tmp_path, tmp_path / "file", tmp_path / "dangling"):
+            with pytest.raises(ConfigError, match="no bundle, expected a bundle to replace or nothing"):
+                check_free(stranger, replace=asked)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            check_free(tmp_path / ("n" * 300), replace=asked)
+    check_free(bundle, replace=True)
+    check_free(bundle, replace=True, read=(None, tmp_path / "data.npz"))
+    with pytest.raises(ConfigError, match=r"data.npz lies in .*tiny, expected another folder"):
+        check_free(bundle, replace=True, read=(bundle / "data.npz",))
+    with pytest.raises(ConfigError, match="there already, expected a free name; choose another or add --replace"):
+        check_free(bundle, replace=False)

@@ -87,6 +87,8 @@ def test_default_is_the_cheapest_point_above_the_floor_that_loses_nothing() -> N
     assert choose_default(metrics(0.5), vectors, least=0.9) == "t0.90"
     assert choose_default(metrics(0.94), vectors, least=0.9) == "t0.95"
     assert choose_default(metrics(1.0), vectors, least=0.9) == NO_EXIT
+    late = threshold_vectors((False, True, True))
+    assert choose_default(dict.fromkeys(late, PointMetrics(0.9, (0.0, 0.0, 1.0), 1.0)), late, least=0.9) == "t0.90"
 
 
 def test_interval_is_wider_when_samples_of_one_digit_agree() -> None:

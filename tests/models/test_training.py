@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tests.models.test_cifar10 import write_archive
 from zpipe.bundle import load_bundle
+from zpipe.cli import cli
 from zpipe.errors import BackendUnavailable, ConfigError, ExecutorError
 from zpipe.model import CODECS
 from zpipe.models import RECIPES, train_bundle
@@ -30,6 +33,7 @@ from zpipe.models.networks import build_network
 from zpipe.models.training import all_logits, joint_loss, torch_settings, train_network
 
 HALF = "digits-mobilenetv2-half"
+ENGINES = Path(__file__).parents[2] / "engines"
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +180,18 @@ def test_wrong_options_are_refused_before_any_work(tmp_path: Path) -> None:
         train_bundle(HALF, out=out, epochs=0)
     with pytest.raises(ConfigError, match="found -1"):
         train_bundle(HALF, out=out, threads=-1)
+    with pytest.raises(ConfigError, match="--seed: found -1"):
+        train_bundle(HALF, out=out, seed=-1)
+
+
+def test_bundle_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(ENGINES / HALF, out)
+    for options in (["--epochs", "1"], ["--random"]):
+        result = CliRunner().invoke(cli, ["train", "--recipe", HALF, "--out", str(out), *options])
+        assert isinstance(result.exception, ConfigError)
+        assert "or add --replace" in str(result.exception)
+    assert load_bundle(out).digest == load_bundle(ENGINES / HALF).digest
 
 
 def test_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -133,3 +133,31 @@ def _signals_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---- before ------------------------------------------------------------------------------------
+
+
+def check_free(out: Path, *, replace: bool, read: Iterable[Path | None] = ()) -> None:
+    """Nothing that is there is lost: a bundle is replaced only where that was asked for, anything else but an empty folder never.
+
+    Args:
+        out: where the bundle goes.
+        replace: whether one that is there may go.
+        read: what it is made from, and may not lie in `out`.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    try:
+        bundle = (out / MANIFEST).is_file()
+        other = not bundle and (out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))))
+    except OSError as exc:
+        raise ConfigError(f"--out: found {out}, which cannot be read ({exc.strerror}), expected a free name; choose one") from exc
+    if bundle and not replace:
+        raise ConfigError(f"--out: found bundle {out} there already, expected a free name; choose another or add --replace")
+    if other:
+        raise ConfigError(f"--out: found {out}, which is no bundle, expected a bundle to replace or nothing; choose another")
+    for path in read:
+        if bundle and path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"--out: found that {path} lies in {out}, expected another folder, as that is replaced; choose one")

@@ -31,6 +31,7 @@ PATH = click.Path(path_type=Path)
     "also a folder of images, or an .npz without labels.",
 )
 @click.option("--out", type=FOLDER, required=True, help="The new bundle's folder.")
+@click.option("--replace", is_flag=True, help="Replace the bundle that is in --out; that may be --bundle itself.")
 @click.option("--at", metavar="A,B,...", help="Stages that get a head.  [default: all but the last]")
 @click.option("--distill", is_flag=True, help="Learn from the last exit's answers instead of labels.")
 @click.option("--test", type=PATH, help="Images to test with, if the bundle has no evaluation set; a fifth of --data if not given.")
@@ -42,11 +43,11 @@ PATH = click.Path(path_type=Path)
     help="What a head looks at where an activation is tokens x channels.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.  [default: 20]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and order.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights and order.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="One is repeatable bit by bit.")
 def heads(bundle: str, data: str, out: Path, at: str | None, epochs: int | None, **options: Any) -> None:
     """Train exit heads for the stages of a frozen network, and write it with them (needs `pip install 'zpipe[train]'`)."""
-    from zpipe.models import HEAD_EPOCHS, attach_heads
+    from zpipe.models import HEAD_EPOCHS, attach_heads, head_notes
 
     with progress_shown() as progress:
         made = attach_heads(
@@ -64,6 +65,8 @@ def heads(bundle: str, data: str, out: Path, at: str | None, epochs: int | None,
         f"{out}: {len(made.stages)} stages, {exits} exits; point {point.name} has {100 * point.test.accuracy:.1f} % on test at "
         f"{point.test.mean_macs / made.full_macs:.2f} of the compute, all of it {100 * made.point('no-exit').test.accuracy:.1f} %"
     )
+    for note in head_notes(made):
+        click.echo(f"zpipe: note: {note}", err=True)
 
 
 def _stages(text: str) -> tuple[int, ...]:

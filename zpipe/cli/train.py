@@ -16,10 +16,11 @@ from zpipe.errors import ConfigError
 @cli.command(epilog=example("zpipe train --recipe digits-mobilenetv2-half --out engines/mine"))
 @click.option("--recipe", default="digits-mobilenetv2", show_default=True, help="What to train; `--recipe list` names them.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="The bundle's folder; ./engines/RECIPE if not given.")
+@click.option("--replace", is_flag=True, help="Replace the bundle that is there.")
 @click.option("--data", default="digits", show_default=True, help="`digits` (comes with scikit-learn) or `cifar10`.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Holds cifar-10-batches-py/.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="One is repeatable bit by bit.")
 @click.option("--stages", type=click.IntRange(1), help="What it is cut into: 4 or 5.  [default: 5]")
 @click.option("--random", is_flag=True, help="Do not train: random weights, for measurements of speed.")
@@ -46,10 +47,10 @@ def train(recipe: str, out: Path | None, codecs_only: bool, random: bool, checkp
             progress(f"{step}: {line}", done)
 
         if codecs_only:
-            kept = {key: value for key, value in options.items() if key not in ("epochs", "stages")}
+            kept = {key: value for key, value in options.items() if key not in ("epochs", "stages", "replace")}
             bundle = retrain_codecs(folder, progress=tell, **kept)
         elif untrained:
-            kept = {key: options[key] for key in ("stages", "seed", "threads")}
+            kept = {key: options[key] for key in ("stages", "seed", "threads", "replace")}
             bundle = make_untrained(recipe, out=folder, checkpoint=checkpoint, progress=tell, **kept)
         else:
             bundle = train_bundle(recipe, out=folder, progress=tell, **options)

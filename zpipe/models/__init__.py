@@ -6,11 +6,12 @@ torch is imported only once a bundle is made, so that commands can list the reci
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from zpipe.bundle import Bundle
+from zpipe.bundle import MANIFEST, Bundle
 from zpipe.errors import BackendUnavailable
 from zpipe.models.recipes import RECIPES, Recipe
 
@@ -21,6 +22,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "attach_heads",
+    "head_notes",
     "make_untrained",
     "retrain_codecs",
     "train_bundle",
@@ -49,11 +51,12 @@ def train_bundle(
     seed: int = 0,
     threads: int = 1,
     stages: int | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Train a recipe and write the bundle to `out`, ready to run.
 
-    The folder appears only when all of it is done; a bundle that was there before is replaced, anything else is refused.
+    The folder appears only when all of it is done; what was there before stays until then.
 
     Args:
         recipe: a name in RECIPES.
@@ -64,6 +67,7 @@ def train_bundle(
         seed: of weights, order and augmentation; the held-out splits don't depend on it.
         threads: torch's threads. One is repeatable bit by bit; two on a busy machine were up to ten times slower than one.
         stages: what it is cut into, 4 or 5; None = as the recipe says.
+        replace: a bundle that is in `out`; otherwise it is refused, as anything else always is.
         progress: called after every epoch and step, from this thread.
 
     Returns:
@@ -86,6 +90,7 @@ def train_bundle(
         seed=seed,
         threads=threads,
         stages=stages,
+        replace=replace,
         tell=progress or _silent,
     )
 
@@ -98,6 +103,7 @@ def make_untrained(
     checkpoint: Path | None = None,
     seed: int = 0,
     threads: int = 1,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write a recipe's network with random weights, or a GPT-2 checkpoint's, as a bundle: for measurements of speed.
@@ -111,6 +117,7 @@ def make_untrained(
         checkpoint: for `gpt2-small`: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`; sizes are its own.
         seed: of weights and samples.
         threads: torch's.
+        replace: as for `train_bundle`.
         progress: called as work goes on, from this thread.
 
     Raises:
@@ -122,7 +129,14 @@ def make_untrained(
     from zpipe.models.building import build_untrained
 
     return build_untrained(
-        recipe, out=out, stages=stages, checkpoint=checkpoint, seed=seed, threads=threads, tell=progress or _silent
+        recipe,
+        out=out,
+        stages=stages,
+        checkpoint=checkpoint,
+        seed=seed,
+        threads=threads,
+        replace=replace,
+        tell=progress or _silent,
     )
 
 
@@ -168,6 +182,7 @@ def attach_heads(
     epochs: int = HEAD_EPOCHS,
     seed: int = 0,
     threads: int = 1,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Train exit heads for a bundle's stages and write the bundle with them to `out`; the stages stay as they are, bit for bit.
@@ -177,7 +192,7 @@ def attach_heads(
 
     Args:
         bundle: folder or name; only read.
-        out: the new bundle's folder; may be that of `bundle`.
+        out: the new bundle's folder; that of `bundle` with `replace`.
         data: a path for `zpipe.datasets`: images with labels or, to distill, without; None = the digits.
         at: the stages that get a head; None = all but the last.
         distill: learn from what the last exit says instead of from labels. Where there are no labels at all, temperatures and every
@@ -187,6 +202,7 @@ def attach_heads(
         epochs: passes over the training samples.
         seed: of weights and order.
         threads: torch's.
+        replace: as for `train_bundle`.
         progress: called as work goes on, from this thread.
 
     Returns:
@@ -198,13 +214,19 @@ def attach_heads(
         BackendUnavailable: a library of the extra `train` is absent, or Pillow for images in files.
     """
     require_libraries()
-    from zpipe.models.building import refuse_less_than_one, refuse_strangers
+    from zpipe.bundle.write import check_free
+    from zpipe.models.building import check_numbers
     from zpipe.models.heads.build import Plan, build_heads
 
-    refuse_less_than_one("--epochs", epochs)
-    refuse_less_than_one("--threads", threads)
-    refuse_strangers(out)
+    check_numbers(epochs=epochs, threads=threads, seed=seed)
+    check_free(out, replace=replace, read=(data, test))
     return build_heads(bundle, out, Plan(at, data, test, distill, tokens, epochs, seed, threads), progress or _silent)
+
+
+def head_notes(bundle: Bundle) -> tuple[str, ...]:
+    """What `attach_heads` found that its caller should know, a line each: classes without samples, accuracy that was lost."""
+    manifest = json.loads((bundle.path / MANIFEST).read_text(encoding="utf-8"))
+    return tuple(manifest.get("heads", {}).get("notes", ()))
 
 
 def _silent(step: str, fraction: float, line: str) -> None:

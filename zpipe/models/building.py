@@ -5,18 +5,18 @@ The last two need nothing but a bundle's own files, so that they can be done aga
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from zpipe.bundle import MANIFEST, Bundle, load_bundle
-from zpipe.bundle.write import extend_manifest, replaced_when_done
+from zpipe.bundle import Bundle, load_bundle
+from zpipe.bundle.write import check_free, extend_manifest, replaced_when_done
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.codec_tables import codec_rows, codec_tables, replay_arrays, replayed
 from zpipe.calibrate.metrics import Answers, answers_of
@@ -44,6 +44,9 @@ TRAIN_END, EXPORT_END, CALIBRATE_END, REPLAY_END, BOTTLENECK_END = 0.65, 0.66, 0
 #: Classes of a random network whose recipe names none: those of the data it would be trained on.
 RANDOM_CLASSES = 10
 
+#: Torch's and NumPy's generators both take this much.
+MOST_SEED = 2**32 - 1
+
 #: Test images on which torch and ONNX Runtime are compared.
 PARITY_SAMPLES = 256
 
@@ -63,6 +66,7 @@ def build_bundle(
     seed: int,
     threads: int,
     stages: int | None,
+    replace: bool,
     tell: Tell,
 ) -> Bundle:
     """See `zpipe.models.train_bundle`."""
@@ -72,9 +76,8 @@ def build_bundle(
             f"--recipe {recipe}: found a network that none of our data sets fits, expected weights from elsewhere; add --random, "
             f"{'--checkpoint DIR, ' if isinstance(plan.network, Gpt2) else ''}or choose another recipe"
         )
-    refuse_less_than_one("--epochs", epochs)
-    refuse_less_than_one("--threads", threads)
-    refuse_strangers(out)
+    check_numbers(epochs=epochs, threads=threads, seed=seed)
+    check_free(out, replace=replace, read=(data_dir,))
     task = find_task(plan.image_size, data, data_dir)
     passes = epochs or task.epochs or plan.epochs  # none of them may be 0
 
@@ -100,12 +103,12 @@ def planned(recipe: str, stages: int | None) -> Recipe:
 
 
 def build_untrained(
-    recipe: str, *, out: Path, stages: int | None, checkpoint: Path | None, seed: int, threads: int, tell: Tell
+    recipe: str, *, out: Path, stages: int | None, checkpoint: Path | None, seed: int, threads: int, replace: bool, tell: Tell
 ) -> Bundle:
     """See `zpipe.models.make_untrained`."""
     plan = planned(recipe, stages)
-    refuse_less_than_one("--threads", threads)
-    refuse_strangers(out)
+    check_numbers(threads=threads, seed=seed)
+    check_free(out, replace=replace, read=(checkpoint,))
     with torch_settings(threads=threads, seed=seed), replaced_when_done(out) as folder:
         tell("network", 0.0, f"{plan.name}, {plan.stages} stages")
         made = random_network(plan, seed=seed) if checkpoint is None else network_of(plan, checkpoint, seed=seed)
@@ -132,7 +135,7 @@ def network_of(plan: Recipe, folder: Path, *, seed: int) -> Made:
     if not isinstance(plan.network, Gpt2):
         raise ConfigError(f"--checkpoint: found it with recipe {plan.name}, expected it with gpt2-small alone; leave it out")
     checkpoint = read_checkpoint(folder)
-    plan = replace(plan, network=sizes_of(checkpoint, plan))
+    plan = dataclasses.replace(plan, network=sizes_of(checkpoint, plan))
     assert isinstance(plan.network, Gpt2)
     network = build_network(plan, classes=plan.network.vocabulary).eval()
     load_into(network, plan.network, checkpoint)
@@ -141,7 +144,7 @@ def network_of(plan: Recipe, folder: Path, *, seed: int) -> Made:
 
 def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, threads: int, tell: Tell) -> Bundle:
     """See `zpipe.models.retrain_codecs`."""
-    refuse_less_than_one("--threads", threads)
+    check_numbers(threads=threads, seed=seed)
     bundle = load_bundle(out.resolve())
     task = find_task(bundle.image_size, data, data_dir)
     if task.classes != bundle.classes:
@@ -154,14 +157,17 @@ def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, th
     return load_bundle(out)
 
 
-def refuse_less_than_one(option: str, value: int | None) -> None:
-    """None is no value.
+def check_numbers(*, epochs: int | None = None, threads: int, seed: int) -> None:
+    """What every way to a bundle has in common; `epochs`: None is no value.
 
     Raises:
-        ConfigError: it is less.
+        ConfigError: one is out of range.
     """
-    if value is not None and value < 1:
-        raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
+    for option, value in (("--epochs", epochs), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option}: found {value}, expected a whole number >= 1; give one or leave the option out")
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"--seed: found {seed}, expected a whole number in 0..{MOST_SEED}; choose another")
 
 
 def find_task(image_size: int, data: str, data_dir: Path | None) -> Task:
@@ -180,16 +186,6 @@ def find_task(image_size: int, data: str, data_dir: Path | None) -> Task:
             )
         return cifar10_task(data_dir)
     raise ConfigError(f"--data: found {data!r}, expected digits or cifar10; choose one of these")
-
-
-def refuse_strangers(out: Path) -> None:
-    """Only a bundle, an empty folder or nothing may be replaced.
-
-    Raises:
-        ConfigError: something else is there.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ConfigError(f"--out {out}: found something that is no bundle, expected a free name; choose another folder")
 
 
 def package(trained: Trained, out: Path, tell: Tell) -> Bundle:

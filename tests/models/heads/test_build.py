@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ for _name in ("torch", "onnx", "onnxscript", "sklearn"):
     pytest.importorskip(_name, reason=f"needs {_name}: pip install 'zpipe[train]'")
 
 from bench.models.stripped import stripped
+from tests.models.test_cifar10 import write_archive
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.cli import cli
+from zpipe.datasets.cifar10 import CLASSES, find_batches, read_training
 from zpipe.errors import ConfigError
 from zpipe.executors.base import make_executor
 from zpipe.executors.smoke import smoke
-from zpipe.models import attach_heads
+from zpipe.models import attach_heads, head_notes
 from zpipe.models.digits import digits_task
 from zpipe.models.heads import features
+from zpipe.models.heads.build import DEFAULT_LEAST
+from zpipe.models.heads.data import read_head_data
 from zpipe.models.heads.features import look
 from zpipe.models.heads.fit import fit_head
 from zpipe.models.heads.graph import Front
@@ -104,11 +109,59 @@ def test_heads_replace_the_old_ones_in_place_and_keep_the_others(archives: dict[
         at=(0, 1),
         epochs=1,
     )
-    second = attach_heads(first.path, out=tmp_path / "it", data=archives["labels"], at=(1,), epochs=2)
+    with pytest.raises(ConfigError, match=r"found bundle .* there already, .* or add --replace"):
+        attach_heads(first.path, out=tmp_path / "it", data=archives["labels"], at=(1,), epochs=2)
+    assert load_bundle(tmp_path / "it").digest == first.digest
+    second = attach_heads(first.path, out=tmp_path / "it", data=archives["labels"], at=(1,), epochs=2, replace=True)
     assert second.path == first.path
     assert second.digest != first.digest
     assert [stage.macs for stage in second.stages] == [stage.macs for stage in first.stages]
     assert [stage.exit_head is not None for stage in second.stages] == [True, True, False, False, True]
+
+
+def test_default_point_of_heads_that_begin_later_keeps_its_floor(bare: Bundle, archives: dict[str, Path], tmp_path: Path) -> None:
+    made = attach_heads(bare.path, out=tmp_path / "out", data=archives["images"], distill=True, at=(3,), epochs=2)
+    assert min(made.default_point.thresholds) >= DEFAULT_LEAST
+
+
+def test_classes_without_samples_and_the_accuracy_they_cost_are_noted(archives: dict[str, Path], tmp_path: Path) -> None:
+    with np.load(archives["labels"]) as archive:
+        chosen = archive["labels"] < 8
+        np.savez(tmp_path / "some.npz", images=archive["images"][chosen], labels=archive["labels"][chosen])
+    # With its own evaluation set, of all ten digits.
+    bundle = stripped(load_bundle(HALF), made_dir(tmp_path / "bare"))
+    options = ["--bundle", str(bundle.path), "--data", str(tmp_path / "some.npz"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli, ["heads", *options, "--at", "2"])
+    assert result.exit_code == 0, result.output
+    made = load_bundle(tmp_path / "out")
+    absent, lost = head_notes(made)
+    assert "shows class 8, 9: the new heads will not give that answer" in absent
+    points = 100 * (made.point("no-exit").test.accuracy - made.default_point.test.accuracy)
+    assert f"point {made.default_point.name} answers {points:.1f} points fewer right on test" in lost
+    assert result.stderr.count("zpipe: note: ") == 2
+
+
+def test_what_is_tested_on_is_not_learnt_from(bare: Bundle, archives: dict[str, Path], tmp_path: Path) -> None:
+    with np.load(archives["labels"]) as archive:
+        half = {key: archive[key][::2] for key in archive.files}
+        np.savez(tmp_path / "half.npz", **half)
+    everything = read_head_data(bare, archives["labels"], test=None, seed=0)
+    data = read_head_data(bare, archives["labels"], test=tmp_path / "half.npz", seed=0)
+    tested = {bytes(image) for image in data.test.images}
+    assert len(data.test) == 300
+    assert not tested & {bytes(image) for image in (*data.images, *data.calibration.images)}
+    assert len(data.images) + len(data.calibration) == 300
+    assert len(everything.images) + len(everything.calibration) + len(everything.test) == 600
+
+
+def test_cifar10_that_is_tested_on_is_not_learnt_from(bare: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path)
+    images, labels, kept = read_training(find_batches(tmp_path))
+    np.savez(tmp_path / "test.npz", images=images[::2], labels=labels[::2])
+    named = dataclasses.replace(bare, classes=CLASSES)
+    data = read_head_data(named, tmp_path, test=tmp_path / "test.npz", seed=0)
+    assert len(data.images) == len(data.labels if data.labels is not None else ()) == kept // 2
+    assert not {bytes(image) for image in images[::2]} & {bytes(image) for image in (*data.images, *data.calibration.images)}
 
 
 def made_dir(path: Path) -> Path:
@@ -173,9 +226,30 @@ def test_wrong_use_is_refused_in_one_line(bare: Bundle, archives: dict[str, Path
         np.savez(tmp_path / "few.npz", images=archive["images"][:2], labels=archive["labels"][:2])
     assert "found 2 original images, expected at least three" in refused(bare, out, "--data", str(tmp_path / "few.npz"))
     (tmp_path / "empty").mkdir()
+    with np.load(archives["labels"]) as archive:
+        np.savez(tmp_path / "one.npz", images=archive["images"], labels=np.full(600, 2))
+    assert "found samples of class 2 alone to learn from" in refused(bare, out, "--data", str(tmp_path / "one.npz"))
+    same = refused(bare, out, "--data", labels, "--test", labels)
+    assert f"found no sample that is not in --test {labels}, expected some" in same
     assert "found no folders in it" in refused(bare, out, "--data", str(tmp_path / "empty"), "--distill")
     whole = load_bundle(HALF)
+    assert bare.preprocessing is not None
+    small = dataclasses.replace(bare, preprocessing=dataclasses.replace(bare.preprocessing, size=16))
+    with pytest.raises(ConfigError, match="a multiple of 32 pixels a side; give other data"):
+        read_head_data(small, None, test=None, seed=0)
     assert "has its own evaluation set" in refused(whole, out, "--data", labels, "--test", labels)
+
+
+def test_seed_out_of_range_is_refused_before_any_work(bare: Bundle, archives: dict[str, Path], tmp_path: Path) -> None:
+    options = ["--bundle", str(bare.path), "--data", str(archives["labels"]), "--out", str(tmp_path / "out")]
+    for command in (["heads", *options], ["train", "--random", "--out", str(tmp_path / "out")]):
+        for seed in ("-1", str(2**32)):
+            result = CliRunner().invoke(cli, [*command, "--seed", seed])
+            assert result.exit_code == 2
+            assert "Invalid value for '--seed'" in result.output
+    with pytest.raises(ConfigError, match=r"--seed: found -1, expected a whole number in 0\.\.4294967295"):
+        attach_heads(bare.path, out=tmp_path / "out", data=archives["labels"], seed=-1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_that_is_no_bundle_is_left_alone(bare: Bundle, archives: dict[str, Path], tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ LOOK_END, TRAIN_END, CALIBRATE_END = 0.15, 0.6, 0.7
 #: Floor of the default operating point's threshold.
 DEFAULT_LEAST = 0.9
 
+#: Accuracy that the default point may lose on test before that is worth a note. Another writer's digits cost up to 0.021.
+MOST_LOST = 0.03
+
+#: Classes that a note names.
+NAMES_SHOWN = 8
+
 #: Called as work goes on: see `zpipe.models.Progress`.
 Tell = Callable[[str, float, str], None]
 
@@ -77,13 +83,33 @@ def build_heads(name: str | Path, out: Path, plan: Plan, tell: Tell) -> Bundle:
             f"--data {plan.data}: found images without labels, expected one folder per class, or an .npz with labels; "
             "or add --distill, which learns from the last exit's answers"
         )
+    absent = absent_classes(bundle, data, plan)
     with torch_settings(threads=plan.threads, seed=plan.seed), replaced_when_done(out) as folder:
         heads = train_heads(bundle, shapes, data, plan, tell)
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         rows = put_on(bundle, heads, folder)
         write_rest(bundle, folder, out.name, data, rows, plan, tell)
+        write_notes(folder, absent)
     tell("done", 1.0, f"bundle written to {out}")
     return load_bundle(out)
+
+
+def absent_classes(bundle: Bundle, data: HeadData, plan: Plan) -> list[str]:
+    """Names of the classes that the heads will not learn; none where they learn from the last exit, which knows all.
+
+    Raises:
+        ConfigError: only one is left to learn.
+    """
+    if plan.distill or data.labels is None:
+        return []
+    known = set(data.labels.tolist())
+    if len(known) == 1:
+        name = bundle.classes[known.pop()]
+        raise ConfigError(
+            f"--data {plan.data}: found samples of class {name} alone to learn from, expected several of the {len(bundle.classes)} "
+            "classes, or heads would give that answer to all; give samples of each, or add --distill"
+        )
+    return [name for label, name in enumerate(bundle.classes) if label not in known]
 
 
 def head_shapes(bundle: Bundle, plan: Plan) -> dict[int, HeadShape]:
@@ -203,6 +229,25 @@ def write_rest(bundle: Bundle, folder: Path, name: str, data: HeadData, rows: li
     }
     save_manifest(folder, manifest)
     write_replay(folder, tested, tell)
+
+
+def write_notes(folder: Path, absent: Sequence[str]) -> None:
+    """Adds to the manifest what whoever ordered the heads should know; see `zpipe.models.head_notes`."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    notes = []
+    if absent:
+        shown = ", ".join(absent[:NAMES_SHOWN]) + (f", ... ({len(absent)})" if len(absent) > NAMES_SHOWN else "")
+        notes.append(
+            f"no sample to learn from shows class {shown}: the new heads will not give that answer; give some, or add --distill"
+        )
+    point = next(row for row in manifest["operating_points"] if row["name"] == manifest["default_operating_point"])
+    lost = point["test"]["accuracy_lost"]
+    if lost["value"] >= MOST_LOST and lost["low"] > 0:
+        notes.append(
+            f"point {point['name']} answers {100 * lost['value']:.1f} points fewer right on test than the whole network: what the "
+            "heads learnt from is unlike what they are tested on; give samples as the network will see them, or run no-exit"
+        )
+    extend_manifest(folder, {"heads": {**manifest["heads"], "notes": notes}})
 
 
 def answered(samples: Evaluation, logits: Floats) -> Evaluation:

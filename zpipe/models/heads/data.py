@@ -14,7 +14,7 @@ from zpipe.datasets import is_cifar10, read_labelled, read_splits, read_unlabell
 from zpipe.datasets.cifar10 import find_batches, read_training
 from zpipe.errors import ConfigError
 from zpipe.model import TensorSpec
-from zpipe.models.digits import digits_task
+from zpipe.models.digits import IMAGE_UNITS, digits_task
 
 #: Every fifth original of a user's data calibrates, and another fifth tests where the bundle has no evaluation set.
 PARTS = 5
@@ -32,7 +32,6 @@ class HeadData:
         images: to train with, `[samples, ...]` as stage 0 takes them.
         labels: of these, `[samples] int64`; None where nobody knows them.
         calibration, test: labels are -1 where nobody knows them.
-        own_test: whether `test` is the bundle's evaluation set.
     """
 
     note: str
@@ -40,7 +39,6 @@ class HeadData:
     labels: npt.NDArray[np.int64] | None
     calibration: Evaluation
     test: Evaluation
-    own_test: bool
 
 
 def read_head_data(bundle: Bundle, data: Path | None, *, test: Path | None, seed: int) -> HeadData:
@@ -49,7 +47,7 @@ def read_head_data(bundle: Bundle, data: Path | None, *, test: Path | None, seed
     Args:
         bundle: says size and classes, and brings its evaluation set.
         data: for `zpipe.datasets`, with or without labels.
-        test: more of it to test with, for a bundle without an evaluation set.
+        test: more of it to test with, for a bundle without an evaluation set; what is in both is not learnt from.
         seed: of the digits' distortions.
 
     Raises:
@@ -59,15 +57,16 @@ def read_head_data(bundle: Bundle, data: Path | None, *, test: Path | None, seed
     own = None if bundle.evaluation_file is None or bundle.evaluation_generated else bundle.evaluation()
     if own is not None and test is not None:
         raise ConfigError(f"--test: found {test}, expected none: bundle {bundle.name} has its own evaluation set; leave it out")
-    tested = None if test is None else _read(bundle, test)[0]
+    held = own if test is None else _read(bundle, test)[0]
     if data is None:
-        return _digits(bundle, own or tested, seed=seed, own_test=own is not None)
+        return _digits(bundle, held, seed=seed)
+    name = f"--test {test}" if own is None else f"the evaluation set of bundle {bundle.name}"
     if bundle.preprocessing is not None and is_cifar10(data):
-        return _cifar10(bundle, data, own or tested, own_test=own is not None)
+        return _cifar10(bundle, data, held, tested_by=name)
     everything, labelled = _read(bundle, data)
-    if own is not None:
-        everything = _apart(everything, own)
-    return _cut(everything, own or tested, name=str(data), labelled=labelled, own_test=own is not None)
+    if held is not None:
+        everything = _apart(everything, held, data=data, tested_by=name)
+    return _cut(everything, held, name=str(data), labelled=labelled)
 
 
 def _takes(bundle: Bundle) -> int | TensorSpec:
@@ -85,24 +84,35 @@ def _read(bundle: Bundle, path: Path) -> tuple[Evaluation, bool]:
     return Evaluation(images, np.full(count, -1), np.zeros(count, np.int64), np.arange(count)), False
 
 
-def _digits(bundle: Bundle, test: Evaluation | None, *, seed: int, own_test: bool) -> HeadData:
+def _digits(bundle: Bundle, test: Evaluation | None, *, seed: int) -> HeadData:
+    if bundle.preprocessing is None or bundle.preprocessing.size % IMAGE_UNITS:
+        takes = bundle.stages[0].input.shape
+        raise ConfigError(
+            f"--data digits: found bundle {bundle.name} that takes {list(takes)}, expected RGB images of a multiple of "
+            f"{IMAGE_UNITS} pixels a side; give other data"
+        )
     task = digits_task(bundle.image_size)
     if task.classes != bundle.classes:
         raise ConfigError(f"--data digits: found bundle {bundle.name} with other classes, expected 0 to 9; give other data")
     rng = np.random.default_rng([seed, 17])
     images, labels = zip(*(task.draw_epoch(rng) for _ in range(DIGITS_ROUNDS)), strict=True)
     note = f"{task.note}; {DIGITS_ROUNDS} draws of the training digits"
-    return HeadData(note, np.concatenate(images), np.concatenate(labels), task.calibration, test or task.test, own_test)
+    return HeadData(note, np.concatenate(images), np.concatenate(labels), task.calibration, test or task.test)
 
 
-def _cifar10(bundle: Bundle, path: Path, test: Evaluation | None, *, own_test: bool) -> HeadData:
+def _cifar10(bundle: Bundle, path: Path, test: Evaluation | None, *, tested_by: str) -> HeadData:
     calibration, official = read_splits(path, size=_takes(bundle), classes=bundle.classes)
     images, labels, kept = read_training(find_batches(path))
     note = f"CIFAR-10: the first {kept} training images train, the last {len(labels) - kept} calibrate"
-    return HeadData(note, images[:kept], labels[:kept], calibration.data, test or official.data, own_test)
+    if test is None:
+        return HeadData(note, images[:kept], labels[:kept], calibration.data, official.data)
+    zeros = np.zeros(kept, np.int64)
+    train = _apart(Evaluation(images[:kept], labels[:kept], zeros, np.arange(kept)), test, data=path, tested_by=tested_by)
+    calibrates = _apart(calibration.data, test, data=path, tested_by=tested_by)
+    return HeadData(note, train.images, train.labels, calibrates, test)
 
 
-def _cut(data: Evaluation, test: Evaluation | None, *, name: str, labelled: bool, own_test: bool) -> HeadData:
+def _cut(data: Evaluation, test: Evaluation | None, *, name: str, labelled: bool) -> HeadData:
     """Originals in turn, class by class: 4 or 3 of 5 train, 1 calibrates, 1 tests if nothing else does."""
     originals, first = np.unique(data.digit, return_index=True)
     turn = np.zeros(len(originals), np.int64)
@@ -120,13 +130,18 @@ def _cut(data: Evaluation, test: Evaluation | None, *, name: str, labelled: bool
     labels = data.labels[trains] if labelled else None
     note = f"a fifth of the originals calibrates{'' if test is not None else ', another fifth tests'}"
     tested = _rows(data, tests) if test is None else test
-    return HeadData(note, data.images[trains], labels, _rows(data, calibrates), tested, own_test)
+    return HeadData(note, data.images[trains], labels, _rows(data, calibrates), tested)
 
 
-def _apart(data: Evaluation, test: Evaluation) -> Evaluation:
+def _apart(samples: Evaluation, test: Evaluation, *, data: Path, tested_by: str) -> Evaluation:
     """Without what is tested on: `zpipe split --data` made a half of the very same data the bundle's evaluation set."""
     tested = {row.tobytes() for row in test.images}
-    return _rows(data, np.array([row.tobytes() not in tested for row in data.images], np.bool_))
+    others = np.array([row.tobytes() not in tested for row in samples.images], np.bool_)
+    if not others.any():
+        raise ConfigError(
+            f"--data {data}: found no sample that is not in {tested_by}, expected some to learn from alone; give more"
+        )
+    return _rows(samples, others)
 
 
 def _rows(data: Evaluation, rows: npt.NDArray[np.bool_]) -> Evaluation:

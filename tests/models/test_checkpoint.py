@@ -169,13 +169,13 @@ def other(name: str, content: bytes) -> Callable[[Path], object]:
         ),
         (other("config.json", json.dumps({**CONFIG, "n_layer": 7}).encode()), "h.6.ln_1.weight: found no such weight"),
         (other("config.json", json.dumps({**CONFIG, "vocab_size": 9}).encode()), "wte.weight: found [300, 12], expected [9, 12]"),
-        (other("model.safetensors", b"\xff" * 64), "found no safetensors of floats"),
-        (other("model.safetensors", struct.pack("<Q", 2) + b"[]"), "found no safetensors of floats"),
+        (other("model.safetensors", b"\xff" * 64), "found no safetensors that can be read"),
+        (other("model.safetensors", struct.pack("<Q", 2) + b"[]"), "found no safetensors that can be read"),
         (
             other(
-                "model.safetensors", struct.pack("<Q", 62) + b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 999999]}}'
+                "model.safetensors", struct.pack("<Q", 66) + b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 999999]}}'
             ),
-            "found no safetensors of floats",
+            "found no safetensors that can be read",
         ),
         (other("vocab.json", b'{"a": 5}'), "vocab.json: found 1 tokens, expected numbers 0..299"),
     ],

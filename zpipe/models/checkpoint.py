@@ -19,15 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, said
 from zpipe.models.gpt2 import EPSILON, Layer
 from zpipe.models.network import MultiExitNet
 from zpipe.models.recipes import Gpt2, Recipe
 
 CONFIG, SAFETENSORS, PICKLED, VOCABULARY = "config.json", "model.safetensors", "pytorch_model.bin", "vocab.json"
 
-#: What safetensors calls the types that a checkpoint may have.
-_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+#: What safetensors calls the types that weights and counters may have.
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 #: A header beyond this is no header of a checkpoint.
 _MOST_HEADER_BYTES = 100 << 20
@@ -83,15 +94,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         weights = _read_pickled(folder / PICKLED)
     else:
         raise ConfigError(f"{folder}: found no {SAFETENSORS} and no {PICKLED}, expected one of them beside {CONFIG}; copy it there")
-    plain = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    # What is no float is a mask, which GPT-2 needs not be told.
+    plain = {name.removeprefix("transformer."): each.float() for name, each in weights.items() if each.is_floating_point()}
     return Checkpoint(folder, sizes, plain, _tokens(folder / VOCABULARY, sizes["vocab_size"]))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, float32.
+    """All tensors of a file, in the types that they have there.
 
     Raises:
-        ConfigError: it is no such file, or holds a tensor of another type; one line.
+        ConfigError: it is no such file, or holds a tensor of a type that weights do not have; one line.
     """
     try:
         content = path.read_bytes()
@@ -108,11 +120,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{name} at {start}..{end} of {len(data)} bytes")
             raw = bytearray(data[start:end])
             tensor = torch.frombuffer(raw, dtype=kind) if raw else torch.empty(0, dtype=kind)
-            tensors[name] = tensor.reshape(row["shape"]).float()
+            tensors[name] = tensor.reshape(row["shape"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        reason = " ".join(str(exc).split())[:80]
+        reason = said(exc, 80)
         raise ConfigError(
-            f"{path}: found no safetensors of floats ({type(exc).__name__}: {reason}), expected some; copy it again"
+            f"{path}: found no safetensors that can be read ({type(exc).__name__}: {reason}), expected tensors; copy it again"
         ) from exc
     return tensors
 
@@ -120,10 +132,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.float() for name, tensor in found.items() if tensor.is_floating_point()}
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     # A broken pickle may raise nearly anything while it is read.
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:80]
+        reason = said(exc, 80)
         raise ConfigError(f"{path}: found no weights that torch reads ({reason}), expected a state dict; copy it again") from exc
 
 
@@ -203,7 +215,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        reason = " ".join(str(exc).split())[:80]
+        reason = said(exc, 80)
         raise ConfigError(f"{path}: found no readable JSON ({reason}), expected that of a GPT-2 checkpoint; copy it there") from exc
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: found {type(found).__name__}, expected a JSON object; copy it again")

@@ -57,7 +57,7 @@ def test_examples_name_topologies_bundles_and_devices_that_there_are() -> None:
     from zpipe.topology import load_topology
 
     for command in COMMANDS.values():
-        words = shlex.split((command.epilog or "").splitlines()[-1])
+        words = shlex.split((command.epilog or "-").splitlines()[-1])
         named = dict(pairwise(words))
         if (topology := named.get("--topology", "boards.yaml")) != "boards.yaml":  # the reader's own
             load_topology(topology)

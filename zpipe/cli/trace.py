@@ -51,7 +51,7 @@ def merge(paths: tuple[Path, ...], out: Path, every: int) -> None:
     _show(merged, out)
 
 
-@trace.command()
+@trace.command(epilog=example("zpipe trace show traces/node0.trace"))
 @click.argument("file", type=FILE)
 def show(file: Path) -> None:
     """Print a trace as lines of JSON: its header, a line per round, its end.

@@ -10,7 +10,7 @@ from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE
 
 
-@cli.command(epilog=example("zpipe replay traces/node0.trace traces/node1.trace"))
+@cli.command(epilog=example("zpipe replay traces/node-0.trace traces/node-1.trace"))
 @click.argument("files", metavar="FILE...", type=FILE, nargs=-1, required=True)
 def replay(files: tuple[Path, ...]) -> None:
     """Tell recorded traces to fresh policies and compare what they answer; 1 if any differs.

@@ -51,13 +51,10 @@ def merge(paths: tuple[Path, ...], out: Path, every: int) -> None:
     _show(merged, out)
 
 
-@trace.command(epilog=example("zpipe trace show traces/node0.trace"))
+@trace.command(epilog=example("zpipe trace show traces/node-1.trace"))
 @click.argument("file", type=FILE)
 def show(file: Path) -> None:
-    """Print a trace as lines of JSON: its header, a line per round, its end.
-
-    For example: zpipe trace show traces/node-1.trace | grep PeerLost
-    """
+    """Print a trace as lines of JSON: its header, a line per round, its end."""
     from zpipe.trace import Trace
 
     with Trace(file) as found:

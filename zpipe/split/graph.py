@@ -1,9 +1,9 @@
-"""ONNX graphs as this package sees them: who reads what, renaming, constants, the tensors that cross from one side to the other."""
+"""ONNX graphs as this package sees them: renaming, constants, the tensors that cross from one side to the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,25 +12,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from zpipe.models.graphs import reads, subgraphs
+
 Array = npt.NDArray[Any]
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Tensors of the surrounding graph that a node needs, those that its subgraphs capture included."""
-    yield from filter(None, node.input)
-    for graph in subgraphs(node):
-        own = {item.name for item in (*graph.input, *graph.initializer)} | {name for each in graph.node for name in each.output}
-        for each in graph.node:
-            yield from (name for name in reads(each) if name not in own)
-        yield from (output.name for output in graph.output if output.name not in own)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Bodies of If, Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:

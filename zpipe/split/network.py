@@ -16,10 +16,11 @@ import onnx
 
 from zpipe.errors import ConfigError
 from zpipe.model import DTYPE_BYTES, TensorSpec
+from zpipe.models.graphs import reads
 from zpipe.split.answer import Answer, find_answer
 from zpipe.split.batch import free_batch
 from zpipe.split.costs import node_macs
-from zpipe.split.graph import Array, add_constant, attribute, live_tensors, needed, reads
+from zpipe.split.graph import Array, add_constant, attribute, live_tensors, needed
 from zpipe.split.pixels import PIXELS, Pixels
 from zpipe.split.reading import Original
 from zpipe.split.running import RunFailed, random_inputs, session_for

@@ -24,6 +24,7 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from zpipe.errors import BundleError
+from zpipe.models.graphs import reads
 from zpipe.models.heads.shape import HeadShape
 
 Floats = npt.NDArray[np.float32]
@@ -84,7 +85,7 @@ def without_head(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             nodes.append(node)
-            needed.update(_inputs(node))
+            needed.update(reads(node))
     nodes.reverse()
     weights = [item for item in graph.initializer if item.name in needed]
     values = [item for item in graph.value_info if item.name in needed]
@@ -196,17 +197,6 @@ def _linear(start: str, layer: str, end: str) -> onnx.NodeProto:
 
 def _constants(weights: Mapping[str, npt.NDArray[Any]]) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(np.ascontiguousarray(value), f"{PREFIX}{name}") for name, value in weights.items()]
-
-
-def _inputs(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its inner graphs (of If and Loop) included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                names |= _inputs(inner)
-            names.update(output.name for output in graph.output)
-    return names
 
 
 def _rank(value: onnx.ValueInfoProto) -> int:

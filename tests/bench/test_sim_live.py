@@ -9,7 +9,7 @@ import pytest
 from bench import hop, sim_live
 
 
-@pytest.mark.slow
+@pytest.mark.strict
 def test_the_simulator_gives_what_emulated_boards_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mesh3 at 0.8 of its capacity: the same samples at the same times, and a profile measured on another topology just before.
 

@@ -83,6 +83,12 @@ def test_a_plain_install_needs_no_torch(wheel: Path) -> None:
     assert not any(name in line for line in needed for name in ("torch", "tensorrt", "pycuda"))
 
 
+def test_what_reads_a_users_data_brings_what_reads_images(wheel: Path) -> None:
+    needed = metadata(wheel).splitlines()
+    for extra in ("split", "train"):
+        assert any(line.startswith("Requires-Dist: pillow") and f"extra == '{extra}'" in line for line in needed), extra
+
+
 def test_package_data_is_not_kept_in_the_source_tree() -> None:
     assert not (ROOT / DATA).exists()
 

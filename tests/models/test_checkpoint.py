@@ -136,6 +136,13 @@ def test_checkpoint_becomes_a_bundle_that_names_its_tokens(tmp_path: Path) -> No
     assert "checkpoint mine" in json.loads((bundle.path / "manifest.json").read_text())["note"]
 
 
+def test_padded_vocabulary_and_keys_that_say_nothing_new_are_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, n_inner=None, tie_word_embeddings=True, layer_norm_epsilon=1e-5)
+    (tmp_path / "vocab.json").write_text(json.dumps({f"word{token}": token for token in range(VOCABULARY - 2)}))
+    tokens = read_checkpoint(tmp_path).tokens
+    assert tokens[-3:] == (f"word{VOCABULARY - 3}", f"<{VOCABULARY - 2}>", f"<{VOCABULARY - 1}>")
+
+
 def test_half_precision_is_read(tmp_path: Path) -> None:
     weights = write_checkpoint(tmp_path)
     write_safetensors(tmp_path / "model.safetensors", {name: weight.astype(np.float16) for name, weight in weights.items()})
@@ -153,6 +160,16 @@ def without(name: str) -> Callable[[Path], object]:
 
 def other(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def configured(**config: object) -> Callable[[Path], object]:
+    return other("config.json", json.dumps({**CONFIG, **config}).encode())
+
+
+def unfinished(folder: Path) -> None:
+    weights = drawn_weights()
+    weights["wte.weight"][3, 1] = np.nan
+    write_safetensors(folder / "model.safetensors", weights)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +195,15 @@ def other(name: str, content: bytes) -> Callable[[Path], object]:
             "found no safetensors that can be read",
         ),
         (other("vocab.json", b'{"a": 5}'), "vocab.json: found 1 tokens, expected numbers 0..299"),
+        (other("vocab.json", b'{"a": [0]}'), "vocab.json: found 1 tokens, expected numbers 0..299"),
+        (configured(layer_norm_epsilon="a"), "layer_norm_epsilon: found 'a', expected 1e-05"),
+        (configured(scale_attn_weights=False), "scale_attn_weights: found False, expected True, as in GPT-2"),
+        (configured(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx: found True, expected False"),
+        (configured(tie_word_embeddings=False), "tie_word_embeddings: found False, expected True"),
+        (configured(n_inner=5), f"n_inner: found 5, expected {4 * WIDTH}"),
+        (configured(n_layer=True), "n_layer: found True, expected a whole number"),
+        (configured(vocab_size=1), "vocab_size: found 1, expected a whole number >= 2"),
+        (unfinished, "wte.weight: found values that are no finite numbers"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(change: Callable[[Path], object], complaint: str, tmp_path: Path) -> None:

@@ -26,6 +26,17 @@ from zpipe.models.recipes import Gpt2, Recipe
 
 CONFIG, SAFETENSORS, PICKLED, VOCABULARY = "config.json", "model.safetensors", "pytorch_model.bin", "vocab.json"
 
+#: Keys of `config.json` that say a size, and the least it may be.
+_SIZES = {"n_layer": 1, "n_embd": 1, "n_head": 1, "vocab_size": 2, "n_positions": 1}
+
+#: Keys that change what is computed, and what they are where they are absent: anything else would be answered wrongly.
+_USUAL = {
+    "layer_norm_epsilon": EPSILON,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+
 #: What safetensors calls the types that weights and counters may have.
 _TYPES = {
     "F64": torch.float64,
@@ -80,14 +91,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if config.get("model_type", "gpt2") != "gpt2" or config.get("activation_function", "gelu_new") != "gelu_new":
         found = f"model_type {config.get('model_type')}, activation_function {config.get('activation_function')}"
         raise ConfigError(f"{folder / CONFIG}: found {found}, expected gpt2 with gelu_new; split other networks with `zpipe split`")
-    if not math.isclose(config.get("layer_norm_epsilon", EPSILON), EPSILON):
-        raise ConfigError(f"{folder / CONFIG}: layer_norm_epsilon: found {config['layer_norm_epsilon']}, expected {EPSILON}")
     sizes = {}
-    for key in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
+    for key, least in _SIZES.items():
         value = config.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{folder / CONFIG}: {key}: found {value!r}, expected a whole number >= 1; it is GPT-2's own key")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(
+                f"{folder / CONFIG}: {key}: found {value!r}, expected a whole number >= {least}; it is GPT-2's own key"
+            )
         sizes[key] = value
+    for key, expected in {**_USUAL, "n_inner": 4 * sizes["n_embd"]}.items():
+        value = config.get(key)
+        if value is not None and value != expected:
+            raise ConfigError(
+                f"{folder / CONFIG}: {key}: found {value!r}, expected {expected!r}, as in GPT-2; split other networks with "
+                "`zpipe split`"
+            )
     if (folder / SAFETENSORS).is_file():
         weights = read_safetensors(folder / SAFETENSORS)
     elif (folder / PICKLED).is_file():
@@ -197,18 +215,24 @@ class _Weights:
         if weight is None or tuple(weight.shape) != shape:
             found = "no such weight" if weight is None else str(list(weight.shape))
             raise ConfigError(f"{self._checkpoint.folder}: {name}: found {found}, expected {list(shape)}, as {CONFIG} has it")
+        if not weight.isfinite().all():
+            raise ConfigError(
+                f"{self._checkpoint.folder}: {name}: found values that are no finite numbers, expected weights; copy it again"
+            )
         return weight
 
 
 def _tokens(path: Path, count: int) -> tuple[str, ...]:
-    """The tokens' names by their numbers; their numbers where there is no file."""
+    """The tokens' names by their numbers; their numbers where there is no file, or none of so many: vocabularies are padded."""
     if not path.is_file():
         return tuple(str(token) for token in range(count))
     numbers = _json(path)
-    names = {number: name for name, number in numbers.items()}
-    if sorted(names) != list(range(count)):
-        raise ConfigError(f"{path}: found {len(names)} tokens, expected numbers 0..{count - 1}, as {CONFIG} has it; copy it again")
-    return tuple(names[token] or str(token) for token in range(count))
+    names = {number: name for name, number in numbers.items() if isinstance(number, int)}
+    if len(names) != len(numbers) or sorted(names) != list(range(min(len(names), count))):
+        raise ConfigError(
+            f"{path}: found {len(numbers)} tokens, expected numbers 0..{count - 1}, as {CONFIG} has it; copy it again"
+        )
+    return tuple(names.get(token) or f"<{token}>" for token in range(count))
 
 
 def _json(path: Path) -> dict[str, Any]:

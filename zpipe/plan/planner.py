@@ -30,8 +30,9 @@ PlanGoal: TypeAlias = Literal["throughput", "latency", "accuracy-at-rate"]
 TIME_LIMIT_SECONDS = 30.0
 #: Windows are multiples of a step, and no larger than needed for a few milliseconds of a fast link: what they hold is memory.
 WINDOW_STEP, MOST_WINDOW = 8, 128
-#: A deadline is so many times what a sample that finds every place taken waits for, in steps of seconds; and the longest there is.
-DEADLINE_FACTOR, DEADLINE_STEP, MOST_DEADLINE = 2.0, 10.0, 1e6
+#: A deadline is so many times what a sample that finds every place taken takes on average, in steps of seconds; and the longest
+#: there is. At twice as much 34 of 1408 expired on a mesh that was never idle (ResNet-50 at 224 pixels).
+DEADLINE_FACTOR, DEADLINE_STEP, MOST_DEADLINE = 3.0, 10.0, 1e6
 #: On a shared medium a Report waits behind frames; that makes no neighbour suspect (policy rule R5) if in two of its intervals each
 #: link can send a batch. In steps of seconds. ResNet-50 over one channel of 20 Mbit/s: at 0.1 s three in four samples went twice.
 REPORTS_PER_ROUND, REPORT_STEP, MOST_REPORT = 2.0, 0.1, 60.0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from zpipe.bundle import Bundle
-from zpipe.errors import BundleError, ExecutorError
+from zpipe.errors import BundleError, ExecutorError, said
 
 
 class StageChain:
@@ -59,7 +59,7 @@ class StageChain:
             values = dict(zip(names, session.run(names, {"input": x}), strict=True))
         except Exception as exc:  # onnxruntime's errors have no base class of their own
             raise ExecutorError(
-                f"stage {stage}: batch {len(x)} failed in ONNX Runtime: {_one_line(exc)}; `zpipe doctor` checks the bundle"
+                f"stage {stage}: batch {len(x)} failed in ONNX Runtime: {said(exc)}; `zpipe doctor` checks the bundle"
             ) from exc
         return values.get("activation"), values.get("logits") if self._heads[stage] else None
 
@@ -95,11 +95,4 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # as above
-        raise BundleError(
-            f"{path}: found no ONNX that loads ({_one_line(exc)}), expected a stage; restore the bundle's files"
-        ) from exc
-
-
-def _one_line(exc: BaseException) -> str:
-    """The message without its line breaks; ONNX Runtime's run over several."""
-    return " ".join(str(exc).split()) or type(exc).__name__
+        raise BundleError(f"{path}: found no ONNX that loads ({said(exc)}), expected a stage; restore the bundle's files") from exc

@@ -182,6 +182,16 @@ def test_tensors_of_another_kind_are_refused(tmp_path: Path, array: Any) -> None
     assert "expected int64 [n, 5]" in complaint(path, size=TOKENS)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_tensors_that_are_no_numbers_are_refused(labelled: bool, tmp_path: Path) -> None:
+    tensors = np.zeros((600, 5), np.float32)
+    tensors[400, 1] = np.nan
+    arrays: dict[str, Any] = {"labels": np.zeros(600, int)} if labelled else {}
+    path, spec = write_npz(tmp_path / "data.npz", images=tensors, **arrays), TensorSpec("float32", (5,))
+    with pytest.raises(ConfigError, match="found NaN or infinity in sample 400, expected numbers; leave it out"):
+        (read_labelled if labelled else read_unlabelled)(path, size=spec)
+
+
 def test_folder_of_images_for_a_network_that_takes_none_is_refused(tmp_path: Path) -> None:
     assert "--mean" in complaint(tmp_path, size=TOKENS)
 

@@ -29,7 +29,7 @@ from zpipe.errors import ConfigError, ExecutorError
 from zpipe.executors.base import make_executor
 from zpipe.executors.smoke import smoke
 from zpipe.model import CODECS
-from zpipe.models import RECIPES, train_bundle
+from zpipe.models import RECIPES, attach_heads, head_notes, train_bundle
 from zpipe.models.building import planned, random_network
 from zpipe.models.export import PARITY
 from zpipe.models.manifest import bundle_name
@@ -206,6 +206,20 @@ def test_tokens_travel_and_are_answered_by_a_line_of_nodes(written: Callable[[st
             return [(await pipeline.submit(sample)).label for sample in evaluation.images[:6]]
 
     assert asyncio.run(answers()) == evaluation.labels[:6].tolist()
+
+
+def test_heads_on_tokens_and_numbers_beyond_the_vocabulary(written: Callable[[str, int], Written], tmp_path: Path) -> None:
+    bundle, _ = written("gpt2", 4)
+    rng = np.random.default_rng(0)
+    samples, labels = rng.integers(0, 300, (60, 8)), np.arange(60) % 3
+    np.savez(tmp_path / "data.npz", images=samples, labels=labels)
+    made = attach_heads(bundle.path, out=tmp_path / "out", data=tmp_path / "data.npz", at=(1,), tokens="last", epochs=1)
+    assert [stage.exit_head is not None for stage in made.stages] == [True] * 4
+    assert "shows class 3, 4, 5, 6, 7, 8, 9, 10, ... (297)" in head_notes(made)[0]
+    np.savez(tmp_path / "data.npz", images=samples + 300, labels=labels)
+    with pytest.raises(ConfigError, match=r"--data .*data\.npz: found int64 samples that the network cannot run"):
+        attach_heads(bundle.path, out=tmp_path / "none", data=tmp_path / "data.npz", at=(1,), epochs=1)
+    assert not (tmp_path / "none").exists()
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class StageChain:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, too
         self._sessions = [_session(path, options) for path in paths]
         self._heads = [True] * len(paths) if heads is None else list(heads)
 

@@ -17,6 +17,9 @@ from zpipe.model import TensorSpec
 
 KEYS = "images uint8 [n, 3, size, size] or [n, size, size, 3], labels whole numbers [n]; also severity and digit [n] if you like"
 
+#: Samples that are looked at in one go.
+ROWS = 256
+
 
 def read_archive(path: Path, *, size: int, classes: Sequence[str] | None) -> Labelled:
     """An npz with `images` and `labels`; `severity` and `digit` (which original an image shows) may be there. Never unpickles.
@@ -51,6 +54,12 @@ def _wanted(spec: TensorSpec) -> str:
 def _tensors(path: Path, samples: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
     if samples.dtype != np.dtype(spec.dtype) or samples.ndim < 1 or samples.shape[1:] != spec.shape:
         raise ConfigError(f"{path}: images: found {samples.dtype} {list(samples.shape)}, expected {_wanted(spec)}; convert them")
+    for start in range(0, len(samples), ROWS):
+        broken = ~np.isfinite(samples[start : start + ROWS]).reshape(len(samples[start : start + ROWS]), -1).all(1)
+        if broken.any():
+            raise ConfigError(
+                f"{path}: images: found NaN or infinity in sample {start + int(broken.argmax())}, expected numbers; leave it out"
+            )
     return samples
 
 

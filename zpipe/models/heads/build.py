@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from zpipe.calibrate.rows import (
 from zpipe.calibrate.table import Split
 from zpipe.calibrate.temperature import by_stage, fit_variant
 from zpipe.calibrate.write import EVALUATION_FILE, REPLAY_FILE, write_evaluation
-from zpipe.errors import ConfigError
+from zpipe.errors import ConfigError, ExecutorError
 from zpipe.models.heads.data import HeadData, read_head_data
 from zpipe.models.heads.features import Seen, look
 from zpipe.models.heads.fit import fit_head
@@ -84,7 +85,7 @@ def build_heads(name: str | Path, out: Path, plan: Plan, tell: Tell) -> Bundle:
             "or add --distill, which learns from the last exit's answers"
         )
     absent = absent_classes(bundle, data, plan)
-    with torch_settings(threads=plan.threads, seed=plan.seed), replaced_when_done(out) as folder:
+    with torch_settings(threads=plan.threads, seed=plan.seed), replaced_when_done(out) as folder, samples_to_blame(bundle, plan):
         heads = train_heads(bundle, shapes, data, plan, tell)
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         rows = put_on(bundle, heads, folder)
@@ -92,6 +93,26 @@ def build_heads(name: str | Path, out: Path, plan: Plan, tell: Tell) -> Bundle:
         write_notes(folder, absent)
     tell("done", 1.0, f"bundle written to {out}")
     return load_bundle(out)
+
+
+@contextlib.contextmanager
+def samples_to_blame(bundle: Bundle, plan: Plan) -> Iterator[None]:
+    """Stages that cannot run whole numbers were given some that are no tokens of theirs: nothing but running them tells which are.
+
+    Raises:
+        ConfigError: instead of an ExecutorError in the block, where the network takes whole numbers and no images.
+    """
+    try:
+        yield
+    except ExecutorError as exc:
+        dtype = bundle.stages[0].input.dtype
+        if bundle.preprocessing is not None or not np.issubdtype(np.dtype(dtype), np.integer):
+            raise
+        path = plan.data if plan.test is None else f"{plan.data} or --test {plan.test}"
+        raise ConfigError(
+            f"--data {path}: found {dtype} samples that the network cannot run, expected numbers that it knows, such as "
+            f"those of its vocabulary; correct them ({exc})"
+        ) from exc
 
 
 def absent_classes(bundle: Bundle, data: HeadData, plan: Plan) -> list[str]:

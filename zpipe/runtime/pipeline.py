@@ -8,7 +8,6 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,11 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.bundle import Bundle
-from zpipe.calibrate.drift import Drift, Monitor, Reference
+from zpipe.calibrate.drift import Drift, Monitor
 from zpipe.configure import fixed_thresholds, prepare, source_config
-from zpipe.errors import ConfigError, PipelineClosed, SampleExpired, SampleFailed, SampleRejected, ZpipeError
-from zpipe.executors.base import StageExecutor
+from zpipe.errors import ConfigError, PipelineClosed, SampleRejected, ZpipeError
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
@@ -31,6 +28,8 @@ from zpipe.runtime import whereabouts
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.launch import Launcher, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
+from zpipe.runtime.outcomes import outcome_of, result_or_raise
+from zpipe.runtime.starting import load_and_launch, monitor_of
 from zpipe.security import is_loopback, node_keys
 from zpipe.topology import Topology, load_topology
 from zpipe.trace import trace_file
@@ -179,7 +178,12 @@ class Pipeline:
         await self.aclose()
 
     async def _start(self) -> None:
-        executor, addresses = await self._loaded_and_launched()
+        if self._launch and len(self.topology.nodes) > 1:
+            others = [node.rank for node in self.topology.nodes if node.rank != self.rank]
+            self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
+        make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
+        watch = partial(monitor_of, self.bundle, fixed_thresholds(self._config))
+        executor, self._monitor, addresses = await load_and_launch(make, watch, self._launcher)
         session = new_session()  # now, not before: of two pipelines the one started later counts (policy rule S1)
         self._driver = Driver(
             self.topology,
@@ -207,35 +211,6 @@ class Pipeline:
             await self.ready()
             if all(map(is_loopback, addresses.values())):  # boards made of this machine are in networks of their own
                 self._note_left.enter_context(whereabouts.noted(self.topology, addresses))
-
-    async def _loaded_and_launched(self) -> tuple[StageExecutor | None, dict[int, str]]:
-        """Loads this rank's stages while the other ranks start; the addresses are of those.
-
-        On threads of its own, over when this is, cancelled or not: the event loop's would stay in the caller's program.
-        """
-        loop = asyncio.get_running_loop()
-        others = [node.rank for node in self.topology.nodes if node.rank != self.rank] if self._launch else []
-        make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
-        with ThreadPoolExecutor(2, "zpipe-start") as threads:
-            # Beside the rest: resampling the calibration split takes a slow board most of a second.
-            watching = loop.run_in_executor(threads, _monitor, self.bundle, fixed_thresholds(self._config))
-            making = loop.run_in_executor(threads, make)
-            given = False
-            try:
-                addresses = {}
-                if others:
-                    self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
-                    addresses = await self._launcher.start()
-                executor = await asyncio.shield(making)
-                self._monitor = await asyncio.shield(watching)
-                given = True
-            finally:
-                await asyncio.wait((watching, making))
-                watching.exception()  # looked at, or asyncio complains where something else was raised before
-                made = None if making.exception() is not None else making.result()
-                if made is not None and not given:
-                    made.close()
-        return executor, addresses
 
     async def ready(self) -> None:
         """Returns once every neighbour of the source has said Hello. `local` has waited for that already.
@@ -525,24 +500,11 @@ class Pipeline:
 
     def _resolved(self, resolve: Resolve) -> None:
         done = self._done.pop(resolve.sample)
-        result = None
-        if resolve.row is not None:
-            row = resolve.row
-            result = Result(
-                sample=resolve.sample,
-                label=row.label,
-                class_name=self.bundle.classes[row.label],
-                confidence=row.confidence,
-                exit_stage=row.exit_stage,
-                latency_seconds=resolve.latency_seconds,
-                queued_seconds=row.queued_seconds,
-                service_seconds=row.service_seconds,
-                attempts=resolve.attempts,
-            )
-            if self._monitor is not None:
-                self._look_for_drift(self._monitor, result)
+        outcome = outcome_of(resolve, self.bundle.classes)
+        if outcome.result is not None and self._monitor is not None:
+            self._look_for_drift(self._monitor, outcome.result)
         try:
-            done(Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause))
+            done(outcome)
         except Exception:
             log.exception("the callback for sample %d raised; the pipeline goes on", resolve.sample)
 
@@ -580,27 +542,6 @@ def _folder(path: Path) -> Path:
     except OSError as exc:
         raise ConfigError(f"trace: found {path}, which cannot be made ({exc.strerror}), expected a folder; choose another") from exc
     return path
-
-
-def _monitor(bundle: Bundle, thresholds: tuple[float, ...] | None) -> Monitor | None:
-    reference = None if thresholds is None else Reference.of(bundle, thresholds)
-    return None if reference is None else Monitor(reference)
-
-
-def result_or_raise(outcome: Outcome) -> Result:
-    """The result of an outcome.
-
-    Raises:
-        SampleRejected, SampleExpired, SampleFailed: it has none.
-    """
-    if outcome.result is not None:
-        return outcome.result
-    kinds: Mapping[str, type[SampleRejected | SampleExpired | SampleFailed]] = {
-        "rejected": SampleRejected,
-        "expired": SampleExpired,
-        "failed": SampleFailed,
-    }
-    raise kinds[outcome.kind](f"sample {outcome.sample} {outcome.kind}: {outcome.cause}", sample=outcome.sample)
 
 
 async def _as_async(inputs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:

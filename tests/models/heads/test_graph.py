@@ -111,6 +111,31 @@ def test_cost_of_a_head_is_that_of_its_linear_layers(bundle: Bundle) -> None:
     assert macs == head.hidden.size + head.weight.size
 
 
+def test_head_on_a_half_precision_activation_says_the_same_in_float32(tmp_path: Path) -> None:
+    head = random_head(HeadShape("none", 3))
+    x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float16)
+
+    def said(kind: int) -> npt.NDArray[np.float32]:
+        values = [helper.make_tensor_value_info(name, kind, ["batch", 3]) for name in ("input", "activation")]
+        model = helper.make_model(
+            helper.make_graph([helper.make_node("Identity", ["input"], ["activation"])], "graph", values[:1], values[1:]),
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=8,
+        )
+        made = with_head(model, head)
+        onnx.checker.check_model(made, full_check=True)
+        onnx.save_model(made, tmp_path / "stage.onnx")
+        given = x if kind == TensorProto.FLOAT16 else x.astype(np.float32)
+        activation, logits = StageChain([tmp_path / "stage.onnx"]).run_stage(0, given)
+        assert activation is not None
+        assert activation.dtype == given.dtype
+        assert logits is not None
+        assert logits.dtype == np.float32
+        return logits
+
+    assert np.array_equal(said(TensorProto.FLOAT16), said(TensorProto.FLOAT))
+
+
 def test_last_stage_keeps_its_head(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="found outputs logits, expected one named activation"):
         without_head(onnx.load(bundle.stage_path(4)))

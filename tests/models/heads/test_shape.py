@@ -42,6 +42,7 @@ def test_windows_cover_every_pixel(height: int, width: int, grid: int) -> None:
 def test_tokens_and_vectors_have_heads_too() -> None:
     assert shape_of(64, 768).features == 2 * 768
     assert shape_of(100).pooling == "none"
+    assert shape_of(16, 32, 32, dtype="float16") == shape_of(16, 32, 32)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((4, 8, 8, 8), "float32"), ((40_000,), "float32"), ((8, 8, 8), "int64")])

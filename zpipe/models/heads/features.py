@@ -80,7 +80,7 @@ def look(
             rows = slice(start, start + BATCH)
             *activations, teacher[rows] = _chain(chain, len(bundle.stages), inputs[rows])
             for stage, pool in pools.items():
-                features[stage][rows] = pool.run_stage(0, activations[stage])[0]
+                features[stage][rows] = pool.run_stage(0, activations[stage].astype(np.float32, copy=False))[0]
             tell(min(1.0, (start + BATCH) / len(inputs)))
         yield Seen(fronts, features, teacher)
 

@@ -2,6 +2,7 @@
 
 A head, in the order of its nodes:
 
+0. A half-precision activation becomes float32 (Cast): a head costs little beside its stage, and statistics of many pixels need it.
 1. Each channel is centred and scaled by its mean and deviation over the training images (BatchNormalization, or Sub and Mul).
 2. What lies above the mean and what lies below it become two channels (Relu, Neg, Relu, Concat): an average over pixels alone would
    lose how much a channel varies within its window.
@@ -100,8 +101,13 @@ def with_head(model: onnx.ModelProto, head: Head) -> onnx.ModelProto:
     """A copy with this head instead of the one it had, if it had one."""
     extended = without_head(model)
     graph = extended.graph
-    nodes, weights = front_nodes(head.front, ACTIVATION, f"{PREFIX}features", rank=_rank(graph.output[0]))
+    start, nodes = ACTIVATION, []
+    if graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT16:
+        start = f"{PREFIX}single"
+        nodes.append(helper.make_node("Cast", [ACTIVATION], [start], name=f"{PREFIX}cast", to=TensorProto.FLOAT))
+    front, weights = front_nodes(head.front, start, f"{PREFIX}features", rank=_rank(graph.output[0]))
     nodes += [
+        *front,
         _linear(f"{PREFIX}features", "hidden", f"{PREFIX}hidden_sum"),
         helper.make_node("Relu", [f"{PREFIX}hidden_sum"], [f"{PREFIX}hidden_out"], name=f"{PREFIX}relu"),
         _linear(f"{PREFIX}hidden_out", "", LOGITS),

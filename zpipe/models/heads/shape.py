@@ -87,10 +87,10 @@ def choose_shape(
                 f"--at {stage}: found an activation of shape {list(activation.shape)}, expected [channels, height, width], "
                 "[tokens, channels] or [channels]; put the head at another stage"
             )
-    if shape.features > MOST_FEATURES or activation.dtype != "float32":
+    if shape.features > MOST_FEATURES or activation.dtype not in ("float32", "float16"):
         raise ConfigError(
-            f"--at {stage}: found an activation {activation.dtype} {list(activation.shape)}, expected float32 with at most "
-            f"{MOST_FEATURES // 2} values after averaging; put the head at another stage"
+            f"--at {stage}: found an activation {activation.dtype} {list(activation.shape)}, expected floats, at most "
+            f"{MOST_FEATURES // 2} of them after averaging; put the head at another stage"
         )
     return shape
 

@@ -10,7 +10,7 @@ from zpipe.codecs import load_bottleneck, measured_codecs, row_bytes
 from zpipe.emulation import bundle_to_run, check_emulation
 from zpipe.errors import BundleError, ConfigError, TopologyError
 from zpipe.executors.base import EXECUTORS, is_executor_name
-from zpipe.model import AUTO_CODEC, NO_CODEC, Promise
+from zpipe.model import AUTO_CODEC, FRAME_BYTES, FRAME_ROWS, NO_CODEC, Promise
 from zpipe.policy import NodePolicy
 from zpipe.policy.admission import ADMISSIONS, MdiThreshold
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
@@ -158,6 +158,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         max_batch=node.max_batch,
         runs=runs,
         own_slots=node.slots,
+        frame_rows={spec.index: min(FRAME_ROWS, FRAME_BYTES // spec.input.bytes) for spec in bundle.stages},
         offload=topology.policy.offload,
         output_threshold=topology.policy.output_threshold,
         lane_order=lane_order(bundle, _mean_bytes(topology, bundle, rank)),

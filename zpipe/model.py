@@ -24,6 +24,9 @@ NO_CODEC = "none"
 CODECS = (NO_CODEC, "fp16", "int8", "int8+zstd", "bottleneck")
 AUTO_CODEC = "auto"
 
+#: Where batches are small a frame may hold so many tasks of so many bytes: there a message costs more than a task.
+FRAME_ROWS, FRAME_BYTES = 8, 512 * 1024
+
 #: A public or secret key as text: 32 bytes in Z85 (RFC 32 of ZeroMQ).
 KEY_CHARACTERS = 40
 _Z85 = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")

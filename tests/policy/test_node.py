@@ -159,6 +159,31 @@ def test_batches_are_filled_with_what_is_there_and_split_into_frames_of_max_batc
     assert [[row.number for row in forward.tasks] for forward in forwards] == [[0, 1, 2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize(
+    ("lane_bytes", "bits_per_second", "frames"),
+    [
+        (0.0, math.inf, [[0, 1, 2], [3, 4]]),
+        (1e6, math.inf, [[0, 1, 2], [3, 4]]),
+        (1e3, 12e6, [[0, 1, 2], [3, 4]]),  # three take the link 2 ms
+        (1e3, 8e6, [[0, 1], [2, 3], [4]]),
+        (1e3, 1e6, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_small_batches_share_frames_that_the_link_carries_quickly(
+    make_node: MakeNode, lane_bytes: float, bits_per_second: float, frames: list[list[int]]
+) -> None:
+    """A2: five rows wait for a link, made one by one."""
+    ahead = NeighbourConfig(2, lanes_out=(2,), window_out=8, lane_bytes={2: lane_bytes}, bandwidth_bps=bits_per_second)
+    back = NeighbourConfig(0, lanes_in=(1,), window_in=8)
+    node = make_node(1, (1,), back, ahead, max_batch=1, frame_rows={1: 8, 2: 3}, nearer={0: (0,)})
+    node.tell(PeerLost(2, outgoing=True, reason="cut"))
+    node.receive(*[task(sample, 1, sample) for sample in range(5)])
+    for _ in range(5):
+        node.complete(False)
+    forwards = [command for command in node.connect(2, epoch=21) if isinstance(command, Forward)]
+    assert [[row.number for row in forward.tasks] for forward in forwards] == frames
+
+
 # ---- queues (A) ----------------------------------------------------------------------------------
 
 

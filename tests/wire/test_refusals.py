@@ -309,6 +309,12 @@ def test_message_bound_follows_from_the_largest_stage() -> None:
     assert WireLimits({}).max_message_bytes == 65536 + 4096
 
 
+def test_more_rows_than_a_batch_are_bounded_by_their_bytes() -> None:
+    stages = {0: TensorSpec("uint8", (3, 32, 32)), 1: TensorSpec("float32", (16, 32, 32))}
+    assert WireLimits(stages, max_rows=8, max_batch=1, frame_bytes=100_000).max_message_bytes == 100_000 + 4096
+    assert WireLimits(stages, max_rows=8, max_batch=2, frame_bytes=100_000).max_message_bytes == 16 * 32 * 32 * 4 * 2 + 4096
+
+
 def test_payload_of_another_dtype_is_refused_by_its_size() -> None:
     batch = task_batch(1)
     batch.payload = batch.payload.astype(np.float64)

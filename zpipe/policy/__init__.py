@@ -85,7 +85,8 @@ rules below by their numbers.
       node that does not host k+1 has no choice. A received task enters I and runs there, but for a raw input that may go on.
   A2. Heads of O are tried lane by lane, in the order of what a link gains by them (`lane_order`). A lane without credit never holds
       up one that this node does not host; among lanes it does host the better one goes first, and none onto a link that has more
-      than LINK_QUEUE_SECONDS to carry already.
+      than LINK_QUEUE_SECONDS to carry already. A frame holds a batch of one lane's tasks; where batches are smaller than
+      `frame_rows`, as many as the link carries within FRAME_SECONDS, since a message costs more than a task.
   A3. A free executor with an empty I takes back a head of O whose stage it hosts: the oldest of those that no connected neighbour
       takes, else that of the lane which is worth least to a link.
   A4. The head of a lane goes to the neighbour the strategy chooses, among those that have credit, the smallest D + |I| * Gamma

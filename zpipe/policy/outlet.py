@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: and a small activation does not stand behind a pile of large ones. Ours: in the simulator 20 and 50 ms did equally well.
 LINK_QUEUE_SECONDS = 0.05
 
+#: A frame of more tasks than a batch's takes its link no longer than this: its first task waits for the last.
+FRAME_SECONDS = 0.002
+
 
 class Outlet:
     """Serves O by the node's offload strategy.
@@ -93,7 +96,7 @@ class Outlet:
 
     def flush(self, commands: list[Command], now: float) -> None:
         """Sends what may go (A2), one frame per neighbour and batch."""
-        tasks, max_batch = self._tasks, self._config.max_batch
+        tasks = self._tasks
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
         for lane, queue in tasks.output.items():
             hosted = self.serving and lane in tasks.input
@@ -101,7 +104,7 @@ class Outlet:
                 continue
             if not queue:
                 continue
-            frames: dict[int, Forward] = {}
+            frames: dict[int, tuple[Forward, int]] = {}  #: {neighbour: its last frame, and how many tasks that takes}
             takers = self._links.takers[lane]
             only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
             while queue:
@@ -120,12 +123,22 @@ class Outlet:
                 link, rank = neighbour.outgoing, neighbour.config.rank
                 assert link is not None
                 assert link.epoch is not None
-                frame = frames.get(rank)
-                if frame is None or len(frame.tasks) >= max_batch:
-                    frame = frames[rank] = Forward(rank, link.epoch, lane, [])
+                frame, most = frames.get(rank, (None, 0))
+                if frame is None or len(frame.tasks) >= most:
+                    frame = Forward(rank, link.epoch, lane, [])
+                    frames[rank] = frame, self._frame_rows(neighbour, lane)
                     commands.append(frame)
                 frame.tasks.append(task)
             better_waits = better_waits or (hosted and bool(queue))
+
+    def _frame_rows(self, neighbour: Neighbour, lane: int) -> int:
+        """A2: how many tasks of a lane a frame holds. More than a batch's only where the first hardly waits for the last."""
+        link, rows = neighbour.outgoing, self._config.frame_rows.get(lane, 0)
+        assert link is not None
+        if rows > self._config.max_batch:
+            size, most = neighbour.config.lane_bytes.get(lane, 0.0), link.bandwidth_bps / 8.0 * FRAME_SECONDS
+            rows = rows if rows * size <= most else int(most / size)
+        return max(self._config.max_batch, rows)
 
     def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""

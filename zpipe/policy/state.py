@@ -55,6 +55,7 @@ class NodeConfig:
         runs: batches the executor is given at once; with 2 a GPU copies one while it computes the other.
         own_slots: tasks of this node's own samples it holds at once (C1).
         offload: name of the strategy (rules A1, A4).
+        frame_rows: {stage: so many tasks for it may share a frame, where `max_batch` is smaller} (A2).
         output_threshold: T_O of Alg. 1, tasks.
         lane_order: lanes of O in the order they are served; those it does not name come behind, rising.
         hang_seconds: R5.
@@ -72,6 +73,7 @@ class NodeConfig:
     max_batch: int = 1
     runs: int = 1
     own_slots: int = 64
+    frame_rows: Mapping[int, int] = field(default_factory=dict)
     offload: str = "local"
     output_threshold: int = 50
     lane_order: tuple[int, ...] = ()

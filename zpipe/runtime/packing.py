@@ -12,7 +12,7 @@ from zpipe.bundle import Bundle
 from zpipe.codecs import Codec, CodecChoice, make_codecs, measured_codecs
 from zpipe.configure import seconds_per_task
 from zpipe.executors.base import Encoder, StageExecutor
-from zpipe.model import AUTO_CODEC, NO_CODEC, TensorSpec
+from zpipe.model import AUTO_CODEC, FRAME_BYTES, FRAME_ROWS, NO_CODEC, TensorSpec
 from zpipe.policy import NodePolicy
 from zpipe.topology import Topology
 from zpipe.wire import TaskBatch, WireLimits
@@ -39,12 +39,15 @@ def wire_limits(topology: Topology, bundle: Bundle, codecs: Codecs) -> WireLimit
     """What this mesh's nodes may say to each other."""
     # A codec that changes nothing at some stage sends `none` there.
     coded = {(codec.name, stage): codec for (_, stage), codec in codecs.items() if codec.name != NO_CODEC}
+    rows = max(node.max_batch for node in topology.nodes)
     return WireLimits(
         stage_inputs={spec.index: spec.input for spec in bundle.stages},
         codec_inputs={key: TensorSpec("uint8", (codec.row_bytes,)) for key, codec in coded.items() if not codec.packed},
         packed_bytes={key: codec.row_bytes for key, codec in coded.items() if codec.packed},
         classes=len(bundle.classes),
-        max_rows=max(node.max_batch for node in topology.nodes),
+        max_rows=max(FRAME_ROWS, rows),
+        max_batch=rows,
+        frame_bytes=2 * FRAME_BYTES,  # no codec makes more than twice of a row
     )
 
 

@@ -36,6 +36,8 @@ class WireLimits:
         packed_bytes: {(codec, stage): most bytes per sample}, for codecs whose buffers vary in length.
         classes: of the bundle; a label is below it.
         max_rows: tasks in one Task message.
+        max_batch: of these, so many of any size; 0: `max_rows`.
+        frame_bytes: tensors of a message of more than `max_batch` tasks.
         max_entries: rows in Lost and Results, numbers in Credit.
         max_header_bytes: a header frame, Hello with its topology included.
         max_document_bytes: the topology of a Hello, the body of a Stats, the padding of a Ping.
@@ -47,6 +49,8 @@ class WireLimits:
     packed_bytes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     classes: int = 2**31
     max_rows: int = 64
+    max_batch: int = 0
+    frame_bytes: int = 0
     max_entries: int = 1024
     max_header_bytes: int = 65536
     max_document_bytes: int = 49152
@@ -70,6 +74,6 @@ class WireLimits:
 
     @property
     def max_message_bytes(self) -> int:
-        """Upper bound of one frame in bytes, for ZMQ's MAXMSGSIZE: the largest stage frame of `max_rows`, and 4 KiB."""
-        tensors = self.max_rows * max((frame.bytes for frame in self.frames.values()), default=0)
-        return max(tensors, self.max_header_bytes) + MESSAGE_MARGIN_BYTES
+        """Upper bound of one frame in bytes, for ZMQ's MAXMSGSIZE: the largest stage's `max_batch`, or `frame_bytes`, and 4 KiB."""
+        tensors = (self.max_batch or self.max_rows) * max((frame.bytes for frame in self.frames.values()), default=0)
+        return max(tensors, self.frame_bytes, self.max_header_bytes) + MESSAGE_MARGIN_BYTES

@@ -217,8 +217,9 @@ def test_heads_on_tokens_and_numbers_beyond_the_vocabulary(written: Callable[[st
     assert [stage.exit_head is not None for stage in made.stages] == [True] * 4
     assert "shows class 3, 4, 5, 6, 7, 8, 9, 10, ... (297)" in head_notes(made)[0]
     np.savez(tmp_path / "data.npz", images=samples + 300, labels=labels)
-    with pytest.raises(ConfigError, match=r"--data .*data\.npz: found int64 samples that the network cannot run"):
+    with pytest.raises(ConfigError, match=r"--data .*data\.npz: found int64 samples that the network cannot run") as caught:
         attach_heads(bundle.path, out=tmp_path / "none", data=tmp_path / "data.npz", at=(1,), epochs=1)
+    assert "correct them (indices element out of data bounds" in str(caught.value)
     assert not (tmp_path / "none").exists()
 
 

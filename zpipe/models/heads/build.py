@@ -32,7 +32,7 @@ from zpipe.calibrate.rows import (
 from zpipe.calibrate.table import Split
 from zpipe.calibrate.temperature import by_stage, fit_variant
 from zpipe.calibrate.write import EVALUATION_FILE, REPLAY_FILE, write_evaluation
-from zpipe.errors import ConfigError, ExecutorError
+from zpipe.errors import ConfigError, ExecutorError, said
 from zpipe.models.heads.data import HeadData, read_head_data
 from zpipe.models.heads.features import Seen, look
 from zpipe.models.heads.fit import fit_head
@@ -108,10 +108,12 @@ def samples_to_blame(bundle: Bundle, plan: Plan) -> Iterator[None]:
         dtype = bundle.stages[0].input.dtype
         if bundle.preprocessing is not None or not np.issubdtype(np.dtype(dtype), np.integer):
             raise
+        # Of ONNX Runtime's message the part that speaks of the numbers.
+        reason = said(exc.__cause__ or exc).rpartition("Status Message: ")[2]
         path = plan.data if plan.test is None else f"{plan.data} or --test {plan.test}"
         raise ConfigError(
             f"--data {path}: found {dtype} samples that the network cannot run, expected numbers that it knows, such as "
-            f"those of its vocabulary; correct them ({exc})"
+            f"those of its vocabulary; correct them ({reason})"
         ) from exc
 
 

@@ -7,7 +7,7 @@
 What all contenders share, so that nothing but the carrying differs:
 
 1. Four processes (but (f)). Rank 0 is the source: it runs stage 0, keeps a window of 64 samples under way and takes the answers.
-   Ranks 1 to 3 run the rest; the answers go straight back to rank 0 (zpipe's go back hop by hop, as its line is linked).
+   Ranks 1 to 3 run the rest; the answers go straight back to rank 0.
 2. The stages are run by zpipe's own executor, engine and exit gate, single-threaded, with all exits shut (`work.Stages`): the
    same work, measured inside by the same clocks (`meter`).
 3. Every answer, label and confidence, is compared with what the whole network gives in one process. A wrong one, or one that

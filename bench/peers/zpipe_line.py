@@ -29,7 +29,7 @@ class Line:
                 {"rank": rank, "stages": list(stages), "executor": "bench.peers.work:Metered", "max_batch": job.batch}
                 for rank, stages in enumerate(job.hosted)
             ],
-            "links": "line",
+            "links": "ring",  # the fourth link carries answers alone: straight back to the source, as everybody's go
             "source": {"rank": 0, "admission": "fixed"},
             "policy": {"exit": "no-exit"},
         }

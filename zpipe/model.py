@@ -279,8 +279,17 @@ class ResultRow:
 
     def passed_on(self) -> ResultRow:
         """The same, one hop later."""
-        timings = (self.queued_seconds, self.service_seconds)
-        return ResultRow(self.key, self.attempt, self.exit_stage, self.label, self.confidence, *timings, self.part, self.hops + 1)
+        return ResultRow(
+            self.key,
+            self.attempt,
+            self.exit_stage,
+            self.label,
+            self.confidence,
+            self.queued_seconds,
+            self.service_seconds,
+            self.part,
+            self.hops + 1,
+        )
 
 
 # ---- what the caller gets ----------------------------------------------------------------------

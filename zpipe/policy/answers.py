@@ -111,10 +111,12 @@ class Answers:
            no row goes in circles.
         3. Else a nearer one that is silent: its connection stands, and what it is sent it may yet read.
         """
-        neighbours, nearer, beside = self._neighbours, self._nearer.get(source, ()), self._beside.get(source, ())
+        neighbours, nearer = self._neighbours, self._nearer.get(source, ())
         for rank in nearer:
-            if neighbours[rank].up and not neighbours[rank].suspected:
+            neighbour = neighbours[rank]
+            if neighbour.up and not neighbour.suspected:
                 return rank
+        beside = self._beside.get(source, ())
         if whence not in beside:
             for rank in beside:
                 if neighbours[rank].up and not neighbours[rank].suspected:
@@ -129,9 +131,13 @@ class Answers:
 
     def flush(self, commands: list[Command]) -> None:
         """One frame per next hop and kind."""
-        commands.extend([SendResults(peer, rows) for peer, rows in self._results.items()])
-        commands.extend([SendLost(peer, rows) for peer, rows in self._lost.items()])
-        self._results, self._lost, self.waiting = {}, {}, False
+        for peer, rows in self._results.items():
+            commands.append(SendResults(peer, rows))
+        for peer, lost in self._lost.items():
+            commands.append(SendLost(peer, lost))
+        self._results.clear()
+        self._lost.clear()
+        self.waiting = False
 
     def check(self) -> None:
         """Asserts that nothing stays behind between two events."""

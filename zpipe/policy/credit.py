@@ -111,11 +111,12 @@ class OutgoingLink:
         """Numbers `task` and notes it as outstanding; `may_send` held."""
         lane = task.stage
         task.number = self.next_number
-        self.outstanding[self.next_number] = Sent(task.key, task.attempt, lane, now)
+        self.outstanding[task.number] = Sent(task.key, task.attempt, lane, now)
         self.next_number += 1
-        if self._taken[lane]:
+        taken = self._taken[lane]
+        self._taken[lane] = taken + 1
+        if taken:
             self._shared_taken += 1
-        self._taken[lane] += 1
         self.estimate.sent(task.number, self._lane_bytes.get(lane, 0.0), now=now)
         self.waiting_since = None
 
@@ -284,6 +285,8 @@ class IncomingLink:
 
     def _lane_blocked_by_release(self, connection: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
+        if len(self.held) + len(self.carried) <= self._shared:
+            return False
         lane = self.held.get(number) if connection == self.connection else self.carried.get((connection, number))
         if lane is None:
             return False

@@ -192,12 +192,12 @@ class Source:
         wakeup = math.inf
         if self._deadlines:
             wakeup = self._deadlines[0][0]
-        if self._retransmits:
-            wakeup = min(wakeup, self._retransmits[0][0])
+        if self._retransmits and self._retransmits[0][0] < wakeup:
+            wakeup = self._retransmits[0][0]
         if slot_free and self._waiting and self._in_flight < self.config.max_open:
             wakeup = min(wakeup, self.admission.next_at(in_flight=self._in_flight, now=-math.inf))
-        if self._open:
-            wakeup = min(wakeup, self._adapt_at)
+        if self._open and self._adapt_at < wakeup:
+            wakeup = self._adapt_at
         return wakeup
 
     def never_let_out(self, key: SampleKey) -> bool:

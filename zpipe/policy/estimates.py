@@ -35,13 +35,16 @@ class LinkEstimate:
     Args:
         bandwidth_bps: a first guess in bits per second, `inf` = none.
         latency_seconds: a first guess, one way.
+
+    Attributes:
+        busy_until: when the link will have carried what we gave it; -inf while its bandwidth is not known.
     """
 
     def __init__(self, *, bandwidth_bps: float = math.inf, latency_seconds: float = 0.0) -> None:
         self._bytes_per_second = bandwidth_bps / 8.0
         self._unseen: deque[_Sent] = deque()  #: sent, and not yet known to have arrived; rising numbers
         self._arrived_at = -math.inf  #: when the latest known arrival was told, on our clock, the way back included
-        self._busy_until = -math.inf  #: when the link will have carried what we gave it
+        self.busy_until = -math.inf
         self._floor, self._floor_at = 2.0 * latency_seconds, -math.inf
         self._lowest = math.inf  #: shortest round trip of the present stretch of FLOOR_SECONDS
         self._measured = False
@@ -60,14 +63,10 @@ class LinkEstimate:
         """One way: half the shortest round trip of late, a first guess before there was one."""
         return self._floor / 2.0
 
-    def queue_seconds(self, *, now: float) -> float:
-        """How long the link still carries what it was given, 0 while its bandwidth is not known."""
-        return max(0.0, self._busy_until - now)
-
     def transfer_seconds(self, size: float, *, now: float) -> float:
         """D: until `size` bytes given to the link now have arrived, behind all it was given before."""
         if self._bytes_per_second < math.inf:
-            return self.queue_seconds(now=now) + size / self._bytes_per_second + self._floor / 2.0
+            return max(0.0, self.busy_until - now) + size / self._bytes_per_second + self._floor / 2.0
         return max(0.0, self.round_trip_seconds - self._floor / 2.0)
 
     # ---- what happens --------------------------------------------------------------------------
@@ -75,19 +74,19 @@ class LinkEstimate:
     def reset(self) -> None:
         """A new connection: numbers begin again, the road is the same."""
         self._unseen.clear()
-        self._arrived_at = self._busy_until = -math.inf
+        self._arrived_at = self.busy_until = -math.inf
 
     def sent(self, number: int, size: float, *, now: float) -> None:
         """One task was given to the link."""
         self._unseen.append(_Sent(number, now, size))
         if self._bytes_per_second < math.inf:
-            self._busy_until = max(self._busy_until, now) + size / self._bytes_per_second
+            self.busy_until = max(self.busy_until, now) + size / self._bytes_per_second
 
     def sized(self, first: int, rows: int, size: int) -> None:
         """What the frame with these numbers really had in bytes, where a codec decides that."""
         for index, sent in enumerate(self._unseen):
             if first <= sent.number < first + rows:
-                self._busy_until += (size / rows - sent.bytes) / self._bytes_per_second
+                self.busy_until += (size / rows - sent.bytes) / self._bytes_per_second
                 self._unseen[index] = sent._replace(bytes=size / rows)
 
     def credited(self, expected: int, holding_seconds: float, *, now: float) -> None:
@@ -109,7 +108,7 @@ class LinkEstimate:
         else:
             self._arrived_at = -math.inf  # nobody knows when these arrived, so no rate can be measured from here
         if not self._unseen:
-            self._busy_until = min(self._busy_until, now)
+            self.busy_until = min(self.busy_until, now)
 
     def _measure_round_trip(self, seconds: float, now: float) -> None:
         old = self.round_trip_seconds if self._measured else seconds

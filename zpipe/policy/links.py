@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
@@ -39,6 +40,8 @@ STUCK_SECONDS = 0.7
 #: ... twice as long after each reset that brought nothing, up to this factor: a link may be slower than anybody thought.
 STUCK_FACTOR = 64
 
+_OUTSTANDING = attrgetter("outstanding")
+
 
 class Links:
     """Keeps both ends of every link, and says what was lost when one breaks.
@@ -64,6 +67,7 @@ class Links:
         self.returned = False
         self._largest = {n.rank: max((n.lane_bytes.get(lane, 0.0) for lane in n.lanes_out), default=0.0) for n in config.neighbours}
         self.incoming = {rank: n.incoming for rank, n in self.neighbours.items() if n.incoming is not None}
+        self._outgoing = [n.outgoing for n in self.neighbours.values() if n.outgoing is not None]
         lanes = {lane for neighbour in config.neighbours for lane in neighbour.lanes_out}
         order = [lane for lane in config.lane_order if lane in lanes]
         lanes_in_order = [*order, *sorted(lanes.difference(order))]
@@ -266,7 +270,7 @@ class Links:
 
     def credit_changed(self) -> bool:
         """Whether some sender knows less than it could."""
-        return any(link.credit_changed() for link in self.incoming.values())
+        return any(map(IncomingLink.credit_changed, self.incoming.values()))
 
     def _reset(self, neighbour: Neighbour, reason: str, commands: list[Command]) -> list[LostRow]:
         """Gives up both directions and has them made anew (R5); PeerUp gives them a full `hang_seconds`."""
@@ -283,11 +287,11 @@ class Links:
 
     def waits(self) -> bool:
         """Whether some neighbour holds tasks of ours: whoever does is watched closely (R5)."""
-        return any(n.outgoing is not None and n.outgoing.outstanding for n in self.neighbours.values())
+        return any(map(_OUTSTANDING, self._outgoing))
 
     def on_the_way(self, key: SampleKey, attempt: int) -> bool:
         """Whether a link of this node still carries this attempt, as far as Credits tell."""
-        return any(n.outgoing is not None and n.outgoing.on_the_way(key, attempt) for n in self.neighbours.values())
+        return any(link.on_the_way(key, attempt) for link in self._outgoing)
 
     def check(self) -> None:
         """Asserts the invariants of every link."""

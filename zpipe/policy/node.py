@@ -97,10 +97,14 @@ class NodePolicy:
         self._order = SERVICE_ORDERS[config.order]()
         self._last_stage = len(config.gates.temperatures) - 1
         self._runs: dict[int, Run] = {}  #: {run: a batch in the executor}, in the order given; `config.runs` at most
+        self._most_runs = config.runs  #: 0 once the executor was lost
+        self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
         self._service = dict(config.service_seconds)
         self._reported_at = self._ran_at = -math.inf
         self._reported_length = 0
+        self._prompt_seconds = PROMPT_INTERVAL * config.report_seconds
+        self._least_seconds = self._prompt_seconds if self._prompt else config.report_seconds  #: from one Report to the next
         self._slept_seconds = 0.0  #: of the time since the last Report this node did not run
         self._accepting = self._told_accepting = True
         self._lost_executor = ""  #: why; "" while it works
@@ -112,9 +116,8 @@ class NodePolicy:
             for n in self._links.neighbours.values()
             if n.outgoing
         )
-        running = sum(len(run.tasks) for run in self._runs.values())
         return (
-            f"<Node {self.config.rank} | stages {self.config.stages} | ready {self.input_length}, running {running}, "
+            f"<Node {self.config.rank} | stages {self.config.stages} | ready {self.input_length}, running {self._rows_running}, "
             f"out {self.output_length}, credit {credit or '-'}>"
         )
 
@@ -152,10 +155,6 @@ class NodePolicy:
     def output_length(self) -> int:
         """|O|: tasks waiting for a neighbour."""
         return self._tasks.output_length
-
-    @property
-    def _running(self) -> int:
-        return sum(len(run.tasks) for run in self._runs.values())
 
     @property
     def held_count(self) -> int:
@@ -236,7 +235,7 @@ class NodePolicy:
             weight=event.weight,
             now=now,
         )
-        self._admit(now)  # at once: the next sample of the same turn should find the room this one left
+        self._admit(self.source, now)  # at once: the next sample of the same turn should find the room this one left
 
     def _on_tasks(self, event: TaskReceived, now: float) -> None:
         neighbour = self._links.neighbours.get(event.peer)
@@ -299,6 +298,7 @@ class NodePolicy:
 
     def _end_run(self, number: int, now: float) -> Run:
         run = self._runs.pop(number)
+        self._rows_running -= len(run.tasks)
         for following in self._runs.values():  # the first of those left, if any, has the device to itself from now on
             following.began_at = max(following.began_at, now)
             break
@@ -324,7 +324,7 @@ class NodePolicy:
 
     def _lose_executor(self, run: Run, error: str, now: float) -> None:
         """Rule R6: this node takes nothing more, and what it held goes elsewhere."""
-        self._lost_executor, self._outlet.serving = error, False
+        self._lost_executor, self._outlet.serving, self._most_runs = error, False, 0
         self._stop_accepting()
         waiting = [task for queue in self._tasks.input.values() for task in queue]
         for queue in self._tasks.input.values():
@@ -339,6 +339,7 @@ class NodePolicy:
     def _stop_accepting(self) -> None:
         """Rule R6: the Report says so, and whoever does not hear it gets no credit."""
         self._accepting = False
+        self._least_seconds = self._prompt_seconds
         self._links.shut()
 
     def _hand_over(self, task: Task, now: float) -> None:
@@ -376,7 +377,7 @@ class NodePolicy:
         commands, tasks, source = self._commands, self._tasks, self.source
         if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
             source.tick(queue_length=tasks.queue_length, under_way=self._under_way, hindrance=self._hindrance, now=now)
-        report_due = now >= self._reported_at + PROMPT_INTERVAL * self.config.report_seconds and now >= self._report_due_at()
+        report_due = now >= self._reported_at + self._least_seconds and now >= self._report_due_at()
         if report_due:
             tasks.sweep(now)
             self._answers.lost(self._links.watch(commands, slept_seconds=self._slept_seconds, now=now), now)
@@ -385,10 +386,13 @@ class NodePolicy:
             self._links.returned = False
             self._answers.retry()
         if source is not None and 0 in tasks.output:
-            self._admit(now)  # raw inputs may go out in this very round
+            self._admit(source, now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._outlet.flush(commands, now)
-        runs = self._choose_runs(now)
+        if source is not None:
+            self._admit(source, now)
+        may_run = len(self._runs) < self._most_runs and (tasks.input_length or self._outlet.takes_back)
+        runs = self._choose_runs(now) if may_run else ()
         if runs and tasks.output_length and self._outlet.weighs:
             self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
         if self._answers.waiting:
@@ -396,7 +400,7 @@ class NodePolicy:
         self._links.grant(commands, now)
         if report_due:
             self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
-            self._reported_at, self._reported_length = now, tasks.input_length + self._running
+            self._reported_at, self._reported_length = now, tasks.input_length + self._rows_running
             self._told_accepting = self._accepting
         if source is not None and source.told:
             commands.extend(source.told)
@@ -427,11 +431,9 @@ class NodePolicy:
             why.append(f"this node lost its executor: {self._lost_executor}")
         return f"waiting for stage {task.stage}: {', '.join(why)}"
 
-    def _admit(self, now: float) -> None:
+    def _admit(self, source: Source, now: float) -> None:
         """New attempts, while admission (D4) and own slots (C1) allow."""
-        source, tasks = self.source, self._tasks
-        if source is None:
-            return
+        tasks = self._tasks
         while tasks.own_held < self.config.own_slots:
             task = source.next_task(now=now)
             if task is None:
@@ -445,23 +447,21 @@ class NodePolicy:
             self._place(task, now)
 
     def _choose_runs(self, now: float) -> list[RunStage]:
-        """Admits, and finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
-        tasks, chosen = self._tasks, []
-        self._admit(now)
-        while self._free_runs() and (tasks.input_length or (not self._runs and self._outlet.take_back())):
+        """Finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
+        tasks, source, chosen = self._tasks, self.source, []
+        while len(self._runs) < self._most_runs and (tasks.input_length or (not self._runs and self._outlet.take_back())):
             batch = tasks.take_batch(self._order, self.config.max_batch, self._service, now)
             if batch:
                 chosen.append(self._start_run(tuple(batch), now))
-            self._admit(now)
+            if source is not None:
+                self._admit(source, now)
         return chosen
-
-    def _free_runs(self) -> int:
-        return 0 if self._lost_executor else self.config.runs - len(self._runs)
 
     def _start_run(self, rows: tuple[Task, ...], now: float) -> RunStage:
         run, stage = self._next_run, rows[0].stage
         self._next_run += 1
         self._runs[run] = Run(stage, rows, now)
+        self._rows_running += len(rows)
         return RunStage(run, stage, rows, self.config.gates.gate(stage, rows))
 
     def _backlog(self, now: float) -> dict[int, float]:
@@ -481,19 +481,19 @@ class NodePolicy:
     # ---- reports -------------------------------------------------------------------------------
 
     def _load(self, now: float) -> Report:
-        length = self._tasks.input_length + self._running
+        length = self._tasks.input_length + self._rows_running
         return Report(length, self._tasks.output_length, dict(self._service), self._backlog(now), self._accepting)
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""
         interval = self.config.report_seconds
         if self._accepting != self._told_accepting:
-            return self._reported_at + PROMPT_INTERVAL * interval
+            return self._reported_at + self._prompt_seconds
         if self._prompt:
-            length, told = self._tasks.input_length + self._running, self._reported_length
+            length, told = self._tasks.input_length + self._rows_running, self._reported_length
             change = abs(length - told)
             if (change >= PROMPT_TASKS and change > PROMPT_SHARE * told) or (told and not length):
-                return self._reported_at + PROMPT_INTERVAL * interval
+                return self._reported_at + self._prompt_seconds
         busy = self._tasks.held or self._links.credit_changed() or self._links.waits()
         return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)
 
@@ -507,7 +507,8 @@ class NodePolicy:
         self._answers.check()
         assert self._tasks.own_held <= self.config.own_slots, self
         assert not self._tasks.discards, self
-        assert not self._free_runs() or not self.input_length, self
+        assert self._rows_running == sum(len(run.tasks) for run in self._runs.values()), self
+        assert len(self._runs) >= self._most_runs or not self.input_length, self
         if self.source is not None:
             self.source.check()
             assert not self.source.told, self

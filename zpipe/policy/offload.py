@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +59,9 @@ class Offload(Protocol):
     def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         """Whether a task whose next stage is hosted here goes to I rather than O; raw inputs count in |I| wherever they wait."""
 
+    def shorter_than(self, output_length: int) -> float:
+        """Only neighbours with |I| below it can be chosen while |O| is that long: nothing else is asked of the others."""
+
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
     ) -> Candidate | None:
@@ -79,6 +83,9 @@ class LocalOffload:
     def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         return True
 
+    def shorter_than(self, output_length: int) -> float:
+        return -math.inf
+
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
     ) -> Candidate | None:
@@ -92,6 +99,9 @@ class CheapestOffload:
 
     def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         return input_length == 0
+
+    def shorter_than(self, output_length: int) -> float:
+        return math.inf
 
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
@@ -127,11 +137,14 @@ class MdiOffload:
     def keep(self, *, stage: int, input_length: int, output_length: int) -> bool:
         return input_length == 0 or output_length > self._output_threshold
 
+    def shorter_than(self, output_length: int) -> float:
+        return output_length
+
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random
     ) -> Candidate | None:
         for candidate in candidates:
-            if here.output_length <= candidate.input_length:
+            if candidate.input_length >= self.shorter_than(here.output_length):
                 continue
             cost = candidate.cost_seconds
             if cost < here.backlog_seconds:

@@ -43,6 +43,7 @@ class Outlet:
     Attributes:
         weighs: whether the strategy looks at loads.
         serving: whether this node can run what it hosts (R6).
+        takes_back: whether O may hold what is hosted here (A3).
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Outlet:
         self._offload = OFFLOADS[config.offload](config.output_threshold)
         self.weighs = self._offload.weighs
         self.serving = True
+        self.takes_back = not tasks.input.keys().isdisjoint(tasks.output)
         self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
 
     def keeps(self, task: Task) -> bool:
@@ -88,7 +90,7 @@ class Outlet:
 
     def take_back(self) -> bool:
         """Rule A3: this node is idle and runs a task of O itself, where it hosts the stage of one."""
-        return bool(self._tasks.output_length) and self._tasks.take_back(self._wanted)
+        return self.takes_back and self._tasks.output_length > 0 and self._tasks.take_back(self._wanted)
 
     def _wanted(self, lane: int) -> bool:
         """Whether some neighbour takes tasks of this lane, now or when it has room."""
@@ -99,10 +101,10 @@ class Outlet:
         tasks = self._tasks
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
         for lane, queue in tasks.output.items():
+            if not queue:
+                continue
             hosted = self.serving and lane in tasks.input
             if hosted and better_waits:
-                continue
-            if not queue:
                 continue
             frames: dict[int, tuple[Forward, int]] = {}  #: {neighbour: its last frame, and how many tasks that takes}
             takers = self._links.takers[lane]
@@ -142,29 +144,33 @@ class Outlet:
 
     def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
-        able = []
-        hosted = self.serving and task.stage in self._tasks.input
-        within = self._config.farther.get(task.key.source, ()) if hosted and task.stage == 0 else None
-        for neighbour in self._links.takers[task.stage]:
+        able, lane = [], task.stage
+        hosted = self.serving and lane in self._tasks.input
+        within = self._config.farther.get(task.key.source, ()) if hosted and lane == 0 else None
+        for neighbour in self._links.takers[lane]:
             if not neighbour.takes or (within is not None and neighbour.config.rank not in within):
                 continue
             link = neighbour.outgoing
             assert link is not None
-            if hosted and link.estimate.queue_seconds(now=now) > LINK_QUEUE_SECONDS:
+            if hosted and link.estimate.busy_until - now > LINK_QUEUE_SECONDS:
                 continue
-            if link.may_send(task.stage):
+            if link.may_send(lane):
                 able.append(neighbour)
             elif link.waiting_since is None:
                 link.waiting_since = now
         if not able:
             return None
-        if len(able) == 1 and not hosted:
-            return able[0]
-        candidates = sorted([_candidate(neighbour, task.stage, now) for neighbour in able], key=_cost)
-        chosen: Candidate | None = candidates[0]
-        if hosted:
-            here = Here(self._backlog(now), self._tasks.output_length)
-            chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
+        if not hosted:
+            return able[0] if len(able) == 1 else min(able, key=lambda neighbour: _candidate(neighbour, lane, now).cost_seconds)
+        output_length = self._tasks.output_length
+        shorter_than = self._offload.shorter_than(output_length)
+        # most often nobody is left here, and what the others would cost is not asked
+        able = [neighbour for neighbour in able if neighbour.input_length < shorter_than]
+        if not able:
+            return None
+        candidates = sorted([_candidate(neighbour, lane, now) for neighbour in able], key=_cost)
+        here = Here(self._backlog(now), output_length)
+        chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 
     def _may_throw(self, task: Task, candidate: Candidate) -> bool:

@@ -24,8 +24,10 @@ class FifoOrder:
     def leader(self, queues: Mapping[int, deque[Task]], *, now: float) -> int:
         best, best_since = -1, 0.0
         for stage, queue in queues.items():
-            if queue and (best < 0 or queue[0].since < best_since):
-                best, best_since = stage, queue[0].since
+            if queue:
+                since = queue[0].since
+                if best < 0 or since < best_since:
+                    best, best_since = stage, since
         return best
 
 

@@ -144,6 +144,7 @@ class Neighbour:
     incoming: IncomingLink | None
     report: Report | None = None
     report_number: int = 0
+    reported_length: int = 0
     reported_backlog: float = 0.0
     seconds_each: float = 0.0  #: mean Gamma over its stages, as reported
     arrived_then: int = 0
@@ -165,6 +166,7 @@ class Neighbour:
             self.lateness += LATENESS_GAIN * (late - self.lateness)
         self.report, self.reported_at, self.accepting = report, now, report.accepting
         self.report_number += 1
+        self.reported_length = report.input_length
         self.reported_backlog = sum(report.backlog_seconds.values())
         services = report.service_seconds.values()
         self.seconds_each = sum(services) / len(services) if services else 0.0
@@ -173,7 +175,7 @@ class Neighbour:
 
     def forget_report(self) -> None:
         """It is gone: what it said is no more."""
-        self.report, self.reported_backlog = None, 0.0
+        self.report, self.reported_length, self.reported_backlog = None, 0, 0.0
         self.accepting = True  # until it says otherwise: who comes back may be another
 
     @property
@@ -181,12 +183,14 @@ class Neighbour:
         """Tasks sent and not told of in its Report, less those released since."""
         link = self.outgoing
         assert link is not None
-        return max(0, link.next_number - self.arrived_then) - (link.released - self.released_then)
+        sent = link.next_number - self.arrived_then
+        return (sent if sent > 0 else 0) - (link.released - self.released_then)
 
     @property
     def input_length(self) -> int:
         """|I| there, estimated: last reported + sent since - released since."""
-        return max(0, (self.report.input_length if self.report else 0) + self.change)
+        length = self.reported_length + self.change
+        return length if length > 0 else 0
 
     @property
     def backlog_seconds(self) -> float:

@@ -82,20 +82,21 @@ class TaskTable:
 
     def receive(self, task: Task, now: float) -> bool:
         """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
+        key = task.key
         oldest = self._note_session(task, now)
-        own = task.key.source == self._rank
-        if task.deadline <= now or (not self._is_current(task.key) if own else task.key[1:] < oldest):
+        if task.deadline <= now or (not self._is_current(key) if key[0] == self._rank else key[1:] < oldest):
             self._tell_shut_out(task, now)
             self.drop_stale(task)
             return False
-        stays = (task.key, task.part) not in self.held or self._replaces(task)
+        stays = (key, task.part) not in self.held or self._replaces(task)
         if stays:
             self.hold(task)
         return stays
 
     def _note_session(self, task: Task, now: float) -> tuple[int, int]:
         """What is known of its source by its neighbour's word, this task's included: what is below is old."""
-        session, source = task.key.session, (task.key.source, task.peer)
+        rank, session, _ = task.key
+        source = rank, task.peer
         until = now + MAX_MEMORY_SECONDS
         if task.deadline < until:
             until = task.deadline
@@ -227,11 +228,11 @@ class TaskTable:
         """Rule S5: nobody waits for it."""
         if task.stale or task.deadline <= now:
             return True
-        source, session, sample = task.key
-        if source == self._rank:
-            return not self._is_current(task.key)
-        known = self._sessions.get((source, task.peer))
-        return known is not None and (session, sample) < known
+        key = task.key
+        if key[0] == self._rank:
+            return not self._is_current(key)
+        known = self._sessions.get((key[0], task.peer))
+        return known is not None and key[1:] < known
 
     # ---- inside --------------------------------------------------------------------------------
 

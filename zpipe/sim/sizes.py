@@ -6,7 +6,6 @@ two durations of a task row count with the size they have on a live node.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from zpipe.model import Credit, LostRow, Report, ResultRow, Task
@@ -28,7 +27,8 @@ def on_link(header: int, payload: int = 0) -> int:
     size = header + (2 if header < 256 else 9)
     if payload:
         size += payload + (2 if payload < 256 else 9)
-    return size + PACKET_BYTES * math.ceil(size / SEGMENT_BYTES)
+    segments = -(-size // SEGMENT_BYTES)
+    return size + PACKET_BYTES * segments
 
 
 def task_header(sender: int, codec: str, stage: int, tasks: Sequence[Task]) -> int:
@@ -37,8 +37,9 @@ def task_header(sender: int, codec: str, stage: int, tasks: Sequence[Task]) -> i
     for task in tasks:
         source, _, sample = task.key
         ids = _integer(task.number) + _integer(source) + CLOCK_BYTES + _integer(sample) + _integer(task.oldest)
+        thresholds = len(task.thresholds)
         # the row's array header, attempt, part and priority are small numbers
-        size += 4 + ids + 2 * DURATION_BYTES + 3 * FLOAT_BYTES + _array(len(task.thresholds)) + FLOAT_BYTES * len(task.thresholds)
+        size += 4 + ids + 2 * DURATION_BYTES + 3 * FLOAT_BYTES + _array(thresholds) + FLOAT_BYTES * thresholds
     return size
 
 
@@ -54,10 +55,9 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
 
 def credit(sender: int, credit: Credit) -> int:
     """A Credit message."""
-    held = sum(_integer(credit.expected - number) for number in credit.held)
-    numbers = CLOCK_BYTES + _integer(credit.expected) + _array(len(credit.held)) + held + _integer(credit.limit)
+    numbers = CLOCK_BYTES + _integer(credit.expected) + _distances(credit.expected, credit.held) + _integer(credit.limit)
     carried = _array(2 * len(credit.carried)) + 2 * len(credit.carried)
-    missed = _array(len(credit.missed)) + sum(_integer(credit.expected - number) for number in credit.missed)
+    missed = _distances(credit.expected, credit.missed)
     return START_BYTES + _integer(sender) + numbers + carried + FLOAT_BYTES + missed + DIGEST_BYTES
 
 
@@ -88,6 +88,14 @@ def lost(sender: int, rows: Sequence[LostRow]) -> int:
 def _integer(value: int) -> int:
     """msgpack's unsigned integers."""
     return 1 if value < 128 else 2 if value < 256 else 3 if value < 65536 else 5 if value < 1 << 32 else 9
+
+
+def _distances(expected: int, numbers: Sequence[int]) -> int:
+    """An array of how far each number lies below `expected`."""
+    size = _array(len(numbers)) + len(numbers)
+    if numbers and expected - min(numbers) >= 128:  # else each takes a byte
+        size += sum(_integer(expected - number) - 1 for number in numbers)
+    return size
 
 
 def _array(items: int) -> int:

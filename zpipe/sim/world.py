@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from zpipe.model import Report
 from zpipe.policy import NodePolicy
 from zpipe.policy.messages import (
     BanPeer,
@@ -129,6 +130,7 @@ class World:
         self._wake_at = [float("inf")] * len(configs)
         self._free_at = [-1.0] * len(configs)  #: when each node's executor was done with its last batch
         self._running = False
+        self._measured_report: tuple[Report | None, int] = (None, 0)  #: the last one sent, and its bytes
         self._perform: dict[type[Command], Callable[[int, Any], None]] = {
             RunStage: self._run_stage,
             Forward: self._forward,
@@ -188,24 +190,21 @@ class World:
     def _decide(self) -> None:
         """One round of decisions at every node that something happened to."""
         touched, self._touched = self._touched, []
+        perform, inboxes, now = self._perform, self._inbox, self.now
         for rank in touched:
-            events, self._inbox[rank] = self._inbox[rank], []
+            events, inboxes[rank] = inboxes[rank], []
             self.events += len(events)
-            self._handle(rank, events)
+            policy = self.nodes[rank]
+            for command in policy.handle_all(events, now=now):
+                perform[type(command)](rank, command)
+            if self.checked:
+                policy.check()
+            if rank in self.pumped:
+                self.pumped[rank]()
+            self._arm(rank, policy.next_wakeup())
 
-    def _handle(self, rank: int, events: list[Event]) -> None:
-        policy = self.nodes[rank]
-        for command in policy.handle_all(events, now=self.now):
-            self._perform[type(command)](rank, command)
-        if self.checked:
-            policy.check()
-        if rank in self.pumped:
-            self.pumped[rank]()
-        self._arm(rank)
-
-    def _arm(self, rank: int) -> None:
+    def _arm(self, rank: int, wakeup: float | None) -> None:
         """A timer stands that fires no later than the policy wants; one that fires early finds nothing due and arms the next."""
-        wakeup = self.nodes[rank].next_wakeup()
         if wakeup is not None and wakeup < self._wake_at[rank]:
             if wakeup <= self.now:
                 wakeup = self.now + LEAST_WAIT_SECONDS
@@ -219,7 +218,7 @@ class World:
         wakeup = self.nodes[rank].next_wakeup()
         if wakeup is not None and wakeup <= self.now:
             return True
-        self._arm(rank)
+        self._arm(rank, wakeup)
         return False
 
     # ---- connections ---------------------------------------------------------------------------
@@ -324,7 +323,10 @@ class World:
         self._carry(rank, command.peer, sizes.results(rank, command.rows), CONTROL, ResultReceived(rank, command.rows))
 
     def _send_report(self, rank: int, command: SendReport) -> None:
-        self._carry(rank, command.peer, sizes.report(rank, command.report), CONTROL, ReportReceived(rank, command.report))
+        report = command.report
+        if self._measured_report[0] is not report:  # every neighbour is told the same one
+            self._measured_report = report, sizes.report(rank, report)
+        self._carry(rank, command.peer, self._measured_report[1], CONTROL, ReportReceived(rank, report))
 
     def _send_lost(self, rank: int, command: SendLost) -> None:
         self._carry(rank, command.peer, sizes.lost(rank, command.rows), CONTROL, LostReceived(rank, command.rows))

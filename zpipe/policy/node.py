@@ -377,11 +377,7 @@ class NodePolicy:
         commands, tasks, source = self._commands, self._tasks, self.source
         if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
             source.tick(queue_length=tasks.queue_length, under_way=self._under_way, hindrance=self._hindrance, now=now)
-        report_due = now >= self._reported_at + self._least_seconds and now >= self._report_due_at()
-        if report_due:
-            tasks.sweep(now)
-            self._answers.lost(self._links.watch(commands, slept_seconds=self._slept_seconds, now=now), now)
-            self._slept_seconds = 0.0
+        report_due = self._look_around(now)
         if self._links.returned:
             self._links.returned = False
             self._answers.retry()
@@ -395,6 +391,7 @@ class NodePolicy:
         runs = self._choose_runs(now) if may_run else ()
         if runs and tasks.output_length and self._outlet.weighs:
             self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
+        report_due = report_due or self._look_around(now)  # what was decided may be news
         if self._answers.waiting:
             self._answers.flush(commands)
         self._links.grant(commands, now)
@@ -411,6 +408,15 @@ class NodePolicy:
             if tokens:
                 commands.append(Discard(tokens))
         commands.extend(runs)
+
+    def _look_around(self, now: float) -> bool:
+        """Whether a Report is due; then who is silent is looked for, too."""
+        if now < self._reported_at + self._least_seconds or now < self._report_due_at():
+            return False
+        self._tasks.sweep(now)
+        self._answers.lost(self._links.watch(self._commands, slept_seconds=self._slept_seconds, now=now), now)
+        self._slept_seconds = 0.0
+        return True
 
     def _under_way(self, key: SampleKey, attempt: int) -> bool:
         """Whether an attempt is here, or on a link of this node: it is not lost, or the link will say so (C7, R1)."""

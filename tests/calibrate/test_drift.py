@@ -18,9 +18,11 @@ from zpipe.calibrate.drift import (
     Reference,
     _kolmogorov,
     autocorrelation_time,
+    drift_rows,
 )
 from zpipe.calibrate.points import exit_of
-from zpipe.model import NEVER_EXIT
+from zpipe.model import NEVER_EXIT, Outcome, Result
+from zpipe.report import RunLog
 
 SEEDS = 300
 
@@ -180,3 +182,31 @@ def test_monitor_speaks_once_when_it_drifts_and_once_when_it_is_over() -> None:
     assert [news.drifted for news in over] == [False]
     assert monitor.last is not None
     assert EVERY < 1000
+
+
+def test_monitor_says_nothing_while_late_answers_are_missing() -> None:
+    """Under a short deadline only what leaves early is answered: that is no drift."""
+    rng = np.random.default_rng(0)
+    half = np.repeat([0, 1], 1000)
+    monitor = Monitor(Reference.from_answers(half, rng.uniform(0.9, 1.0, 2000), np.arange(2000), stages=2))
+    news = []
+    for _ in range(3000):
+        monitor.miss()
+        news.append(monitor.see(0, rng.uniform(0.9, 1.0)))
+    assert not any(news)
+    assert monitor.last is None
+    spoken = [each for _ in range(6000) if (each := monitor.see(0, rng.uniform(0.9, 1.0))) is not None]
+    assert [each.drifted for each in spoken] == [True]
+
+
+@pytest.mark.parametrize(("expired", "said"), [(0, True), (5, True), (20, False)])
+def test_a_run_in_which_admitted_samples_expired_tells_no_drift(expired: int, *, said: bool) -> None:
+    bundle = load_bundle(HALF, verify=False)
+    thresholds, log = bundle.default_point.thresholds, RunLog()
+    exits, confidences = answers(bundle, thresholds)
+    for sample in range(1000):
+        log.submitted(sample, sample, 0, deadline=1.0)
+        answered = sample >= expired
+        result = Result(sample, 0, "0", float(confidences[sample]), int(exits[sample]), 0.1, 0.0, 0.1, 1) if answered else None
+        log.outcome(Outcome(sample, "result" if answered else "expired", 0.1, 1, result), now=0.5)
+    assert bool(drift_rows(log, bundle, {0: thresholds})) is said

@@ -40,6 +40,10 @@ from zpipe.report import KINDS, RunLog
 #: things in view for 1, 10, 30 and 100 frames: `tests/calibrate/test_drift.py`).
 ALPHA = 1e-3
 
+#: Where more of the admitted samples than this got no answer, those that came say nothing: early exits are quicker, so it is the
+#: others that are missing.
+MOST_UNANSWERED = 0.01
+
 #: Fewer live samples than this say nothing.
 LEAST_SAMPLES = 100
 
@@ -189,7 +193,7 @@ class _Stretch:
 
 @dataclass(slots=True)
 class Monitor:
-    """Looks at a source's answers as they come: `see` each one.
+    """Looks at a source's answers as they come: `see` each one, and `miss` each admitted sample that gets none.
 
     Attributes:
         reference: what they should look like.
@@ -200,10 +204,16 @@ class Monitor:
     last: Drift | None = None
     _stretches: list[_Stretch] = field(default_factory=lambda: [_Stretch(stride) for stride in STRIDES])
     _seen: int = 0
+    _unanswered: float = 0.0  #: share of the latest `WINDOW` or so
+
+    def miss(self) -> None:
+        """An admitted sample expired or failed."""
+        self._unanswered += (1.0 - self._unanswered) / WINDOW
 
     def see(self, exit_stage: int, confidence: float) -> Drift | None:
         """Takes one answer; the new state where it has just drifted, or is just as it should be again."""
         self._seen += 1
+        self._unanswered -= self._unanswered / WINDOW
         news = None
         for index, stretch in enumerate(self._stretches):
             if self._seen % stretch.stride:
@@ -219,6 +229,9 @@ class Monitor:
     def _look(self, index: int) -> Drift | None:
         """Looks at one stretch; counts where no shorter one can say anything."""
         stretch = self._stretches[index]
+        if self._unanswered > MOST_UNANSWERED:
+            stretch.said = self.last = None
+            return None
         stretch.said = self.reference.compare(stretch.exits, stretch.confidences)
         if stretch.said is None or any(shorter.said is not None for shorter in self._stretches[:index]):
             return None
@@ -240,7 +253,8 @@ def drift_rows(log: RunLog, bundle: Bundle, thresholds: Mapping[int, Sequence[fl
     references: dict[tuple[float, ...], Reference | None] = {}  # a hundred sources may share one
     for rank, vector in thresholds.items():
         mine = answered & (columns["source"] == rank)
-        if vector is None or int(mine.sum()) < LEAST_SAMPLES:
+        lost = ~answered & (columns["attempts"] > 0) & (columns["source"] == rank)
+        if vector is None or int(mine.sum()) < LEAST_SAMPLES or lost.sum() > MOST_UNANSWERED * mine.sum():
             continue
         key = tuple(vector)
         if key not in references:

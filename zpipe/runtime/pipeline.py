@@ -503,6 +503,8 @@ class Pipeline:
         outcome = outcome_of(resolve, self.bundle.classes)
         if outcome.result is not None and self._monitor is not None:
             self._look_for_drift(self._monitor, outcome.result)
+        elif self._monitor is not None and outcome.attempts:
+            self._monitor.miss()
         try:
             done(outcome)
         except Exception:

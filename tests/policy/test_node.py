@@ -184,6 +184,13 @@ def test_small_batches_share_frames_that_the_link_carries_quickly(
     assert [[row.number for row in forward.tasks] for forward in forwards] == frames
 
 
+@pytest.mark.parametrize("stages", [(0, 1), ()])
+def test_a_sample_that_ends_in_the_round_it_came_is_neither_run_nor_sent(make_node: MakeNode, stages: tuple[int, ...]) -> None:
+    """Its input is gone with its outcome."""
+    node = make_node(0, stages, NeighbourConfig(1, lanes_out=(0, 1, 2), window_out=4), source=source_config())
+    assert kinds(node.tell(SampleSubmitted(0, 9.0, 0.0), SampleCancelled(0, "given up"), now=0.0)) == ["Resolve"]
+
+
 # ---- queues (A) ----------------------------------------------------------------------------------
 
 

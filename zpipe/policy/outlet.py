@@ -111,7 +111,7 @@ class Outlet:
             only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
             while queue:
                 task = queue[0]
-                if task.since != now and tasks.is_stale(task, now):  # what came to O at this very time was looked at then
+                if tasks.is_stale(task, now):
                     queue.popleft()
                     tasks.output_length -= 1
                     tasks.drop_stale(task)

@@ -166,7 +166,7 @@ class TaskTable:
             self.input_length -= len(taken)
             batch = []
             for task in taken:
-                if task.stale or (task.since != now and self.is_stale(task, now)):  # what came to I just now was looked at then
+                if self.is_stale(task, now):
                     self.drop_stale(task)
                 else:
                     batch.append(task)

@@ -60,7 +60,7 @@ def _overloaded() -> Report:
 
 
 def overloaded() -> Report:
-    """More samples than answers, all of them harder than those it was calibrated on, and an accuracy that is not reached."""
+    """More samples than answers, hard ones, and an accuracy that is not reached."""
     return copy.deepcopy(_overloaded())
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.browser import photograph, shown
 from tests.report.reports import Report, empty, grid, line, mesh, overloaded
+from zpipe import simulate
 from zpipe.report import check_schema
 from zpipe.report.page import render_page
 from zpipe.report.page.markup import number
@@ -197,8 +198,14 @@ def test_samples_without_an_answer_and_their_causes_come_first() -> None:
     before = page[: page.index('class="tiles"')]
     for cause, times in report["causes"].items():
         assert f"{times:,} × {cause}" in before
-    assert "harder inputs than the calibration data" in before
     assert "accuracy wanted 95.0 %" in before
+
+
+def test_answers_to_harder_inputs_are_told_before_the_figures() -> None:
+    report = simulate("line2", count=400, severity=(4,))
+    assert report["counts"]["result"] == 400
+    page = render_page([report])
+    assert "harder inputs than the calibration data" in page[: page.index('class="tiles"')]
 
 
 @pytest.mark.parametrize(

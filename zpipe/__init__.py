@@ -31,6 +31,7 @@ from zpipe.model import Outcome, Result
 
 if TYPE_CHECKING:
     from zpipe.bundle import Bundle, load_bundle
+    from zpipe.metrics.server import MetricsServer
     from zpipe.runtime.node import Node
     from zpipe.runtime.pipeline import Pipeline
     from zpipe.runtime.sync import SyncPipeline
@@ -47,6 +48,7 @@ __all__ = [
     "EngineMismatchError",
     "ExecutorError",
     "ExecutorLost",
+    "MetricsServer",
     "Node",
     "Outcome",
     "PeerLost",
@@ -71,6 +73,7 @@ __all__ = [
 #: Loaded at first use: a command answers Ctrl-C before NumPy is there, and reading a topology needs no ZeroMQ.
 _LATER = {
     "Bundle": "zpipe.bundle",
+    "MetricsServer": "zpipe.metrics.server",
     "Node": "zpipe.runtime.node",
     "Pipeline": "zpipe.runtime.pipeline",
     "SyncPipeline": "zpipe.runtime.sync",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
@@ -28,8 +29,17 @@ from zpipe.errors import ConfigError
     type=FILE,
     help="Record what this node's policy is told and answers, for `zpipe trace merge` and `zpipe replay`; no file is lost.",
 )
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    envvar="ZPIPE_METRICS",
+    show_envvar=True,
+    help="Tell Prometheus of this node here: /metrics, /healthz, /readyz; a PORT alone is one of loopback, 0 a free one.",
+)
 @INSECURE
-def node(rank: int, topology: str, executor: str | None, device: str | None, trace: Path | None, insecure: bool) -> None:
+def node(
+    rank: int, topology: str, executor: str | None, device: str | None, trace: Path | None, metrics: str | None, insecure: bool
+) -> None:
     """Run one node until it is stopped: SIGTERM and Ctrl-C let it finish what it holds, a second one ends it at once."""
     from zpipe.runtime.node import Node, by_hand
     from zpipe.topology import load_topology
@@ -39,6 +49,8 @@ def node(rank: int, topology: str, executor: str | None, device: str | None, tra
         loaded = loaded.without_keys()
     if not 0 <= rank < len(loaded.nodes):
         raise ConfigError(f"{loaded.path}: --rank: found {rank}, expected one of 0 to {len(loaded.nodes) - 1}")
+    if metrics:
+        from zpipe.metrics import MetricsServer
     served = Node(by_hand(loaded), rank, waiting=click.echo, trace=trace, executor=executor, device=device)
 
     async def serve() -> None:
@@ -49,7 +61,11 @@ def node(rank: int, topology: str, executor: str | None, device: str | None, tra
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, signalled)
-        async with served:
+        async with AsyncExitStack() as stack:
+            if metrics:  # around the node: a port that is taken is told before stages are loaded, and draining can be watched
+                telling = await stack.enter_async_context(MetricsServer(served, metrics))
+                click.echo(f"node {rank} tells Prometheus at http://{telling.address}/metrics")
+            await stack.enter_async_context(served)
             stages = ", ".join(map(str, served.topology.node(rank).stages))
             click.echo(f"node {rank} serves stage {stages} of {served.bundle.name} at {served.topology.node(rank).address}")
             await served.serve(stop)

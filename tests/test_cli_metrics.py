@@ -1,0 +1,44 @@
+"""`zpipe node --metrics` as an operator sees it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from tests.test_cli import PATIENCE_SECONDS, Refused, Running, free_ports, line2, refused
+
+__all__ = ["refused"]  # a fixture
+
+
+def test_a_node_tells_of_itself_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZPIPE_METRICS", "0")
+    with Running("node", "--rank", "0", "--topology", line2(tmp_path / "boards.yaml", ports=free_ports(2), source=1)) as node:
+        url = node.line("node 0 tells Prometheus at ").removeprefix("node 0 tells Prometheus at ")
+        node.line("node 0 serves stage 0")
+        with urlopen(url, timeout=PATIENCE_SECONDS) as page:
+            assert b'\nzpipe_neighbour_up{peer="1",rank="0",topology="boards"} 0.0\n' in page.read()
+        with pytest.raises(HTTPError) as not_ready:
+            urlopen(url.replace("metrics", "readyz"), timeout=PATIENCE_SECONDS)
+        with not_ready.value as answer:
+            assert answer.code == 503
+            assert json.load(answer)["why"][0].startswith("nobody takes samples to stage 1: it waits for rank 1 (127.0.0.1:")
+        node.process.send_signal(signal.SIGTERM)
+        assert node.ended() == 0
+        assert node.err == []
+
+
+def test_a_port_that_is_taken_is_told_before_stages_are_loaded(refused: Refused) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refused("node", "--rank", "1", "--topology", "line2", "--metrics", address)
+        assert said.startswith(f"--metrics: found that {address} cannot be listened at (Address already in use), expected")

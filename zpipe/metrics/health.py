@@ -1,0 +1,69 @@
+"""Whether a node is alive and ready, and in words why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zpipe.runtime.driver import Driver
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One node at one moment.
+
+    Attributes:
+        dead: why only a restart helps, one sentence each; () where it is alive.
+        waits: why samples that came here could not go on; () where it is ready.
+        missing: neighbours that are not connected, rising. In a mesh a node may be ready without one of them.
+    """
+
+    dead: tuple[str, ...]
+    waits: tuple[str, ...]
+    missing: tuple[int, ...]
+
+
+#: Of a node that loads its stages still.
+STARTING = Health((), ("it has not started yet",), ())
+
+
+def health_of(driver: Driver) -> Health:
+    """How a node is; a few attributes are looked at, nothing is asked of anybody."""
+    policy = driver.policy
+    missing = tuple(driver.peers.missing())
+    dead: list[str] = []
+    if driver._stopped:
+        dead.append("it was closed, or stopped by an internal error, which its log tells")
+    if not policy.serving:  # the policy never takes an executor back
+        dead.append("its executor was lost; a restart loads it anew")
+    waits = list(dead)
+    if not policy.accepting and policy.serving:
+        waits.append("it finishes what it holds and takes nothing more")
+    waits += [_no_way(driver, stage) for stage in _onward(driver) if not any(_takes(driver, peer) for peer in _ways(driver, stage))]
+    return Health(tuple(dead), tuple(waits), missing)
+
+
+def _onward(driver: Driver) -> list[int]:
+    """Stages that samples of this node need next and that it does not host, rising."""
+    hosted = set(driver.policy.config.stages)
+    needed = {stage + 1 for stage in hosted if stage + 1 < len(driver.bundle.stages)}
+    if driver.policy.source is not None:
+        needed.add(0)
+    return sorted(needed - hosted)
+
+
+def _ways(driver: Driver, stage: int) -> list[int]:
+    """Neighbours to whom tasks that wait for this stage may go."""
+    topology, rank = driver.topology, driver.rank
+    return [peer for peer in topology.neighbours(rank) if stage in topology.lanes(rank, peer)]
+
+
+def _takes(driver: Driver, peer: int) -> bool:
+    neighbour = driver.policy.neighbour(peer)
+    return neighbour.sends and neighbour.takes and not neighbour.suspected
+
+
+def _no_way(driver: Driver, stage: int) -> str:
+    ways = ", ".join(f"{peer} ({driver.topology.node(peer).address})" for peer in _ways(driver, stage))
+    return f"nobody takes samples to stage {stage}: it waits for rank {ways}"

@@ -8,7 +8,7 @@ frames that have the size already.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +58,13 @@ def read_image(file: Path, size: int) -> npt.NDArray[np.uint8]:
     return shape_picture(read_picture(file, least=size), size)
 
 
-def read_picture(file: Path, *, least: int) -> Any:
+def read_picture(file: Path | IO[bytes], *, least: int, name: str | None = None) -> Any:
     """A file as an upright RGB picture of Pillow's; a JPEG larger than some times `least` pixels comes reduced.
+
+    Args:
+        file: on the disk, or its bytes.
+        least: pixels a side that are wanted.
+        name: of what has no path, for the error.
 
     Raises:
         ConfigError: it cannot be read.
@@ -73,7 +78,9 @@ def read_picture(file: Path, *, least: int) -> Any:
     # Pillow raises nearly anything at a damaged file.
     except Exception as exc:
         reason = one_line(" ".join(str(exc).split()))[:80] or type(exc).__name__
-        raise ConfigError(f"{file}: found no image that can be read ({reason}), expected one; remove or replace it") from exc
+        raise ConfigError(
+            f"{name or file}: found no image that can be read ({reason}), expected one; remove or replace it"
+        ) from exc
 
 
 def shape_picture(picture: Any, size: int, fit: str = "stretch") -> npt.NDArray[np.uint8]:

@@ -11,20 +11,23 @@ At no time is more in memory than the window of `run.py`, the names in one folde
 from __future__ import annotations
 
 from zpipe.infer.inputs import PIXELS, RawFormat
-from zpipe.infer.items import Answer, Skipped
+from zpipe.infer.items import Answer, Item, Shaper, Skipped
 from zpipe.infer.results import Results, to_line
-from zpipe.infer.run import InferOptions, Plan, Tally, prepare_inference, run_inference
+from zpipe.infer.run import InferOptions, Plan, Tally, prepare_inference, run_inference, shaper_of
 
 __all__ = [
     "PIXELS",
     "Answer",
     "InferOptions",
+    "Item",
     "Plan",
     "RawFormat",
     "Results",
+    "Shaper",
     "Skipped",
     "Tally",
     "prepare_inference",
     "run_inference",
+    "shaper_of",
     "to_line",
 ]

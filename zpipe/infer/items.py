@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -103,12 +104,19 @@ class Shaper:
 
     def from_file(self, path: Any) -> Item | Skipped:
         """A picture in a file."""
+        return self._from_stored(path, Entry(str(path)))
+
+    def from_encoded(self, content: bytes, name: str, frame: int) -> Item | Skipped:
+        """A picture that came as the bytes of a file, such as a camera's JPEG."""
+        return self._from_stored(io.BytesIO(content), Entry(name, frame))
+
+    def _from_stored(self, file: Any, entry: Entry) -> Item | Skipped:
         assert self.size is not None
         try:
-            picture = read_picture(path, least=max(self.size, DRAWN_PIXELS // 4 if self.drawn else LEAST_PIXELS))
+            picture = read_picture(file, least=max(self.size, DRAWN_PIXELS // 4 if self.drawn else LEAST_PIXELS), name=str(entry))
         except ConfigError as exc:
             return Skipped(str(exc))
-        return self._shaped(Entry(str(path), picture=self._kept(picture)), picture)
+        return self._shaped(replace(entry, picture=self._kept(picture)), picture)
 
     def from_pixels(self, pixels: npt.NDArray[np.uint8], name: str, frame: int, seconds: float | None = None) -> Item | Skipped:
         """A frame, `[height, width]` or `[height, width, 1, 3 or 4]`, grey, RGB or RGBA."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from zpipe.bundle import Bundle
 from zpipe.configure import load_checked
 from zpipe.errors import ConfigError
 from zpipe.infer.feed import Feed
@@ -20,7 +21,7 @@ from zpipe.infer.items import Answer, Entry, Shaper, Skipped, Source, Wanted
 from zpipe.model import Outcome
 from zpipe.runtime.attending import all_attached, unless_crashed
 from zpipe.runtime.pipeline import Pipeline
-from zpipe.topology import load_topology, override
+from zpipe.topology import Topology, load_topology, override
 
 #: Inputs read and not yet answered in their turn. An answer waits for those before it, so this bounds memory, too: 1.5 MB of
 #: 32x32 images, 77 MB of 224x224.
@@ -127,19 +128,27 @@ def prepare_inference(options: InferOptions) -> Plan:
     make: Callable[..., Pipeline] = Pipeline.connect if options.attach else Pipeline.local
     chosen = {"exit_point": options.exit_point, "deadline": options.deadline, "insecure": options.insecure}
     bundle = load_checked(topology)
+    shaper = shaper_of(topology, bundle, fit=options.fit, drawn=options.drawn)
+    if shaper.size is None and options.drawn:
+        raise ConfigError(f"--show, --save: found bundle {bundle.name}, which takes no images, expected pictures to draw on")
+    sources = open_inputs(options.inputs, shaper, raw=options.raw)
+    live = any(source.live for source in sources)
+    pipeline = make(topology, when_full=options.when_full or ("latest" if live else "block"), **chosen)
+    return Plan(options, pipeline, sources, live)
+
+
+def shaper_of(topology: Topology, bundle: Bundle, *, fit: str = "stretch", drawn: bool = False) -> Shaper:
+    """What makes stage 0's input of a picture, as the bundle's manifest says.
+
+    Raises:
+        ConfigError: the nodes are emulated: they know the answers to the bundle's own samples alone.
+    """
     if bundle.emulates is not None:
         raise ConfigError(
             f"{topology.path}: found emulated nodes, which play back answers to the bundle's own samples, expected nodes that "
             "compute; add --executor onnx"
         )
-    size = None if bundle.preprocessing is None else bundle.preprocessing.size
-    if size is None and options.drawn:
-        raise ConfigError(f"--show, --save: found bundle {bundle.name}, which takes no images, expected pictures to draw on")
-    shaper = Shaper(bundle.stages[0].input, size, options.fit, options.drawn)
-    sources = open_inputs(options.inputs, shaper, raw=options.raw)
-    live = any(source.live for source in sources)
-    pipeline = make(topology, when_full=options.when_full or ("latest" if live else "block"), **chosen)
-    return Plan(options, pipeline, sources, live)
+    return Shaper(bundle.stages[0].input, None if bundle.preprocessing is None else bundle.preprocessing.size, fit, drawn)
 
 
 async def run_inference(

@@ -1,7 +1,8 @@
 """A stand-in for the part of rclpy and of ROS 2's messages that the node uses: the machines that run these tests have no ROS.
 
 Messages refuse unknown fields and wrong types as the generated ones do; guard conditions may be triggered on any thread; callbacks
-run on the one that spins, in `spin`, which ends when ROS is shut down. What it cannot show: that a middleware carries the messages.
+run on the one that spins, in `spin`, which ends when ROS is shut down. What it cannot show, that a middleware carries
+the messages, `test_rclpy.py` does where ROS is installed.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from zpipe.model import Credit
@@ -25,6 +26,10 @@ class Sent(NamedTuple):
     attempt: int
     lane: int
     sent_at: float
+
+
+#: A NamedTuple's own constructor is a Python function, twice as dear; one of these is made for each task.
+_new_sent = partial(tuple.__new__, Sent)
 
 
 class OutgoingLink:
@@ -109,15 +114,15 @@ class OutgoingLink:
 
     def send(self, task: Task, *, now: float) -> None:
         """Numbers `task` and notes it as outstanding; `may_send` held."""
-        lane = task.stage
-        task.number = self.next_number
-        self.outstanding[task.number] = Sent(task.key, task.attempt, lane, now)
-        self.next_number += 1
+        lane, number = task.stage, self.next_number
+        task.number = number
+        self.outstanding[number] = _new_sent((task.key, task.attempt, lane, now))
+        self.next_number = number + 1
         taken = self._taken[lane]
         self._taken[lane] = taken + 1
         if taken:
             self._shared_taken += 1
-        self.estimate.sent(task.number, self._lane_bytes.get(lane, 0.0), now=now)
+        self.estimate.sent(number, self._lane_bytes.get(lane, 0.0), now=now)
         self.waiting_since = None
 
     def transfer_seconds(self, lane: int, *, now: float) -> float:
@@ -141,25 +146,26 @@ class OutgoingLink:
 
     def credit(self, credit: Credit, *, now: float) -> list[Sent]:
         """Takes in a `believable` Credit of this epoch (C3). Returns what it says never arrived (C7)."""
-        self.estimate.credited(credit.expected, credit.holding_seconds, now=now)
-        held = set(credit.held)
-        gone = [number for number in self.outstanding if number < credit.expected and number not in held]
-        missed = [self.outstanding[number] for number in credit.missed if number in gone]
+        expected, outstanding = credit.expected, self.outstanding
+        self.estimate.credited(expected, credit.holding_seconds, now=now)
+        gone = [number for number in outstanding.keys() - credit.held if number < expected]
+        missed = [outstanding[number] for number in credit.missed if number in gone] if credit.missed else []
+        taken = self._taken
         for number in gone:
-            self._forget(self.outstanding.pop(number).lane)
+            _, _, lane, _ = outstanding.pop(number)
+            left = taken[lane] = taken[lane] - 1
+            if left:
+                self._shared_taken -= 1
         self.released += len(gone)
-        self.expected = max(self.expected, credit.expected)
-        self.limit = max(self.limit, credit.limit)
+        if expected > self.expected:
+            self.expected = expected
+        if credit.limit > self.limit:
+            self.limit = credit.limit
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
         self.waiting_since = self.asked_at = None
         return missed
-
-    def _forget(self, lane: int) -> None:
-        self._taken[lane] -= 1
-        if self._taken[lane]:
-            self._shared_taken -= 1
 
     def _recount(self) -> None:
         self._taken = {lane: self._carried.get(lane, 0) for lane in self.lanes}
@@ -193,6 +199,7 @@ class IncomingLink:
         self.lanes = tuple(lanes)
         self.window = window
         self._shared = window - len(self.lanes)
+        self._several = len(self.lanes) > 1
         self._quarter = max(1, window // 4)
         self.epoch: int | None = None
         self.connection = 0
@@ -274,19 +281,16 @@ class IncomingLink:
 
     def release(self, connection: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
-        if len(self.lanes) > 1 and self._lane_blocked_by_release(connection, number):
+        held = self.held
+        if self._several and len(held) + len(self.carried) > self._shared and self._lane_blocked_by_release(connection, number):
             self._urgent = True
-        if connection == self.connection and number in self.held:
-            del self.held[number]
-        else:
+        if connection != self.connection or held.pop(number, None) is None:
             del self.carried[connection, number]
         if not self.due:  # another free slot makes nothing less due
             self._see_due()
 
     def _lane_blocked_by_release(self, connection: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
-        if len(self.held) + len(self.carried) <= self._shared:
-            return False
         lane = self.held.get(number) if connection == self.connection else self.carried.get((connection, number))
         if lane is None:
             return False
@@ -307,7 +311,10 @@ class IncomingLink:
         self.tell_again()
 
     def _see_due(self) -> None:
-        self.due = self.epoch is not None and (self._urgent or self.limit - self._told_limit >= self._quarter)
+        free = self.window - len(self.held) - len(self.carried)
+        self.due = self.epoch is not None and (
+            self._urgent or (not self._shut and self.expected + free - self._told_limit >= self._quarter)
+        )
 
     def credit_changed(self) -> bool:
         """Whether the sender knows less than it could, of slots or of arrivals; told with the next report."""

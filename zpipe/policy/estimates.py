@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
 
 #: Weight of a new round trip in the smoothed one (TCP's choice, RFC 6298).
 ROUND_TRIP_GAIN = 0.125
@@ -18,12 +17,6 @@ RATE_GAIN = 0.25
 LEAST_INTERVAL_SECONDS = 0.001
 #: How long the shortest round trip is believed: routes and radio change, a queue that stood all the time does not hide for ever.
 FLOOR_SECONDS = 10.0
-
-
-class _Sent(NamedTuple):
-    number: int
-    sent_at: float
-    bytes: float
 
 
 class LinkEstimate:
@@ -42,7 +35,8 @@ class LinkEstimate:
 
     def __init__(self, *, bandwidth_bps: float = math.inf, latency_seconds: float = 0.0) -> None:
         self._bytes_per_second = bandwidth_bps / 8.0
-        self._unseen: deque[_Sent] = deque()  #: sent, and not yet known to have arrived; rising numbers
+        #: (number, when it was sent, bytes) of each task not yet known to have arrived, rising; plain tuples are the cheapest
+        self._unseen: deque[tuple[int, float, float]] = deque()
         self._arrived_at = -math.inf  #: when the latest known arrival was told, on our clock, the way back included
         self.busy_until = -math.inf
         self._floor, self._floor_at = 2.0 * latency_seconds, -math.inf
@@ -78,46 +72,49 @@ class LinkEstimate:
 
     def sent(self, number: int, size: float, *, now: float) -> None:
         """One task was given to the link."""
-        self._unseen.append(_Sent(number, now, size))
+        self._unseen.append((number, now, size))
         if self._bytes_per_second < math.inf:
-            self.busy_until = max(self.busy_until, now) + size / self._bytes_per_second
+            begin = self.busy_until if self.busy_until > now else now
+            self.busy_until = begin + size / self._bytes_per_second
 
     def sized(self, first: int, rows: int, size: int) -> None:
         """What the frame with these numbers really had in bytes, where a codec decides that."""
-        for index, sent in enumerate(self._unseen):
-            if first <= sent.number < first + rows:
-                self.busy_until += (size / rows - sent.bytes) / self._bytes_per_second
-                self._unseen[index] = sent._replace(bytes=size / rows)
+        for index, (number, sent_at, guessed) in enumerate(self._unseen):
+            if first <= number < first + rows:
+                self.busy_until += (size / rows - guessed) / self._bytes_per_second
+                self._unseen[index] = number, sent_at, size / rows
 
     def credited(self, expected: int, holding_seconds: float, *, now: float) -> None:
         """A Credit: every number below `expected` arrived, the last one `holding_seconds` ago (< 0: not said)."""
-        size, first_sent_at = 0.0, math.inf
-        last: _Sent | None = None
-        while self._unseen and self._unseen[0].number < expected:
-            last = self._unseen.popleft()
-            size += last.bytes
-            first_sent_at = min(first_sent_at, last.sent_at)
-        if last is None:
+        unseen = self._unseen
+        if not unseen or unseen[0][0] >= expected:
             return
+        size, number, sent_at = 0.0, 0, 0.0
+        first_sent_at = unseen[0][1]
+        while unseen and unseen[0][0] < expected:
+            number, sent_at, each = unseen.popleft()
+            size += each
         arrived_at = now - holding_seconds
-        if holding_seconds >= 0.0 and last.number == expected - 1 and arrived_at >= last.sent_at:
-            self._measure_round_trip(arrived_at - last.sent_at, now)
+        if holding_seconds >= 0.0 and number == expected - 1 and arrived_at >= sent_at:
+            self._measure_round_trip(arrived_at - sent_at, now)
             if size > 0.0:
-                self._measure_rate(size, first_sent_at, last.sent_at, arrived_at)
+                self._measure_rate(size, first_sent_at, sent_at, arrived_at)
             self._arrived_at = arrived_at
         else:
             self._arrived_at = -math.inf  # nobody knows when these arrived, so no rate can be measured from here
-        if not self._unseen:
-            self.busy_until = min(self.busy_until, now)
+        if not unseen and self.busy_until > now:
+            self.busy_until = now
 
     def _measure_round_trip(self, seconds: float, now: float) -> None:
         old = self.round_trip_seconds if self._measured else seconds
         self._measured = True
         self.round_trip_seconds = old + ROUND_TRIP_GAIN * (seconds - old)
-        self._lowest = min(self._lowest, seconds)
+        if seconds < self._lowest:
+            self._lowest = seconds
         if now - self._floor_at >= FLOOR_SECONDS:
             self._floor, self._floor_at, self._lowest = self._lowest, now, math.inf
-        self._floor = min(self._floor, seconds)
+        if seconds < self._floor:
+            self._floor = seconds
 
     def _measure_rate(self, size: float, first_sent_at: float, last_sent_at: float, arrived_at: float) -> None:
         """Busy all the time between two arrivals: that was the rate. Else it was at least what came since the first byte."""

@@ -101,7 +101,7 @@ class NodePolicy:
         self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
         self._service = dict(config.service_seconds)
-        self._reported_at = self._ran_at = -math.inf
+        self._reported_at = self._ran_at = self._look_at = -math.inf
         self._reported_length = 0
         self._prompt_seconds = PROMPT_INTERVAL * config.report_seconds
         self._least_seconds = self._prompt_seconds if self._prompt else config.report_seconds  #: from one Report to the next
@@ -134,16 +134,24 @@ class NodePolicy:
             self._slept_seconds += max(0.0, now - max(self._ran_at, self._report_due_at()))
         self._ran_at = now
         for event in events:
-            self._take_in(event, now)
+            kind = type(event)  # the most frequent ones without a call
+            if kind is TaskReceived:
+                self._on_tasks(event, now)  # type: ignore[arg-type]
+            elif kind is StageCompleted:
+                self._on_completed(event, now)  # type: ignore[arg-type]
+            elif kind is not TimerFired:
+                self._take_in(event, now)
         self._decide(now)
         commands, self._commands = self._commands, []
         return commands
 
     def next_wakeup(self) -> float | None:
         """When a TimerFired is due, on the clock of `now`; None: not before another event."""
-        wakeup = self._report_due_at() if self._links.neighbours else math.inf
-        if self.source is not None:
-            wakeup = min(wakeup, self.source.next_wakeup(slot_free=self._tasks.own_held < self.config.own_slots))
+        wakeup, source = self._report_due_at() if self._links.neighbours else math.inf, self.source
+        if source is not None:
+            due_at = source.next_wakeup(slot_free=self._tasks.own_held < self.config.own_slots)
+            if due_at < wakeup:
+                wakeup = due_at
         return None if wakeup == math.inf else wakeup
 
     @property
@@ -190,16 +198,18 @@ class NodePolicy:
 
     def _take_in(self, event: Event, now: float) -> None:
         match event:  # the frequent ones first
-            case TaskReceived():
-                self._on_tasks(event, now)
-            case StageCompleted():
-                self._on_completed(event, now)
-            case CreditReceived():
-                self._answers.lost(self._links.on_credit(event, self._commands, now), now)
             case ResultReceived():
                 self._on_results(event, now)
             case SampleSubmitted():
                 self._on_submitted(event, now)
+            case CreditReceived():
+                lost = self._links.on_credit(event, self._commands, now)
+                if lost:
+                    self._answers.lost(lost, now)
+            case TaskReceived():
+                self._on_tasks(event, now)
+            case StageCompleted():
+                self._on_completed(event, now)
             case TimerFired():
                 pass
             case SendCompleted():
@@ -238,26 +248,30 @@ class NodePolicy:
         self._admit(self.source, now)  # at once: the next sample of the same turn should find the room this one left
 
     def _on_tasks(self, event: TaskReceived, now: float) -> None:
-        neighbour = self._links.neighbours.get(event.peer)
-        link = neighbour.incoming if neighbour else None
-        if neighbour is None or link is None or event.epoch != link.epoch:
+        tasks, peer = self._tasks, event.peer
+        link = self._links.incoming.get(peer)
+        if link is None or event.epoch != link.epoch:
             self.counts.wrong_epoch += len(event.tasks)
-            self._tasks.discards.extend([task.token for task in event.tasks])
+            tasks.discards.extend([task.token for task in event.tasks])
             return
-        self._links.heard(event.peer, now)
+        self._links.heard(peer, now)
+        accept, receive, connection, received = link.accept, tasks.receive, link.connection, 0
         for task in event.tasks:
-            if not link.accept(task, now=now):
-                self._tasks.discards.append(task.token)
+            if not accept(task, now=now):
+                tasks.discards.append(task.token)
                 continue
-            self.counts.received += 1
-            task.peer, task.epoch = event.peer, link.connection  # not event.epoch: see IncomingLink
-            if self._tasks.receive(task, now):
+            received += 1
+            task.peer, task.epoch = peer, connection  # not event.epoch: see IncomingLink
+            if receive(task, now):
                 if task.stage == 0 or self._lost_executor:
                     self._place(task, now)
                 else:
-                    self._tasks.to_input(task, now)
-        if self._tasks.shut_out:
-            rows, self._tasks.shut_out = self._tasks.shut_out, []
+                    task.since = now
+                    tasks.input[task.stage].append(task)
+                    tasks.input_length += 1
+        self.counts.received += received
+        if tasks.shut_out:
+            rows, tasks.shut_out = tasks.shut_out, []
             self._answers.lost(rows, now)
 
     def _on_results(self, event: ResultReceived, now: float) -> None:
@@ -270,19 +284,21 @@ class NodePolicy:
 
     def _on_completed(self, event: StageCompleted, now: float) -> None:
         run = self._end_run(event.run, now)
-        stage, began_at, tasks = run.stage, run.began_at, self._tasks
-        self.counts.tasks_run += len(run.tasks)
-        self.counts.batches += 1
-        self._measure_service(stage, event.seconds / len(run.tasks))
-        for task, token in zip(run.tasks, event.tokens, strict=False):
-            task.token = token
-        for task, exited, label, confidence in zip(run.tasks, event.exited, event.labels, event.confidences, strict=True):
+        stage, began_at, rows, tasks, counts = run.stage, run.began_at, run.tasks, self._tasks, self.counts
+        counts.tasks_run += len(rows)
+        counts.batches += 1
+        self._measure_service(stage, event.seconds / len(rows))
+        if event.tokens:
+            for task, token in zip(rows, event.tokens, strict=False):
+                task.token = token
+        is_stale, seconds, last = tasks.is_stale, now - began_at, stage == self._last_stage
+        for task, exited, label, confidence in zip(rows, event.exited, event.labels, event.confidences, strict=True):
             task.queued_seconds += began_at - task.since
-            task.service_seconds += now - began_at
-            if tasks.is_stale(task, now):
+            task.service_seconds += seconds
+            if is_stale(task, now):
                 tasks.drop_stale(task)
-            elif exited or stage == self._last_stage:
-                self.counts.exited += 1
+            elif exited or last:
+                counts.exited += 1
                 tasks.leave(task)
                 row = ResultRow(
                     task.key, task.attempt, stage, label, confidence, task.queued_seconds, task.service_seconds, task.part
@@ -293,15 +309,15 @@ class NodePolicy:
                 task.thresholds = task.thresholds[1:]
                 task.alone = False
                 self._place(task, now)
-        length = tasks.input_length + tasks.output_length
-        self.counts.queue_histogram[length] = self.counts.queue_histogram.get(length, 0) + 1
+        length, histogram = tasks.input_length + tasks.output_length, counts.queue_histogram
+        histogram[length] = histogram.get(length, 0) + 1
 
     def _end_run(self, number: int, now: float) -> Run:
         run = self._runs.pop(number)
         self._rows_running -= len(run.tasks)
-        for following in self._runs.values():  # the first of those left, if any, has the device to itself from now on
+        if self._runs:  # the first of those left has the device to itself from now on
+            following = next(iter(self._runs.values()))
             following.began_at = max(following.began_at, now)
-            break
         return run
 
     def _on_failed(self, event: StageFailed, now: float) -> None:
@@ -340,6 +356,7 @@ class NodePolicy:
         """Rule R6: the Report says so, and whoever does not hear it gets no credit."""
         self._accepting = False
         self._least_seconds = self._prompt_seconds
+        self._look_at = self._reported_at + self._least_seconds
         self._links.shut()
 
     def _hand_over(self, task: Task, now: float) -> None:
@@ -356,12 +373,15 @@ class NodePolicy:
 
     def _place(self, task: Task, now: float) -> None:
         """Rule A1: to I or to O."""
-        if self._lost_executor and task.stage in self._tasks.input:
+        tasks, stage = self._tasks, task.stage
+        if stage not in tasks.input:
+            tasks.to_output(task, now)
+        elif self._lost_executor:
             self._hand_over(task, now)
-        elif self._outlet.keeps(task):
-            self._tasks.to_input(task, now)
+        elif stage not in tasks.output or self._outlet.keeps(task):
+            tasks.to_input(task, now)
         else:
-            self._tasks.to_output(task, now)
+            tasks.to_output(task, now)
 
     def _measure_service(self, stage: int, seconds: float) -> None:
         old = self._service.get(stage, 0.0)
@@ -374,12 +394,13 @@ class NodePolicy:
 
         It runs after every event, so each step looks first whether there is anything to do.
         """
-        commands, tasks, source = self._commands, self._tasks, self.source
+        commands, tasks, source, links = self._commands, self._tasks, self.source, self._links
         if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
-            source.tick(queue_length=tasks.queue_length, under_way=self._under_way, hindrance=self._hindrance, now=now)
-        report_due = self._look_around(now)
-        if self._links.returned:
-            self._links.returned = False
+            length = tasks.input_length + tasks.output_length
+            source.tick(queue_length=length, under_way=self._under_way, hindrance=self._hindrance, now=now)
+        report_due = now >= self._look_at and self._look_around(now)
+        if links.returned:
+            links.returned = False
             self._answers.retry()
         if source is not None and 0 in tasks.output:
             self._admit(source, now)  # raw inputs may go out in this very round
@@ -387,17 +408,23 @@ class NodePolicy:
             self._outlet.flush(commands, now)
         if source is not None:
             self._admit(source, now)
-        may_run = len(self._runs) < self._most_runs and (tasks.input_length or self._outlet.takes_back)
-        runs = self._choose_runs(now) if may_run else ()
-        if runs and tasks.output_length and self._outlet.weighs:
-            self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
-        report_due = report_due or self._look_around(now)  # what was decided may be news
+        runs: Sequence[RunStage] = ()
+        if len(self._runs) < self._most_runs and (tasks.input_length or (tasks.output_length and self._outlet.takes_back)):
+            runs = self._choose_runs(now)
+            if runs and tasks.output_length and self._outlet.weighs:
+                self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
+        if not report_due and now >= self._look_at:
+            report_due = self._look_around(now)  # what was decided may be news
         if self._answers.waiting:
             self._answers.flush(commands)
-        self._links.grant(commands, now)
+        for link in links.incoming.values():
+            if link.due:
+                links.grant(commands, now)
+                break
         if report_due:
-            self._links.report(self._load(now), commands, waiting=tasks.output, now=now)
+            links.report(self._load(now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._rows_running
+            self._look_at = now + self._least_seconds
             self._told_accepting = self._accepting
         if source is not None and source.told:
             commands.extend(source.told)
@@ -410,8 +437,8 @@ class NodePolicy:
         commands.extend(runs)
 
     def _look_around(self, now: float) -> bool:
-        """Whether a Report is due; then who is silent is looked for, too."""
-        if now < self._reported_at + self._least_seconds or now < self._report_due_at():
+        """Whether a Report is due, which it never is before `_look_at`; then who is silent is looked for, too."""
+        if now < self._report_due_at():
             return False
         self._tasks.sweep(now)
         self._answers.lost(self._links.watch(self._commands, slept_seconds=self._slept_seconds, now=now), now)
@@ -472,17 +499,26 @@ class NodePolicy:
 
     def _backlog(self, now: float) -> dict[int, float]:
         """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
-        tasks, service = self._tasks, self._service
-        guess = sum(service.values()) / len(service) if service else 0.0  # for a stage that never ran here
-        backlog = {}
-        for stage, queue in tasks.input.items():
-            length = len(queue) + len(tasks.output.get(stage, ()))
-            backlog[stage] = length * service.get(stage, guess) if length else 0.0
+        output, service = self._tasks.output, self._service
+        backlog = dict.fromkeys(self._tasks.input, 0.0)
+        for stage, queue in self._tasks.input.items():
+            length, waiting = len(queue), output.get(stage)
+            if waiting:
+                length += len(waiting)
+            if length:
+                backlog[stage] = length * (service[stage] if stage in service else self._guess())
         since = None  # of the first, which the device works on; those behind it wait
         for run in self._runs.values():
-            since = run.began_at if since is None else now
-            backlog[run.stage] += max(0.0, len(run.tasks) * service.get(run.stage, guess) - (now - since))
+            since, stage = run.began_at if since is None else now, run.stage
+            left = len(run.tasks) * (service[stage] if stage in service else self._guess()) - (now - since)
+            if left > 0.0:
+                backlog[stage] += left
         return backlog
+
+    def _guess(self) -> float:
+        """Gamma of a stage that never ran here."""
+        service = self._service.values()
+        return sum(service) / len(service) if service else 0.0
 
     # ---- reports -------------------------------------------------------------------------------
 
@@ -497,10 +533,11 @@ class NodePolicy:
             return self._reported_at + self._prompt_seconds
         if self._prompt:
             length, told = self._tasks.input_length + self._rows_running, self._reported_length
-            change = abs(length - told)
-            if (change >= PROMPT_TASKS and change > PROMPT_SHARE * told) or (told and not length):
-                return self._reported_at + self._prompt_seconds
-        busy = self._tasks.held or self._links.credit_changed() or self._links.waits()
+            if length != told:
+                change = abs(length - told)
+                if not length or (change >= PROMPT_TASKS and change > PROMPT_SHARE * told):
+                    return self._reported_at + self._prompt_seconds
+        busy = self._tasks.held or self._links.waits() or self._links.credit_changed()
         return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)
 
     # ---- invariants ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from zpipe.policy.offload import OFFLOADS, Candidate, Here
 
 if TYPE_CHECKING:
     import random
+    from collections import deque
     from collections.abc import Callable
 
     from zpipe.model import SampleKey, Task
@@ -71,22 +73,13 @@ class Outlet:
         self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
 
     def keeps(self, task: Task) -> bool:
-        """Rule A1: whether it goes to I. It does where nobody else may have it."""
-        tasks = self._tasks
-        return task.stage in tasks.input and (
-            task.stage not in tasks.output
-            or (task.stage == 0 and task.key.source not in self._config.farther)
-            or self._offload.keep(
-                stage=task.stage,
-                input_length=tasks.input_length + self._raw_inputs,
-                output_length=tasks.output_length - self._raw_inputs,
-            )
-        )
-
-    @property
-    def _raw_inputs(self) -> int:
-        """Raw inputs in O: by rule A1 they would be in I, were they not allowed to go out."""
-        return len(self._tasks.output.get(0, ())) if 0 in self._tasks.input else 0
+        """Rule A1: whether a task that a neighbour could run, too, goes to I. A raw input does where none may have it (S3)."""
+        tasks, stage = self._tasks, task.stage
+        if stage == 0 and task.key.source not in self._config.farther:
+            return True
+        # raw inputs in O: by rule A1 they would be in I, were they not allowed to go out
+        raw = len(tasks.output[0]) if 0 in tasks.output and 0 in tasks.input else 0
+        return self._offload.keep(stage=stage, input_length=tasks.input_length + raw, output_length=tasks.output_length - raw)
 
     def take_back(self) -> bool:
         """Rule A3: this node is idle and runs a task of O itself, where it hosts the stage of one."""
@@ -98,40 +91,54 @@ class Outlet:
 
     def flush(self, commands: list[Command], now: float) -> None:
         """Sends what may go (A2), one frame per neighbour and batch."""
-        tasks = self._tasks
+        hosts = self._tasks.input if self.serving else ()
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
-        for lane, queue in tasks.output.items():
-            if not queue:
-                continue
-            hosted = self.serving and lane in tasks.input
-            if hosted and better_waits:
-                continue
-            frames: dict[int, tuple[Forward, int]] = {}  #: {neighbour: its last frame, and how many tasks that takes}
-            takers = self._links.takers[lane]
-            only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
-            while queue:
-                task = queue[0]
-                if tasks.is_stale(task, now):
-                    queue.popleft()
-                    tasks.output_length -= 1
-                    tasks.drop_stale(task)
-                    continue
-                neighbour = self._choose_neighbour(task, now) if only is None else _if_able(only, lane, now)
-                if neighbour is None:
-                    break
+        for lane, queue in self._tasks.output.items():
+            if queue:
+                hosted = lane in hosts
+                if not (hosted and better_waits):
+                    self._serve(lane, queue, commands, hosted=hosted, now=now)
+                    better_waits = better_waits or (hosted and len(queue) > 0)
+
+    def _serve(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
+        """Sends of one lane what may go. It is tried after every event, and most often nothing may."""
+        tasks, is_stale = self._tasks, self._tasks.is_stale
+        takers = self._links.takers[lane]
+        only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
+        frames: dict[int, tuple[list[Task], int]] = {}  #: {neighbour: its last frame, and how many tasks that takes}
+        while queue:
+            task = queue[0]
+            if is_stale(task, now):
                 queue.popleft()
                 tasks.output_length -= 1
-                self._send(task, neighbour, now)
-                link, rank = neighbour.outgoing, neighbour.config.rank
+                tasks.drop_stale(task)
+                continue
+            if only is None:
+                neighbour = self._choose_neighbour(task, hosted=hosted, now=now)
+                if neighbour is None:
+                    return
+            else:
+                neighbour, link = only, only.outgoing
+                assert link is not None
+                if not only.sends or not only.accepting or only.suspected:
+                    return
+                if not link.may_send(lane):
+                    if link.waiting_since is None:
+                        link.waiting_since = now
+                    return
+            queue.popleft()
+            tasks.output_length -= 1
+            self._send(task, neighbour, now)
+            rank = neighbour.config.rank
+            frame, most = frames.get(rank, (None, 0))
+            if frame is None or len(frame) >= most:
+                link = neighbour.outgoing
                 assert link is not None
                 assert link.epoch is not None
-                frame, most = frames.get(rank, (None, 0))
-                if frame is None or len(frame.tasks) >= most:
-                    frame = Forward(rank, link.epoch, lane, [])
-                    frames[rank] = frame, self._frame_rows(neighbour, lane)
-                    commands.append(frame)
-                frame.tasks.append(task)
-            better_waits = better_waits or (hosted and bool(queue))
+                frame = []
+                frames[rank] = frame, self._frame_rows(neighbour, lane)
+                commands.append(Forward(rank, link.epoch, lane, frame))
+            frame.append(task)
 
     def _frame_rows(self, neighbour: Neighbour, lane: int) -> int:
         """A2: how many tasks of a lane a frame holds. More than a batch's only where the first hardly waits for the last."""
@@ -142,33 +149,43 @@ class Outlet:
             rows = rows if rows * size <= most else int(most / size)
         return max(self._config.max_batch, rows)
 
-    def _choose_neighbour(self, task: Task, now: float) -> Neighbour | None:
-        """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node."""
-        able, lane = [], task.stage
-        hosted = self.serving and lane in self._tasks.input
-        within = self._config.farther.get(task.key.source, ()) if hosted and lane == 0 else None
+    def _choose_neighbour(self, task: Task, *, hosted: bool, now: float) -> Neighbour | None:
+        """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node.
+
+        Most often nobody is left after a look at credit and |I|, and what the others would cost is not asked.
+        """
+        lane, output_length = task.stage, self._tasks.output_length
+        shorter_than, latest, within = math.inf, math.inf, None
+        if hosted:
+            shorter_than, latest = self._offload.shorter_than(output_length), now + LINK_QUEUE_SECONDS
+            if lane == 0:
+                within = self._config.farther.get(task.key.source, ())
+        able = []
         for neighbour in self._links.takers[lane]:
-            if not neighbour.takes or (within is not None and neighbour.config.rank not in within):
+            if not neighbour.sends or not neighbour.accepting or neighbour.suspected:  # `takes`, without a call
+                continue
+            if within is not None and neighbour.config.rank not in within:
                 continue
             link = neighbour.outgoing
             assert link is not None
-            if hosted and link.estimate.busy_until - now > LINK_QUEUE_SECONDS:
+            if link.estimate.busy_until > latest:
                 continue
-            if link.may_send(lane):
+            if not link.may_send(lane):
+                if link.waiting_since is None:
+                    link.waiting_since = now
+            elif shorter_than == math.inf:
                 able.append(neighbour)
-            elif link.waiting_since is None:
-                link.waiting_since = now
+            else:  # `input_length`, without a call
+                sent = link.next_number - neighbour.arrived_then
+                length = neighbour.reported_length + (sent if sent > 0 else 0) - link.released + neighbour.released_then
+                if length < shorter_than and shorter_than > 0:
+                    able.append(neighbour)
         if not able:
             return None
         if not hosted:
             return able[0] if len(able) == 1 else min(able, key=lambda neighbour: _candidate(neighbour, lane, now).cost_seconds)
-        output_length = self._tasks.output_length
-        shorter_than = self._offload.shorter_than(output_length)
-        # most often nobody is left here, and what the others would cost is not asked
-        able = [neighbour for neighbour in able if neighbour.input_length < shorter_than]
-        if not able:
-            return None
-        candidates = sorted([_candidate(neighbour, lane, now) for neighbour in able], key=_cost)
+        candidates = [_candidate(neighbour, lane, now) for neighbour in able]
+        candidates.sort(key=_cost)
         here = Here(self._backlog(now), output_length)
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
@@ -183,28 +200,17 @@ class Outlet:
 
     def _send(self, task: Task, neighbour: Neighbour, now: float) -> None:
         """Moves the task onto the link: its slot here is free, one there is taken."""
-        assert neighbour.outgoing is not None
+        link, source, counts = neighbour.outgoing, self._source, self._counts
+        assert link is not None
         self._tasks.leave(task)
         task.queued_seconds += now - task.since
-        if task.key.source == self._config.rank and self._source is not None:
-            task.oldest = self._source.oldest
-            self._source.let_out(task.key)
-        neighbour.outgoing.send(task, now=now)
-        self._counts.sent += 1
-        self._counts.sent_inputs += task.stage == 0
-
-
-def _if_able(neighbour: Neighbour, lane: int, now: float) -> Neighbour | None:
-    """The only neighbour that takes this lane, None while it may not be sent to."""
-    link = neighbour.outgoing
-    assert link is not None
-    if not neighbour.takes:
-        return None
-    if link.may_send(lane):
-        return neighbour
-    if link.waiting_since is None:
-        link.waiting_since = now
-    return None
+        if source is not None and task.key[0] == source.rank:
+            task.oldest = source.oldest
+            source.let_out(task.key)
+        link.send(task, now=now)
+        counts.sent += 1
+        if task.stage == 0:
+            counts.sent_inputs += 1
 
 
 def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:

@@ -195,7 +195,8 @@ class Neighbour:
     @property
     def backlog_seconds(self) -> float:
         """|I| * Gamma there, estimated likewise."""
-        return max(0.0, self.reported_backlog + self.change * self.seconds_each)
+        seconds = self.reported_backlog + self.change * self.seconds_each
+        return seconds if seconds > 0.0 else 0.0
 
     @property
     def up(self) -> bool:

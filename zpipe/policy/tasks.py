@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 #: A source of which nothing came over a link for so long is forgotten there, whatever deadline it last told: a wrong session cannot
 #: shut out the right one for ever, and all that is lost with it is which tasks are old (S5).
 MAX_MEMORY_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What one neighbour said of one source: a lie shuts out nothing but its own link (S1, S5).
+
+    Attributes:
+        session, oldest: what is below, in this order, is old.
+        until: the latest deadline of that session, MAX_MEMORY_SECONDS from its last task at most.
+    """
+
+    session: int
+    oldest: int
+    until: float
 
 
 class TaskTable:
@@ -59,20 +74,13 @@ class TaskTable:
         self._counts = counts
         self.input: dict[int, deque[Task]] = {stage: deque() for stage in stages}
         self.output: dict[int, deque[Task]] = {lane: deque() for lane in lanes_out}
+        self._only_stage = next(iter(self.input)) if len(self.input) == 1 else None
         self.input_length = self.output_length = 0
         self.held: dict[tuple[SampleKey, int], Task] = {}
         self.own_held = 0
         self.discards: list[int] = []
         self.shut_out: list[LostRow] = []
-        #: {(source, neighbour): (session, oldest)}, as that neighbour said: a lie shuts out nothing but its own link (S1, S5)
-        self._sessions: dict[tuple[int, int], tuple[int, int]] = {}
-        #: {(source, neighbour): latest deadline of that session, MAX_MEMORY_SECONDS at most}
-        self._heard_until: dict[tuple[int, int], float] = {}
-
-    @property
-    def queue_length(self) -> int:
-        """|I| + |O|."""
-        return self.input_length + self.output_length
+        self._sessions: dict[tuple[int, int], _Heard] = {}  #: {(source, neighbour): what that said of it}
 
     def holds(self, key: SampleKey) -> bool:
         """Whether a task of this sample is here."""
@@ -82,40 +90,42 @@ class TaskTable:
 
     def receive(self, task: Task, now: float) -> bool:
         """A task came over a link, which took a slot for it. Whether it stays: somebody waits for it, and no better one is here."""
-        key = task.key
-        oldest = self._note_session(task, now)
-        if task.deadline <= now or (not self._is_current(key) if key[0] == self._rank else key[1:] < oldest):
-            self._tell_shut_out(task, now)
-            self.drop_stale(task)
-            return False
-        stays = (key, task.part) not in self.held or self._replaces(task)
-        if stays:
-            self.hold(task)
-        return stays
-
-    def _note_session(self, task: Task, now: float) -> tuple[int, int]:
-        """What is known of its source by its neighbour's word, this task's included: what is below is old."""
-        rank, session, _ = task.key
+        key, deadline, oldest = task.key, task.deadline, task.oldest
+        rank, session, sample = key
         source = rank, task.peer
         until = now + MAX_MEMORY_SECONDS
-        if task.deadline < until:
-            until = task.deadline
+        if deadline < until:
+            until = deadline
         known = self._sessions.get(source)
-        if known is None or session > known[0]:
-            known = self._sessions[source] = (session, task.oldest)
-            self._heard_until[source] = until
-        elif session == known[0]:
-            if task.oldest > known[1]:
-                known = self._sessions[source] = (session, task.oldest)
-            if until > self._heard_until[source]:
-                self._heard_until[source] = until
-        return known
+        if known is None or session > known.session:
+            known = self._sessions[source] = _Heard(session, oldest, until)
+        elif session == known.session:
+            if oldest > known.oldest:
+                known.oldest = oldest
+            if until > known.until:
+                known.until = until
+        if rank == self._rank:
+            old = not self._is_current(key)
+        else:
+            old = session < known.session or (session == known.session and sample < known.oldest)
+        if old or deadline <= now:
+            if deadline > now and rank != self._rank:
+                self._tell_shut_out(task, known)
+            self.drop_stale(task)
+            return False
+        name = key, task.part
+        if name in self.held and not self._replaces(task):
+            return False
+        self.held[name] = task
+        if task.peer < 0:
+            self.own_held += 1
+        return True
 
-    def _tell_shut_out(self, task: Task, now: float) -> None:
-        session, oldest = self._sessions.get((task.key.source, task.peer), (0, 0))
-        if task.key.source != self._rank and task.deadline > now and (task.key.session, task.key.sample) < (session, oldest):
-            cause = f"shut-out: node {self._rank} knows of session {session} of node {task.key.source}, from sample {oldest} on"
-            self.shut_out.append(LostRow(task.key, task.attempt, cause, session))
+    def _tell_shut_out(self, task: Task, known: _Heard) -> None:
+        cause = (
+            f"shut-out: node {self._rank} knows of session {known.session} of node {task.key.source}, from sample {known.oldest} on"
+        )
+        self.shut_out.append(LostRow(task.key, task.attempt, cause, known.session))
 
     def _replaces(self, task: Task) -> bool:
         """Rule S2. Returns whether the newcomer stays; whichever goes frees its slot."""
@@ -161,15 +171,19 @@ class TaskTable:
     def take_batch(self, order: ServiceOrder, max_batch: int, service_seconds: Mapping[int, float], now: float) -> list[Task]:
         """The next batch out of I, without what nobody waits for; empty when I is."""
         while self.input_length:
-            stage = order.leader(self.input, now=now)
-            taken = fill_batch(self.input[stage], max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
+            stage = order.leader(self.input, now=now) if self._only_stage is None else self._only_stage
+            queue = self.input[stage]
+            if max_batch == 1:
+                taken = [queue.popleft()]
+            else:
+                taken = fill_batch(queue, max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
             self.input_length -= len(taken)
-            batch = []
-            for task in taken:
-                if self.is_stale(task, now):
-                    self.drop_stale(task)
-                else:
-                    batch.append(task)
+            stale = [task for task in taken if self.is_stale(task, now)]
+            if not stale:
+                return taken
+            for task in stale:
+                self.drop_stale(task)
+            batch = [task for task in taken if all(task is not other for other in stale)]
             if batch:
                 return batch
         return []
@@ -194,10 +208,13 @@ class TaskTable:
 
     def leave(self, task: Task) -> None:
         """The task is no longer here: its slot is free."""
-        name = (task.key, task.part)
-        if self.held.get(name) is task:
-            del self.held[name]
-        self._free_slot(task)
+        held, name = self.held, (task.key, task.part)
+        if held.get(name) is task:
+            del held[name]
+        if task.peer < 0:
+            self.own_held -= 1
+        else:
+            self._incoming[task.peer].release(task.epoch, task.number)
 
     def drop(self, task: Task) -> None:
         """It leaves, and its payload goes."""
@@ -221,18 +238,21 @@ class TaskTable:
             if self.is_stale(task, now):
                 self._unqueue(task)
                 self.drop_stale(task)
-        for source in [source for source, until in self._heard_until.items() if until <= now]:
-            del self._sessions[source], self._heard_until[source]
+        for source in [source for source, known in self._sessions.items() if known.until <= now]:
+            del self._sessions[source]
 
     def is_stale(self, task: Task, now: float) -> bool:
         """Rule S5: nobody waits for it."""
         if task.stale or task.deadline <= now:
             return True
         key = task.key
-        if key[0] == self._rank:
+        rank, session, sample = key
+        if rank == self._rank:
             return not self._is_current(key)
-        known = self._sessions.get((key[0], task.peer))
-        return known is not None and key[1:] < known
+        known = self._sessions.get((rank, task.peer))
+        if known is None or session > known.session:
+            return False
+        return session < known.session or sample < known.oldest
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -276,7 +296,6 @@ class TaskTable:
         for rank, link in self._incoming.items():
             names = {(task.epoch, task.number) for task in here.values() if task.peer == rank}
             assert names == {*((link.connection, number) for number in link.held), *link.carried}, (names, link)
-        assert self._sessions.keys() == self._heard_until.keys()
 
 
 def _remove(queue: deque[Task] | None, task: Task) -> bool:

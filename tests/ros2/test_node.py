@@ -54,6 +54,19 @@ class Offered:
         self.taken[sample][1](Outcome(sample, kind, 0.02, 1, result, "" if result else "busy"))
 
 
+class AtOnce:
+    """Shapes a picture in the callback, so that a test knows when it was done."""
+
+    def __init__(self, work: Callable[[tuple[int, Any]], None]) -> None:
+        self._work = work
+
+    def put(self, thing: tuple[int, Any]) -> bool:
+        self._work(thing)
+        return False
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class Robot:
     rclpy: Rclpy
@@ -99,7 +112,8 @@ def robot_with(rclpy: Rclpy, **parameters: Any) -> Robot:
     rclpy.init(args=[])
     node, pipeline, clock = rclpy.create_node("zpipe"), Offered(), [0.0]
     shaper = Shaper(load_bundle(HALF, verify=False).stages[0].input, 32)
-    Classifier(import_ros(), node, pipeline, shaper, Parameters(**parameters), hardware="line4", now=lambda: clock[0])
+    given = Parameters(**parameters)
+    Classifier(import_ros(), node, pipeline, shaper, given, hardware="line4", shaping=AtOnce, now=lambda: clock[0])
     return Robot(rclpy, node, pipeline, clock)
 
 

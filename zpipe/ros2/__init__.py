@@ -13,7 +13,7 @@ Parameters, all read when it starts (`parameters.py`): `topology`, `attach`, `ra
 Start it under names of your own with `-r __node:=...`; topics are remapped, as everywhere in ROS.
 
 `interface.py` is the only module that imports ROS, which no plain install has; `images.py` reads pictures and believes nothing they
-say of themselves; `node.py` is the node, `run.py` its life.
+say of themselves; `node.py` is the node (`newest.py` its thread), `run.py` its life.
 """
 
 from __future__ import annotations

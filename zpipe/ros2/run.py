@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from zpipe.configure import load_checked
@@ -69,7 +70,6 @@ def _serve(ros: Ros, node: Any, parameters: Parameters) -> None:
         pipeline = SyncPipeline.connect(topology, rank=rank, insecure=parameters.insecure, **options)
     else:
         pipeline = SyncPipeline.local(topology, **options)
-    with pipeline:
-        Classifier(ros, node, pipeline, shaper, parameters, hardware=topology.name)
+    with pipeline, closing(Classifier(ros, node, pipeline, shaper, parameters, hardware=topology.name)):
         node.get_logger().info(f"classifying {node.resolve_topic_name('image')} on {topology.name}")
         ros.rclpy.spin(node)

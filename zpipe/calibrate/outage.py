@@ -11,6 +11,7 @@ The confidence that lets a sample leave is there the target itself: who trusts t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,15 +21,18 @@ from zpipe.calibrate.metrics import Bools, Doubles, Floats, Ints
 ROUNDS, SEED = 200, 0
 
 
+@lru_cache(maxsize=1)
 def windows(samples: int, size: int, *, rounds: int = ROUNDS, seed: int = SEED) -> Ints:
     """Indices `[windows, size]`: the samples shuffled `rounds` times and cut; what does not fill a window is left out.
 
-    Fewer samples than a window are one window.
+    Fewer samples than a window are one window. A study asks for the same again and again: the last are kept, read-only.
     """
     rng = np.random.default_rng(seed)
     size = min(size, samples)
     whole = samples // size
-    return np.concatenate([rng.permutation(samples)[: whole * size].reshape(whole, size) for _ in range(rounds)]).astype(np.int64)
+    cut = np.concatenate([rng.permutation(samples)[: whole * size].reshape(whole, size) for _ in range(rounds)]).astype(np.int64)
+    cut.flags.writeable = False
+    return cut
 
 
 def in_outage(right: Bools, early: Bools, target: float, cut: Ints) -> Bools:

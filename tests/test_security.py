@@ -236,6 +236,7 @@ ONE, TWO = (new_keypair()[0] for _ in range(2))
         (f"0 {ONE}\n1 {TWO[1:]}\n", "keys/public.keys: line 2: found '1 "),
         (f"# ours\n\nzero {ONE}\n", "keys/public.keys: line 3: found 'zero"),
     ],
+    ids=["a rank without", "one key twice", "one rank twice", "39 characters", "no number"],
 )
 def test_mistake_in_the_public_keys(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "keys").mkdir(mode=0o700)

@@ -74,6 +74,7 @@ class Job:
         window: samples under way.
         folder: of this contender alone; it holds the meter.
         shared: where `inputs.npy` and `answers.npy` are.
+        shared_memory: zpipe's nodes may use it.
     """
 
     workload: str
@@ -83,6 +84,7 @@ class Job:
     window: int
     folder: str
     shared: str
+    shared_memory: bool = True
 
     @property
     def meter_path(self) -> Path:

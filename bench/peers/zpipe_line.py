@@ -32,6 +32,7 @@ class Line:
             "links": "ring",  # the fourth link carries answers alone: straight back to the source, as everybody's go
             "source": {"rank": 0, "admission": "fixed"},
             "policy": {"exit": "no-exit"},
+            "shared_memory": job.shared_memory,
         }
         self._pipeline = Pipeline.local(from_dict(topology))
         await self._pipeline.__aenter__()

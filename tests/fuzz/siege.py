@@ -21,6 +21,7 @@ from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted, Tim
 from zpipe.runtime.driver import Driver
 from zpipe.topology import Topology
 from zpipe.transport.base import Buffer, Channel, Origin, TransportCounts, TransportHandler
+from zpipe.transport.shared import Sharing
 from zpipe.wire import (
     NO_CODEC,
     NO_RANK,
@@ -55,6 +56,7 @@ class EnemyTransport:
         self.handler = handler
         self.counts = TransportCounts()
         self.turned_away = ""
+        self.sharing = Sharing(self.counts, wanted=True)
         self.origin = Origin("10.6.6.6")
         self.opened: list[Channel] = []
         self.sent = 0

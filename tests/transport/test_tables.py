@@ -28,6 +28,8 @@ INVENTORY = {
     "Connections.by_user_id": "origins, incoming channels",
     "Connections.ended": "of by_user_id",
     "Connections._descriptors": "of by_user_id",
+    "Sharing._rings": "one a channel this node opened",
+    "Sharing._mapped": "one an incoming channel",
     "Doorkeeper._allowed": "the allow-list: it only shrinks",
     "Doorkeeper._rates": "connection rates",
     "CurveKeys.allowed": "the allow-list",

@@ -72,6 +72,7 @@ def packed_batch(size: int = 5) -> TaskBatch:
 
 SAMPLES: dict[str, Message] = {
     "Hello": Hello(2, "peer", 2**40 + 1, 3, "sha256:ab", "sha256:cd", {"name": "line4", "nodes": [{"rank": 0, "x": None}]}),
+    "Hello, inviting": Hello(2, "peer", 2**40 + 1, 3, "sha256:ab", "sha256:cd", {"name": "line4"}, memory="1.2.3"),
     "Refused": Refused(2, "policy.window", "8", "16"),
     "TaskBatch": task_batch(),
     "TaskBatch, packed": packed_batch(),

@@ -141,6 +141,8 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "role too long to print": ("Hello", (3,), "\0" * 1024, "role '"),
     "codec too long to print": ("TaskBatch", (4,), "\0" * 1024, "stage 1 in codec '"),
     "unknown role": ("Hello", (3,), "boss", "role 'boss'"),
+    "invitation that is no text": ("Hello", (9,), b'{"shared_memory":1}', "shared_memory 1, expected text"),
+    "invitation too long": ("Hello", (9,), b'{"shared_memory":"%s"}' % (b"1" * 241), "expected text of at most 240"),
     "session of the wrong type": ("Hello", (4,), 1.0, r"HELLO: header of \(int, int, int, str, float"),
     "bool for an int": ("Hello", (5,), True, "HELLO: header of"),
     "document of the wrong type": ("Stats", (4,), b"[]", "expected an object"),

@@ -62,7 +62,9 @@ def credit_values(draw: st.DrawFn) -> Credit:
 
 
 control_messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Hello, ranks, st.sampled_from(["peer", "source", "observer"]), counts, counts, texts, texts, documents, counts),
+    st.builds(
+        Hello, ranks, st.sampled_from(["peer", "source", "observer"]), counts, counts, texts, texts, documents, counts, memory=texts
+    ),
     st.builds(Refused, ranks, lines, lines, lines),
     st.builds(CreditUpdate, ranks, credit_values()),
     st.builds(Blocked, ranks, counts, counts),

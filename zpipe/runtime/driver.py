@@ -115,7 +115,9 @@ def zeromq(topology: Topology, bundle: Bundle, rank: int) -> Callable[[Transport
     keys = node_keys(topology, rank)
     limits = wire_limits(topology, bundle, codecs_of(topology, bundle))
     bind = topology.node(rank).bind_address
-    return lambda handler: ZeroMQTransport(handler, bind=bind, max_message_bytes=limits.max_message_bytes, keys=keys)
+    return lambda handler: ZeroMQTransport(
+        handler, bind=bind, max_message_bytes=limits.max_message_bytes, keys=keys, share=topology.shared_memory
+    )
 
 
 class Driver:

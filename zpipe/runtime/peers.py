@@ -229,7 +229,8 @@ class Peers:
         peer.connected = True
         peer.epoch = next(self._epochs)
         sender = self.rank if peer.role == "peer" else NO_RANK
-        self.transport.send_control(channel, encode(self._hello(sender, peer.role, peer.epoch)))
+        invitation = self.transport.sharing.invite(channel)
+        self.transport.send_control(channel, encode(self._hello(sender, peer.role, peer.epoch, memory=invitation)))
         asyncio.get_running_loop().call_later(HELLO_SECONDS, self._say_again, peer, peer.epoch)
 
     def _say_again(self, peer: Outgoing, epoch: int) -> None:
@@ -314,6 +315,7 @@ class Peers:
         opened = self._opened(channel)
         if opened is not None:
             if opened.connected and hello.epoch == opened.epoch and not opened.ready:
+                self.transport.sharing.join(channel, hello.memory)
                 self._on_answer(opened)
             return
         refusal = self._refusal(hello) or self._other_than_before(channel, hello)
@@ -332,7 +334,8 @@ class Peers:
         else:
             self._accept(channel, hello)
         self.transport.confirm(channel)
-        self.transport.send_control(channel, encode(self._hello(self.rank, "peer", hello.epoch)))
+        answer = self.transport.sharing.accept(channel, hello.memory) if hello.role != "observer" else ""
+        self.transport.send_control(channel, encode(self._hello(self.rank, "peer", hello.epoch, memory=answer)))
         if hello.role != "observer":
             self._emit(PeerUp(hello.sender, hello.epoch, outgoing=False))
 
@@ -402,7 +405,7 @@ class Peers:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _hello(self, sender: int, role: Role, epoch: int) -> Hello:
+    def _hello(self, sender: int, role: Role, epoch: int, *, memory: str = "") -> Hello:
         return Hello(
             sender=sender,
             role=role,
@@ -411,6 +414,7 @@ class Peers:
             bundle_digest=self.bundle_digest,
             topology_digest=self._digest,
             topology=self._known,
+            memory=memory,
         )
 
     def _refusal(self, hello: Hello) -> Refused | None:

@@ -42,6 +42,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
     security:                     who may connect; where it is absent nodes bind loopback addresses only
         keys: keys                the folder of keys that `zpipe keygen` made, beside the topology file
     security: none                everybody who can reach the nodes; the same as --insecure
+    shared_memory: true           whether large activations between nodes of one host and one user go through shared memory; both
+                                  ends must want it, and other processes of that user can read them, keys or not
 """
 
 from __future__ import annotations

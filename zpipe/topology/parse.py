@@ -88,7 +88,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         TopologyError: something is wrong; one line that names file, key, found and expected.
     """
     at = At(file)
-    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy", "security"))
+    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy", "security", "shared_memory"))
     nodes = _nodes(at / "nodes", top.raw("nodes"))
     topology = Topology(
         name=top.text("name", name),
@@ -98,6 +98,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         sources=_sources(top, len(nodes)),
         policy=_policy(at / "policy", top.raw("policy")),
         security=parse_security(at / "security", top.raw("security"), path=path, nodes=len(nodes), read_keys=read_keys),
+        shared_memory=top.flag("shared_memory", default=True),
         path=path,
     )
     check_links(topology, at)

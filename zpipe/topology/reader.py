@@ -123,6 +123,13 @@ class Fields:
             raise (self.at / key).wrong(value, one_of(names, value))
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self._or(key, default)
+        if not isinstance(value, bool):
+            raise (self.at / key).wrong(value, "true or false")
+        return value
+
     def items(self, key: str) -> Iterator[tuple[At, object]]:
         """The entries of a list, each with its place."""
         return items(self.at / key, self.raw(key))

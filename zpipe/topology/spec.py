@@ -170,6 +170,7 @@ class Topology:
         sources: at least one, by rank.
         policy: what all nodes decide by.
         security: who may connect.
+        shared_memory: large frames between nodes of one host and one user may go through memory that both have mapped.
         path: the file it was read from, None where there was none.
     """
 
@@ -180,6 +181,7 @@ class Topology:
     sources: tuple[SourceSpec, ...] = (SourceSpec(0),)
     policy: PolicySpec = PolicySpec()
     security: SecuritySpec = field(default_factory=SecuritySpec)
+    shared_memory: bool = True
     path: Path | None = field(default=None, compare=False)
     #: {rank: {neighbour: link}}, neighbours rising.
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
@@ -354,6 +356,7 @@ class Topology:
             "policy": policy,
             "security": self.security.to_plain(),
             "path": str(self.path) if self.path else None,
+            **({} if self.shared_memory else {"shared_memory": False}),
         }
 
     def canonical(self) -> dict[str, Any]:
@@ -361,6 +364,7 @@ class Topology:
         plain = self.to_dict()
         del plain["path"]
         del plain["security"]
+        plain.pop("shared_memory", None)  # each node's own business: one that will not share is sent everything
         if self.security.keys:
             plain["keys"] = list(self.security.keys)
         for node in plain["nodes"]:

@@ -18,7 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from zpipe.transport.shared import Sharing
 
 Buffer = bytes | memoryview
 
@@ -37,7 +40,7 @@ MAX_ORIGINS = 256
 
 @dataclass(slots=True)
 class TransportCounts:
-    """Totals since the start: what this transport kept away from its handler.
+    """Totals since the start: what this transport kept away from its handler, and what went through shared memory.
 
     Attributes:
         dropped: messages of too many frames, of a stranger while MAX_INCOMING channels are confirmed, or after its first
@@ -47,6 +50,8 @@ class TransportCounts:
         limited: connections refused because their key, or without keys their address, made too many in too short a time.
         banned_keys: keys struck from the allow-list since the start.
         banned_frames: messages dropped because their key was struck from the allow-list after they had connected.
+        shared_sent, shared_received: data messages whose last frame went through shared memory.
+        shared_missing: data messages dropped since theirs was not there: of connections that have ended, or of a liar.
     """
 
     dropped: int = 0
@@ -55,6 +60,9 @@ class TransportCounts:
     limited: int = 0
     banned_keys: int = 0
     banned_frames: int = 0
+    shared_sent: int = 0
+    shared_received: int = 0
+    shared_missing: int = 0
 
 
 class Origin:
@@ -151,6 +159,10 @@ class Transport(Protocol):
     @property
     def turned_away(self) -> str:
         """For people: address and key of the connection that `counts.unknown_keys` was last raised by; "" before the first."""
+
+    @property
+    def sharing(self) -> Sharing:
+        """What it needs said in the Hellos of a channel's two ends to send large frames through shared memory."""
 
     def tables(self) -> dict[str, tuple[int, int]]:
         """{what it keeps: (entries now, at most)}."""

@@ -12,6 +12,7 @@ from functools import partial
 
 from zpipe.errors import ConfigError
 from zpipe.transport.base import MAX_FRAMES, MAX_INCOMING, Buffer, Channel, Origin, TransportCounts, TransportHandler
+from zpipe.transport.shared import Sharing
 
 #: Messages on their way on one plane of one connection, before a send is refused.
 HIGH_WATER = 1000
@@ -134,6 +135,7 @@ class MemoryTransport:
         self.key = key
         self.counts = TransportCounts()
         self.turned_away = ""
+        self.sharing = Sharing(self.counts, wanted=False)
         self._banned: set[str] = set()
         self._network = network
         self._handler = handler

@@ -47,6 +47,7 @@ from zpipe.transport.base import (
 )
 from zpipe.transport.curve import CurveKeys, check_curve
 from zpipe.transport.readers import QUOTA, Connections, Reader, Readers
+from zpipe.transport.shared import Sharing
 from zpipe.transport.sockets import (
     OUT_OF_SOCKETS,
     Context,
@@ -109,6 +110,7 @@ class ZeroMQTransport:
         max_message_bytes: the largest frame this node accepts.
         high_water: messages queued per connection and direction; must exceed the largest credit window.
         keys: CURVE on every socket, both ways; None = anybody may connect, and everything is sent in the clear.
+        share: large frames to and from processes of this host and user may go through shared memory (`shared`).
 
     Raises:
         ConfigError: keys are given and this installation's libzmq has no CURVE.
@@ -122,10 +124,12 @@ class ZeroMQTransport:
         max_message_bytes: int,
         high_water: int = 1000,
         keys: CurveKeys | None = None,
+        share: bool = True,
     ) -> None:
         if keys is not None:
             check_curve()
         self.counts = TransportCounts()
+        self.sharing = Sharing(self.counts, wanted=share)
         self._handler = handler
         self._bind = bind
         self._options = SocketOptions(max_message_bytes, high_water, keys)
@@ -163,6 +167,7 @@ class ZeroMQTransport:
             "incoming channels": (max(len(self._incoming), len(self._routes)), MAX_INCOMING),
             "keys banned": (len(self._banned), self._most_banned),
             "connection rates": (self._doorkeeper.rates, MAX_RATES),
+            "rings": (len(self.sharing), len(self._links) + MAX_INCOMING),
             "calls posted": (len(self._readers.posted), len(self._links) + MAX_INCOMING + in_a_turn),
         }
 
@@ -206,6 +211,7 @@ class ZeroMQTransport:
             self.close_channel(channel)
         for channel in self._routes:
             channel.closed, channel.connected = True, False
+            self.sharing.close(channel)
         for socket in self._planes:
             socket.disable_monitor()
         for reader in (*self._bound, self._pull, self._router):
@@ -236,6 +242,7 @@ class ZeroMQTransport:
 
     def close_channel(self, channel: Channel) -> None:
         channel.closed, channel.connected = True, False
+        self.sharing.close(channel)
         link = self._links.pop(channel, None)
         if link is not None:
             self._disconnect(link)
@@ -256,7 +263,17 @@ class ZeroMQTransport:
 
     def send_data(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         link = self._links.get(channel)
-        return link is not None and channel.connected and link.push is not None and send(link.push, frames)
+        if link is None or not channel.connected or link.push is None:
+            return False
+        ring = self.sharing.ring_for(channel, frames)
+        reference = ring.place(frames[-1]) if ring is not None else None
+        if ring is None or reference is None:
+            return send(link.push, frames)
+        if not send(link.push, [*frames[:-1], reference]):
+            ring.take_back()
+            return False
+        self.counts.shared_sent += 1
+        return True
 
     def send_control(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         route = self._routes.get(channel)
@@ -284,8 +301,11 @@ class ZeroMQTransport:
     def _on_pull(self, frames: list[zmq.Frame]) -> None:
         user_id = connection_property(frames[0], "User-Id")
         origin = self._origins.by_user_id.get(user_id) or self._new_origin(user_id, frames[0])
-        if origin is not None:
-            self._handler.on_data([buffer(frame) for frame in frames], origin)
+        if origin is None:
+            return
+        message = [buffer(frame) for frame in frames]
+        if self.sharing.take(message, origin):
+            self._handler.on_data(message, origin)
 
     def _on_dealer(self, channel: Channel, frames: list[zmq.Frame]) -> None:
         self._handler.on_control(channel, [buffer(frame) for frame in frames])
@@ -440,6 +460,7 @@ class ZeroMQTransport:
         """A connection or an attempt ended: close everything, try again later."""
         link = self._links[channel]
         self._disconnect(link)
+        self.sharing.close(channel)
         if not channel.connected:
             channel.trouble = reason
         else:

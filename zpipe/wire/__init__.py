@@ -40,6 +40,9 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
                       service_seconds
 
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
+- the topology of a Hello may hold `shared_memory` beside the topology's own keys: text of 240 characters at most, an invitation to
+  share memory with the sender, or the answer to one (`zpipe.transport.shared` says how the buffers of Tasks travel then). It is
+  part of no digest, and who does not know it passes over it.
 - budget_us is the time left when the message arrives, -1 without a deadline; age_us the time since submit(). Clocks are
   not shared, so the sender takes half the measured round trip from the one and adds it to the other. Either is 2**53 at
   most, 285 years; what is longer is sent as that.

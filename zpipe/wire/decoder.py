@@ -17,13 +17,14 @@ import msgpack
 import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from zpipe.errors import WireError, one_line
+from zpipe.errors import MAX_TEXT, WireError, one_line
 from zpipe.model import CONFIDENCE_SLACK, Credit, LostRow, Report, ResultRow, SampleKey, Task
 from zpipe.wire.kinds import (
     HEADER_TYPES,
     LOST_ROW_TYPES,
     MAX_MICROSECONDS,
     MAX_RANK,
+    MEMORY,
     NO_BUDGET,
     NO_HOLDING,
     RESULT_ROW_TYPES,
@@ -231,7 +232,10 @@ def _hello(fields: Fields, limits: WireLimits) -> Hello:
     for name, value in (("session", session), ("epoch", epoch), ("wire version", version)):
         _check_count("HELLO", name, value)
     document = _document("HELLO", topology)
-    return Hello(sender, cast("Role", role), session, epoch, bundle_digest, topology_digest, document, version)
+    memory = document.pop(MEMORY, "")
+    if type(memory) is not str or len(memory) > MAX_TEXT:
+        raise WireError(f"HELLO: {MEMORY} {_short(memory)}, expected text of at most {MAX_TEXT} characters")
+    return Hello(sender, cast("Role", role), session, epoch, bundle_digest, topology_digest, document, version, memory)
 
 
 def _refused(fields: Fields, limits: WireLimits) -> Refused:

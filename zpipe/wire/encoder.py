@@ -13,7 +13,7 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import MAX_TEXT
 from zpipe.model import Credit, Task
-from zpipe.wire.kinds import MAX_MICROSECONDS, MAX_RANK, NO_BUDGET, NO_HOLDING, Kind
+from zpipe.wire.kinds import MAX_MICROSECONDS, MAX_RANK, MEMORY, NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
     Blocked,
@@ -148,7 +148,7 @@ def _header(message: Message) -> tuple[Any, ...]:
                 message.wire_version,
                 message.bundle_digest,
                 message.topology_digest,
-                _document(message.topology),
+                _document({**message.topology, MEMORY: message.memory} if message.memory else message.topology),
             )
         case Refused(sender, key, here, there):
             return (WIRE_VERSION, Kind.REFUSED, sender, key[:MAX_TEXT], here[:MAX_TEXT], there[:MAX_TEXT])

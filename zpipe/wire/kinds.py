@@ -57,3 +57,6 @@ NO_HOLDING = -1.0
 
 #: Durations in microseconds stay exact in a float: 285 years. A longer one is told as that.
 MAX_MICROSECONDS = 2**53
+
+#: The key in a Hello's topology that is none of the topology's (see `zpipe.wire`): a node that does not know it passes over it.
+MEMORY = "shared_memory"

@@ -34,6 +34,7 @@ class Hello:
             can be refused in words.
         bundle_digest, topology_digest: must equal the receiver's.
         topology: the canonical topology, so that a refusal can name the first differing key; empty when not told.
+        memory: for the receiver's transport: an invitation to share memory, or the answer to one; "" where there is none.
     """
 
     sender: int
@@ -44,6 +45,7 @@ class Hello:
     topology_digest: str
     topology: dict[str, Any] = field(default_factory=dict)
     wire_version: int = WIRE_VERSION
+    memory: str = ""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ NOT_SHOWN = frozenset(
         "zpipe_spilled_batches_total",
         "zpipe_sent_input_tasks_total",
         "zpipe_relayed_answers_total",
+        "zpipe_shared_memory_messages_total",
         "zpipe_link_latency_seconds",
         "zpipe_held_back_lines_total",
         "zpipe_source_room_samples",

@@ -263,6 +263,18 @@ _NETWORK = (
         "plane",
     ),
     _counter(
+        "shared_memory_messages",
+        "Messages whose activations went through memory shared with a neighbour, or were not found in it (missing).",
+        _each(
+            {
+                "sent": ("transport", "shared_sent"),
+                "received": ("transport", "shared_received"),
+                "missing": ("transport", "shared_missing"),
+            }
+        ),
+        "event",
+    ),
+    _counter(
         "refused_messages",
         "Messages not looked into: not understood (bad), of no connection that stands (stray), under a false rank (forged), of "
         "banned neighbours or keys, or more than a stranger may send.",

@@ -59,6 +59,19 @@ def complete_rank(context: click.Context, parameter: click.Parameter, typed: str
     return [item for item in items if item.value.startswith(typed)]
 
 
+def complete_host(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The hosts of the topology that was typed before, each with its rank; what follows `RANK=` is the typist's own."""
+    from zpipe.errors import ZpipeError
+    from zpipe.topology import load_topology
+
+    try:
+        topology = load_topology(context.params.get("topology") or "line4.yaml", read_keys=False)
+    except ZpipeError:
+        return []
+    items = [CompletionItem(f"{node.rank}={node.host}", help=_hosted(node)) for node in topology.nodes]
+    return [item for item in items if item.value.startswith(typed)]
+
+
 def _hosted(node: Any) -> str:
     stages = ", ".join(map(str, node.stages))
     return f"stages {stages} at {node.address}" if stages else f"no stage, at {node.address}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -61,6 +62,14 @@ def write_text(file: Path, text: str) -> None:
     """Writes it, or says in one line why not."""
     with _told(file):
         file.write_text(text, encoding="utf-8")
+
+
+def write_secret(file: Path, text: str) -> None:
+    """The same where nobody else may read it, at no moment; whoever could read the file that was there cannot any more."""
+    with _told(file):
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
+            opened.write(text)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a topology's nodes are started by on boards of their own, and where their files lie there.
 
 `layout` says the places, the same for `zpipe push`, for the units of `zpipe deploy` and for `zpipe fleet`; `render_unit` makes the
-systemd unit.
+systemd unit, and `zpipe.deploy.kubernetes` the manifests for a cluster.
 """
 
 from zpipe.deploy.layout import Layout, layout

@@ -118,4 +118,4 @@ $(MATRIX:%=test-%): test-%:
 	  .venv-$*/bin/python $(INSTALL) --editable '.[test]'; touch $$stamp; \
 	fi; \
 	echo "Python $*: $(MATRIX_TESTS)"; \
-	.venv-$*/bin/python -m pytest -q -p no:cacheprovider $(WORKERS) $(MATRIX_TESTS)
+	HYPOTHESIS_PROFILE=again .venv-$*/bin/python -m pytest -q -p no:cacheprovider $(WORKERS) $(MATRIX_TESTS)

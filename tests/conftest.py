@@ -8,14 +8,9 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from hypothesis import settings
 
+import tests.properties  # noqa: F401 - loads the Hypothesis profile
 from zpipe.executors.cuda.presence import Missing, gpus
-
-# The same examples on every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("explore", max_examples=2000, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 #: Set where the CUDA driver is the tests' own stand-in (tests/executors/cuda/standin).
 REHEARSAL = "STANDIN_KERNELS"

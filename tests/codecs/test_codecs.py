@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.codecs.build import CUT, IMAGE, batch, weights
 from tests.executors.tiny import tiny_bundle
+from tests.properties import examples
 from zpipe.codecs import Codec, make_codec, make_codecs
 from zpipe.errors import ConfigError, WireError
 from zpipe.model import CODECS, TensorSpec
@@ -66,7 +67,7 @@ def test_a_batch_comes_back_in_form_with_its_prefix_and_its_size_on_the_wire_is_
         assert coded.dtype == np.uint8
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.sampled_from(LOSSY), st.lists(st.integers(0, 11), min_size=1, max_size=12), st.sampled_from([0, 4]))
 def test_what_a_row_decodes_to_does_not_depend_on_its_batch(name: str, rows: list[int], prefix: int) -> None:
     codec, samples = codec_for(name, prefix=prefix), batch(CUT, 12, prefix=prefix)
@@ -123,7 +124,7 @@ def test_half_precision_is_exact_to_eleven_bits_and_overflows_to_infinity() -> N
     assert got[4:].tolist() == [np.inf, -np.inf]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 2**31), st.floats(-30.0, 30.0))
 def test_int8_errs_by_at_most_half_a_step_of_its_channel(seed: int, magnitude: float) -> None:
     values = batch(CUT, 3, seed=seed) * np.float32(10.0**magnitude)
@@ -257,7 +258,7 @@ def test_a_skippable_frame_is_refused() -> None:
     refuse(b"\x50\x2a\x4d\x18" + size.to_bytes(4, "little") + bytes(20))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.sampled_from(["fp16", "int8", "bottleneck"]), st.sampled_from(SPECS[:3]), st.data())
 def test_any_bytes_of_the_right_size_decode_without_a_complaint(name: str, spec: TensorSpec, data: st.DataObject) -> None:
     codec = codec_for(name, spec)

@@ -8,9 +8,10 @@ from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from zpipe.errors import ConfigError
 from zpipe.plan import chain as chain_module
 from zpipe.plan.chain import Chain, Combine, Costs, Slice, best_chain, classes_of, leanest_chain, shared_chain
@@ -50,7 +51,7 @@ def random_case(seed: int, devices: int, pieces: int, kinds: int) -> tuple[Costs
 CASES = st.tuples(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(CASES, st.sampled_from(["max", "sum"]))
 def test_no_line_is_better_than_the_one_found(case: tuple[int, int, int, int], combine: Combine) -> None:
     slices, links = random_case(*case)
@@ -62,7 +63,7 @@ def test_no_line_is_better_than_the_one_found(case: tuple[int, int, int, int], c
         assert whole(costs_of(found.slices, slices, links)) == pytest.approx(found.cost)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(CASES)
 def test_the_leanest_has_the_least_sum_of_the_best(case: tuple[int, int, int, int]) -> None:
     slices, links = random_case(*case)
@@ -76,7 +77,7 @@ def test_the_leanest_has_the_least_sum_of_the_best(case: tuple[int, int, int, in
     assert sum(costs_of(found.slices, slices, links)) == pytest.approx(min(sum(c) for c in every if max(c) <= best * (1 + 1e-6)))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(CASES)
 def test_links_of_one_medium_add_up(case: tuple[int, int, int, int]) -> None:
     slices, airtime = random_case(*case)

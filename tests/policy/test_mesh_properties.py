@@ -6,10 +6,11 @@ import random
 from collections import deque
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.mesh import LINK_SECONDS, SERVICE_SECONDS, Mesh, Shape, leaves_at
+from tests.properties import examples
 from zpipe.policy.exits import ExitLadder
 from zpipe.policy.messages import Forward, GrantCredit, SampleCancelled, SendBlocked, SendLost, SendReport, SendResults
 from zpipe.policy.node import NodePolicy
@@ -75,7 +76,7 @@ def _assert_empties(mesh: Mesh, seconds: float, *, whole: bool = True) -> None:
 @given(
     shape=shapes(), count=st.integers(1, 40), gap=st.sampled_from([0.0, 0.001, 0.01]), seed=st.integers(0, 999), deep=st.booleans()
 )
-@settings(max_examples=300)
+@examples(300)
 def test_without_faults_every_sample_is_a_result_and_every_queue_drains(
     shape: Shape, count: int, gap: float, seed: int, deep: bool
 ) -> None:
@@ -95,7 +96,7 @@ def test_without_faults_every_sample_is_a_result_and_every_queue_drains(
     loss=st.sampled_from([0.0, 0.05, 0.4]),
     repeat=st.sampled_from([0.0, 0.3]),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_lost_and_repeated_frames_of_every_kind_cost_time_and_no_outcome(
     shape: Shape, count: int, seed: int, loss: float, repeat: float
 ) -> None:
@@ -122,7 +123,7 @@ def test_lost_and_repeated_frames_of_every_kind_cost_time_and_no_outcome(
         st.tuples(st.sampled_from(["restart", "cut"]), st.floats(0.0, 0.5), st.integers(0, 99)), min_size=1, max_size=6
     ),
 )
-@settings(max_examples=300)
+@examples(300)
 def test_cut_links_and_restarted_nodes_leave_one_outcome_each(
     shape: Shape, count: int, seed: int, faults: list[tuple[str, float, int]]
 ) -> None:
@@ -144,7 +145,7 @@ def test_cut_links_and_restarted_nodes_leave_one_outcome_each(
 
 
 @given(shape=shapes(), count=st.integers(1, 30), seed=st.integers(0, 999), poisoned=st.sets(st.integers(0, 29), max_size=4))
-@settings(max_examples=150)
+@examples(150)
 def test_a_poison_sample_fails_alone(shape: Shape, count: int, seed: int, poisoned: set[int]) -> None:
     mesh = Mesh(shape, answer=leaves_at(lambda sample: 99), seed=seed)
     mesh.poison = {(sample, shape.stage_count - 1) for sample in poisoned}
@@ -155,7 +156,7 @@ def test_a_poison_sample_fails_alone(shape: Shape, count: int, seed: int, poison
 
 
 @given(shape=shapes(), count=st.integers(1, 40), seed=st.integers(0, 999), deadline=st.sampled_from([0.0, 0.02, 0.1]))
-@settings(max_examples=150)
+@examples(150)
 def test_under_a_short_deadline_everything_ends_by_then(shape: Shape, count: int, seed: int, deadline: float) -> None:
     mesh = Mesh(shape, seed=seed)
     _arrivals(mesh, count, 0.0, deadline=deadline)
@@ -176,7 +177,7 @@ def test_under_a_short_deadline_everything_ends_by_then(shape: Shape, count: int
     waiting=st.integers(1, 3),
     deadline=st.sampled_from([0.03, 0.3, 30.0]),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_a_small_room_gives_each_sample_one_outcome_in_every_mode(
     shape: Shape, count: int, gap: float, seed: int, when_full: str, waiting: int, deadline: float
 ) -> None:
@@ -196,7 +197,7 @@ def test_a_small_room_gives_each_sample_one_outcome_in_every_mode(
 
 
 @given(shape=shapes(), first=st.integers(1, 30), second=st.integers(1, 30), seed=st.integers(0, 999), when=st.floats(0.0, 0.3))
-@settings(max_examples=150)
+@examples(150)
 def test_a_restarted_source_gets_its_own_answers_and_no_others(
     shape: Shape, first: int, second: int, seed: int, when: float
 ) -> None:
@@ -218,7 +219,7 @@ def test_a_restarted_source_gets_its_own_answers_and_no_others(
 
 
 @given(shape=shapes(), count=st.integers(1, 60), seed=st.integers(0, 999))
-@settings(max_examples=100)
+@examples(100)
 def test_after_arrivals_stop_every_queue_drains_in_the_time_the_work_takes(shape: Shape, count: int, seed: int) -> None:
     """papers.md section 1: no deadline, no further event from outside, every stage for every sample, as if one by one."""
     mesh = Mesh(shape, answer=leaves_at(lambda sample: 99), seed=seed)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from tests.sim.worlds import bundle
 from zpipe.configure import exit_ladder
 from zpipe.errors import ConfigError
@@ -243,8 +244,8 @@ def ends_once(topology: Topology, rate_hz: float | None, when_full: str | None, 
     assert sum(row["submitted"] for row in report["sources"]) == 60
 
 
-test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds = settings(max_examples=30)(runs(ends_once))
-test_every_sample_ends_once_on_many_meshes = pytest.mark.slow(settings(max_examples=150)(runs(ends_once)))
+test_every_sample_ends_once_on_any_mesh_and_every_invariant_holds = examples(30)(runs(ends_once))
+test_every_sample_ends_once_on_many_meshes = pytest.mark.slow(examples(150)(runs(ends_once)))
 
 
 def test_a_link_so_slow_that_nothing_is_heard_for_seconds_is_made_anew_and_no_sample_is_lost() -> None:

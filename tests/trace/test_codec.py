@@ -13,9 +13,10 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from zpipe.errors import ConfigError
 from zpipe.model import Credit, SampleKey, Task
 from zpipe.policy.messages import (
@@ -69,7 +70,7 @@ def reader() -> codec.Reader:
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-@settings(max_examples=25)
+@examples(25)
 def test_every_field_of_an_event_comes_back(kind: type, data: st.DataObject) -> None:
     event = data.draw(values(kind))
     packed = codec.pack([event])
@@ -79,7 +80,7 @@ def test_every_field_of_an_event_comes_back(kind: type, data: st.DataObject) -> 
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
-@settings(max_examples=25)
+@examples(25)
 def test_every_field_of_a_command_comes_back(kind: type, data: st.DataObject) -> None:
     command = data.draw(values(kind))
     packed = codec.pack([command])
@@ -88,7 +89,7 @@ def test_every_field_of_a_command_comes_back(kind: type, data: st.DataObject) ->
 
 
 @given(config=values(NodeConfig))
-@settings(max_examples=50)
+@examples(50)
 def test_every_field_of_a_configuration_comes_back(config: NodeConfig) -> None:
     assert reader().config(unpacked(codec.pack(config))) == config
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy import mesh as virtual
 from tests.policy.test_mesh_properties import shapes
+from tests.properties import examples
 from tests.runtime.mesh import live, run, topology
 from tests.trace.test_recorder import Recorded, parts
 from zpipe.errors import ConfigError
@@ -123,7 +124,7 @@ class TracedPolicy(NodePolicy):
     losses=st.sampled_from([0.0, 0.05]),
     restart=st.booleans(),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_random_meshes_with_faults_replay_equal(shape: virtual.Shape, seed: int, cut: float, losses: float, restart: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(TracedPolicy, "folder", Path(folder), raising=False)

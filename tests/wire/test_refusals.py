@@ -9,10 +9,11 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from tests.properties import examples
 from tests.wire.samples import LIMITS, NOW, SAMPLES, packed_batch, task_batch
 from zpipe.errors import WireError
 from zpipe.model import TensorSpec
@@ -92,7 +93,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(0, 14), st.lists(values, max_size=12), st.none() | st.binary(max_size=40))
 @example(7, [0, []], None)
 def test_well_sealed_nonsense_is_refused_or_is_a_message(kind: int, rest: list[Any], payload: bytes | None) -> None:
@@ -103,7 +104,7 @@ def test_well_sealed_nonsense_is_refused_or_is_a_message(kind: int, rest: list[A
     assert type(message) in map(type, SAMPLES.values())
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_a_sample_with_any_field_replaced_is_refused_or_is_a_message(name: str, data: st.DataObject) -> None:
     header = fields_of(name)

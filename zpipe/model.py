@@ -7,7 +7,9 @@ waits for a stage; *rank* = a node's number in the topology; *source* = the node
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 #: Bytes of one element of each dtype a stage boundary may carry.
@@ -147,6 +149,10 @@ class SampleKey(NamedTuple):
     source: int
     session: int
     sample: int
+
+
+#: `new_key((source, session, sample))`: a NamedTuple's own constructor is a Python function, twice as dear.
+new_key: Callable[[tuple[int, int, int]], SampleKey] = partial(tuple.__new__, SampleKey)
 
 
 @dataclass(slots=True)

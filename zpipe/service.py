@@ -49,6 +49,11 @@ class Spread:
         return quantiles[low] + (place - low) * (quantiles[low + 1] - quantiles[low])
 
     @property
+    def constant(self) -> float | None:
+        """What `draw` gives each time without asking `rng`; None where it varies."""
+        return self.quantiles[0] if len(self.quantiles) == 1 else None
+
+    @property
     def mean(self) -> float:
         """Of what `draw` gives."""
         if len(self.quantiles) == 1:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from zpipe.model import ResultRow
+from zpipe.model import LostRow
 from zpipe.policy.messages import SendLost, SendResults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from zpipe.model import LostRow
+    from zpipe.model import ResultRow
     from zpipe.policy.delivery import Source
     from zpipe.policy.messages import Command
     from zpipe.policy.state import Neighbour, NodeCounts
@@ -57,28 +57,30 @@ class Answers:
 
     def result(self, row: ResultRow, now: float) -> None:
         """One answer found here."""
-        if row.key.source != self._rank:
+        source = self._source
+        if row.key[0] != self._rank:
             self._pass_on(row, HERE)
-        elif self._source is not None:
-            self._source.result(row, now=now)
-            self._tasks.drop_answered(self._source.present(row.key), row.part)
+        elif source is not None:
+            source.result(row, now=now)
+            self._tasks.drop_answered(source.present(row.key), row.part)
 
     def results(self, peer: int, rows: Sequence[ResultRow], now: float) -> str:
         """Answers from a neighbour. Returns the lie that is its own (R7), "" where there is none."""
         self._counts.relayed += len(rows)
-        lie = ""
+        lie, source = "", self._source
         for row in rows:
-            if row.key.source != self._rank:
+            key = row.key
+            if key[0] != self._rank:
                 self._pass_on(row.passed_on(), peer)
-            elif self._source is None:
+            elif source is None:
                 continue
-            elif self._source.never_let_out(row.key):
+            elif source.never_let_out(key):
                 self._counts.false_results += 1
                 if row.hops == 0 and self._neighbours[peer].config.fed_by_us_alone:
-                    lie = f"a result for sample {row.key.sample}, which never left node {self._rank}"
+                    lie = f"a result for sample {key.sample}, which never left node {self._rank}"
             else:
-                self._source.result(row, now=now)
-                self._tasks.drop_answered(self._source.present(row.key), row.part)
+                source.result(row, now=now)
+                self._tasks.drop_answered(source.present(key), row.part)
         return lie
 
     def lost(self, rows: Sequence[LostRow], now: float, *, peer: int = HERE) -> None:
@@ -90,17 +92,19 @@ class Answers:
                 self._source.lost(row, held=self._tasks.holds(row.key), now=now)
 
     def _pass_on(self, row: ResultRow | LostRow, whence: int) -> None:
-        hop = self._hop(row.key.source, whence)
+        hop = self._hop(row.key[0], whence)
         if hop is None:
             self.stranded.append((whence, row))
             if len(self.stranded) > MOST_STRANDED:
                 self.stranded.popleft()
                 self._counts.unroutable += 1
             return
-        if isinstance(row, ResultRow):
-            self._results.setdefault(hop, []).append(row)
-        else:
+        if isinstance(row, LostRow):
             self._lost.setdefault(hop, []).append(row)
+        elif hop in self._results:
+            self._results[hop].append(row)
+        else:
+            self._results[hop] = [row]
         self.waiting = True
 
     def _hop(self, source: int, whence: int) -> int | None:
@@ -114,7 +118,7 @@ class Answers:
         neighbours, nearer = self._neighbours, self._nearer.get(source, ())
         for rank in nearer:
             neighbour = neighbours[rank]
-            if neighbour.up and not neighbour.suspected:
+            if (neighbour.receives or neighbour.sends) and not neighbour.suspected:  # `up`, without a call
                 return rank
         beside = self._beside.get(source, ())
         if whence not in beside:
@@ -131,12 +135,14 @@ class Answers:
 
     def flush(self, commands: list[Command]) -> None:
         """One frame per next hop and kind."""
-        for peer, rows in self._results.items():
-            commands.append(SendResults(peer, rows))
-        for peer, lost in self._lost.items():
-            commands.append(SendLost(peer, lost))
-        self._results.clear()
-        self._lost.clear()
+        if self._results:
+            for peer, rows in self._results.items():
+                commands.append(SendResults(peer, rows))
+            self._results.clear()
+        if self._lost:
+            for peer, lost in self._lost.items():
+                commands.append(SendLost(peer, lost))
+            self._lost.clear()
         self.waiting = False
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from zpipe.model import OutcomeKind, ResultRow, SampleKey, Task
+from zpipe.model import OutcomeKind, ResultRow, SampleKey, Task, new_key
 from zpipe.policy.admission import ADMISSIONS, CONTROL_INTERVAL_SECONDS, MODE_OPTIONS, Feedback
 from zpipe.policy.forecast import Forecast
 from zpipe.policy.messages import Resolve, SessionRaised
@@ -134,6 +134,8 @@ class Source:
         self._order: deque[int] = deque()  #: submitted samples in rising order, resolved ones dropped lazily from the left
         self._waiting: OrderedDict[int, OpenSample] = OrderedDict()  #: not yet admitted, oldest first
         self._again: deque[int] = deque()  #: to be submitted again, served before new ones
+        self.queues = self._again, self._waiting  #: `next_task` has nothing to start while both are empty
+        self._may_miss = config.when_full == "deadline"
         self._in_flight = 0  #: admitted, not resolved
         self._next_sample = 0
         self._deadlines: list[tuple[float, int]] = []
@@ -185,7 +187,7 @@ class Source:
 
     def is_current(self, key: SampleKey) -> bool:
         """Whether a task of ours still matters."""
-        return key.session == self.session and key.sample in self._open
+        return key[1] == self.session and key[2] in self._open
 
     def next_wakeup(self, *, slot_free: bool) -> float:
         """The earliest time something here is due; `slot_free`: the owner could take a new task."""
@@ -209,13 +211,13 @@ class Source:
 
     def present(self, key: SampleKey) -> SampleKey:
         """What a sample of this start is called now, whatever session it was answered in."""
-        return key if key.session == self.session else SampleKey(key.source, self.session, key.sample)
+        return key if key[1] == self.session else SampleKey(key.source, self.session, key.sample)
 
     # ---- what happens --------------------------------------------------------------------------
 
     def let_out(self, key: SampleKey) -> None:
         """An attempt leaves this node."""
-        entry = self._open.get(key.sample)
+        entry = self._open.get(key[2])
         if entry is not None:
             entry.let_out = True
 
@@ -229,10 +231,10 @@ class Source:
         if deadline <= now:
             self._resolve(sample, "expired", now=now, cause="its deadline passed before it could be admitted")
             return
-        if self._misses(entry, ahead=len(self._waiting), now=now):
+        if self._may_miss and self._misses(entry, ahead=len(self._waiting), now=now):
             self._turn_away(sample, now=now)
             return
-        if not self.has_room:
+        if len(self._waiting) >= self._room:
             if self.config.when_full != "latest":
                 self._resolve(sample, "rejected", now=now, cause=f"{self._room} samples wait already")
                 return
@@ -258,7 +260,7 @@ class Source:
                 self._pacer_limited = True
                 return None
             sample, entry = self._waiting.popitem(last=False)
-            if self._misses(entry, ahead=0, now=now):
+            if self._may_miss and self._misses(entry, ahead=0, now=now):
                 self._turn_away(sample, now=now)
                 continue
             entry.queue_seconds = self._forecast.queue_seconds(self._in_flight)
@@ -270,10 +272,11 @@ class Source:
 
     def result(self, row: ResultRow, *, now: float) -> None:
         """An answer arrived: the first of any attempt counts (D2)."""
-        ours = row.key.session in self._sessions
-        entry = self._open.get(row.key.sample) if ours else None
+        _, session, sample = row.key
+        ours = session in self._sessions
+        entry = self._open.get(sample) if ours else None
         if entry is None or entry.attempt == 0:
-            if ours and row.key.sample < self._next_sample and entry is None:
+            if ours and sample < self._next_sample and entry is None:
                 self.counts.second_results += 1
             else:
                 self.counts.strangers += 1
@@ -285,7 +288,7 @@ class Source:
             self._forecast.came(sojourn - entry.queue_seconds)
         else:
             sojourn = now - entry.sent_at
-        self._resolve(row.key.sample, "result", now=now, row=row)
+        self._resolve(sample, "result", now=now, row=row)
         self.admission.resolved(
             queued_seconds=row.queued_seconds,
             service_seconds=row.service_seconds,
@@ -347,20 +350,21 @@ class Source:
     # ---- inside --------------------------------------------------------------------------------
 
     def _start(self, entry: OpenSample, *, now: float) -> Task:
-        entry.attempt += 1
-        entry.sent_at = now
-        if entry.attempt == 1:
+        sample, attempt = entry.sample, entry.attempt + 1
+        entry.attempt, entry.sent_at = attempt, now
+        if attempt == 1:
             entry.first_sent_at = now
-        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry), entry.sample, entry.attempt))
+        heapq.heappush(self._retransmits, (now + self._retransmit_seconds(entry), sample, attempt))
         self._forget_past()
         return Task(
-            key=SampleKey(self.rank, self.session, entry.sample),
-            attempt=entry.attempt,
-            stage=0,
-            thresholds=self.config.ladder.thresholds[self.admission.point],
-            priority=entry.priority,
-            weight=entry.weight,
-            oldest=self.oldest,
+            new_key((self.rank, self.session, sample)),
+            attempt,
+            0,
+            self.config.ladder.thresholds[self.admission.point],
+            0,
+            entry.priority,
+            entry.weight,
+            self.oldest,
             deadline=entry.deadline,
             born=entry.submitted_at,
             since=now,
@@ -399,9 +403,13 @@ class Source:
         heapq.heappush(self._retransmits, (again_at, entry.sample, entry.attempt))
 
     def _retransmit_seconds(self, entry: OpenSample) -> float:
-        forecast = min(MAX_RETRANSMIT_SECONDS, 2.0 * self._forecast.queue_seconds(self._in_flight))
+        seconds = min(MAX_RETRANSMIT_SECONDS, 2.0 * self._forecast.queue_seconds(self._in_flight))
         sojourn = self._sojourn + 4.0 * self._deviation
-        return float(max(MIN_RETRANSMIT_SECONDS, forecast, sojourn) * 2 ** min(entry.timeouts, 16))
+        if sojourn > seconds:
+            seconds = sojourn
+        if seconds < MIN_RETRANSMIT_SECONDS:
+            seconds = MIN_RETRANSMIT_SECONDS
+        return float(seconds * 2 ** min(entry.timeouts, 16)) if entry.timeouts else seconds
 
     def _measure(self, sojourn: float) -> None:
         if self._sojourn == 0.0:
@@ -412,11 +420,11 @@ class Source:
         self._sojourn += MEAN_GAIN / per_sojourn * (sojourn - self._sojourn)
 
     def _misses(self, entry: OpenSample, *, ahead: int, now: float) -> bool:
-        """Whether `deadline` mode gives up on a sample that `ahead` others precede in the room (D4).
+        """Whether `deadline` mode, where alone it is asked, gives up on a sample that `ahead` others precede in the room (D4).
 
         With nothing in flight it may try: else one slow spell would be believed for ever, as nobody measured its end.
         """
-        if self.config.when_full != "deadline" or not self._in_flight:
+        if not self._in_flight:
             return False
         ahead, left, span = ahead + self._in_flight, entry.deadline - now, entry.deadline - entry.submitted_at
         self._pressed = self._pressed or self._forecast.misses(ahead, left=PRESSED_SHARE * left, span=span)
@@ -459,6 +467,8 @@ class Source:
     def _forget_past(self) -> None:
         """Heaps keep what is over until its time comes: made anew when that is the most, so they stay bounded."""
         most = 2 * len(self._open) + 64
+        if len(self._order) <= most and len(self._retransmits) <= most and len(self._deadlines) <= most:
+            return
         if len(self._deadlines) > most:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self._open]
             heapq.heapify(self._deadlines)

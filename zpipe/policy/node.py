@@ -101,7 +101,8 @@ class NodePolicy:
         self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
         self._service = dict(config.service_seconds)
-        self._reported_at = self._ran_at = self._look_at = -math.inf
+        self._reported_at = self._ran_at = -math.inf
+        self._look_at = self._due_at = -math.inf  #: before it no Report is due; from it on one is due without news, if at work
         self._reported_length = 0
         self._prompt_seconds = PROMPT_INTERVAL * config.report_seconds
         self._least_seconds = self._prompt_seconds if self._prompt else config.report_seconds  #: from one Report to the next
@@ -356,7 +357,7 @@ class NodePolicy:
         """Rule R6: the Report says so, and whoever does not hear it gets no credit."""
         self._accepting = False
         self._least_seconds = self._prompt_seconds
-        self._look_at = self._reported_at + self._least_seconds
+        self._look_at = self._due_at = -math.inf
         self._links.shut()
 
     def _hand_over(self, task: Task, now: float) -> None:
@@ -424,7 +425,7 @@ class NodePolicy:
         if report_due:
             links.report(self._load(now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._rows_running
-            self._look_at = now + self._least_seconds
+            self._look_at, self._due_at = now + self._least_seconds, now + self.config.report_seconds
             self._told_accepting = self._accepting
         if source is not None and source.told:
             commands.extend(source.told)
@@ -438,6 +439,8 @@ class NodePolicy:
 
     def _look_around(self, now: float) -> bool:
         """Whether a Report is due, which it never is before `_look_at`; then who is silent is looked for, too."""
+        if now < self._due_at and self._tasks.input_length + self._rows_running == self._reported_length:
+            return False  # no interval is over, and no news is to be told
         if now < self._report_due_at():
             return False
         self._tasks.sweep(now)
@@ -466,8 +469,8 @@ class NodePolicy:
 
     def _admit(self, source: Source, now: float) -> None:
         """New attempts, while admission (D4) and own slots (C1) allow."""
-        tasks = self._tasks
-        while tasks.own_held < self.config.own_slots:
+        tasks, (again, waiting) = self._tasks, source.queues
+        while (waiting or again) and tasks.own_held < self.config.own_slots:
             task = source.next_task(now=now)
             if task is None:
                 return

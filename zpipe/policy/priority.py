@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ class FifoOrder:
     """First come, first served, over all stages this node hosts."""
 
     def leader(self, queues: Mapping[int, deque[Task]], *, now: float) -> int:
-        best, best_since = -1, 0.0
+        best, best_since = -1, math.inf
         for stage, queue in queues.items():
-            if queue:
-                since = queue[0].since
-                if best < 0 or since < best_since:
-                    best, best_since = stage, since
+            if queue and queue[0].since < best_since:
+                best, best_since = stage, queue[0].since
         return best
 
 
@@ -41,7 +40,7 @@ def fill_batch(queue: deque[Task], *, max_batch: int, seconds_per_sample: float,
     """
     leader = queue.popleft()
     batch = [leader]
-    if leader.alone or max_batch == 1:
+    if not queue or leader.alone or max_batch == 1:
         return batch
     if seconds_per_sample > 0.0:
         max_batch = max(1, min(max_batch, int(min((leader.deadline - now) / seconds_per_sample, max_batch))))

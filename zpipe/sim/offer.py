@@ -57,6 +57,7 @@ class Offering:
         self.under_way: dict[int, float] = {}
         self._labels = labels
         self._classes = bundle.classes
+        self._indices = world.indices[spec.rank]
         self._told = 0  #: submitted, and not yet known to the policy
         world.pumped[spec.rank] = self._pumped
 
@@ -66,21 +67,22 @@ class Offering:
         self._look_for_overdue(load)
 
     @property
-    def has_room(self) -> bool:
-        """Whether a sample offered now would find a place in the waiting room."""
-        return self.source.room_left > self._told
+    def room_left(self) -> int:
+        """Samples offered now would find so many places in the waiting room."""
+        return self.source.room_left - self._told
 
     def offer(self, index: int) -> None:
         """Submits a sample of the evaluation set."""
         world, spec, sample = self.world, self.spec, self.next_sample
-        deadline = world.now + self.deadline_seconds
+        now = world.now
+        deadline = now + self.deadline_seconds
         if self.log is not None:
             self.log.submitted(sample, index, self._labels[index], deadline=deadline)
-        self.next_sample += 1
+        self.next_sample = sample + 1
         self._told += 1
-        self.under_way[sample] = world.now
-        world.indices[spec.rank].append(index)
-        world.tell(spec.rank, SampleSubmitted(sample, deadline, world.now, spec.priority, spec.weight))
+        self.under_way[sample] = now
+        self._indices.append(index)
+        world.tell(spec.rank, SampleSubmitted(sample, deadline, now, spec.priority, spec.weight))
 
     def resolved(self, resolve: Resolve) -> None:
         """A sample ended."""
@@ -184,10 +186,12 @@ class ClosedLoop:
         offering = self.offering
         if offering.load is not self:
             return
+        room_left = offering.room_left
         while not self.span.over(offered=self._offered, elapsed=offering.world.now - self._started_at):
-            if len(offering.under_way) >= self.window or not offering.has_room:
+            if len(offering.under_way) >= self.window or room_left <= 0:
                 return
             self._offered += 1
+            room_left -= 1
             offering.offer(self.order.next())
         if not offering.under_way:
             offering.load = None

@@ -20,6 +20,8 @@ FLOAT_BYTES = 9
 DIGEST_BYTES = 8
 #: Array header, version and kind.
 START_BYTES = 3
+#: msgpack's unsigned integers: [bits of the value] -> bytes; looked up where a call for each number would be most of the cost.
+INTEGER_BYTES = (1,) * 8 + (2,) + (3,) * 8 + (5,) * 16 + (9,) * 32
 
 
 def on_link(header: int, payload: int = 0) -> int:
@@ -36,10 +38,11 @@ def task_header(sender: int, codec: str, stage: int, tasks: Sequence[Task]) -> i
     size = START_BYTES + _integer(sender) + CLOCK_BYTES + 1 + len(codec) + _integer(stage) + _array(len(tasks)) + DIGEST_BYTES
     for task in tasks:
         source, _, sample = task.key
-        ids = _integer(task.number) + _integer(source) + CLOCK_BYTES + _integer(sample) + _integer(task.oldest)
         thresholds = len(task.thresholds)
         # the row's array header, attempt, part and priority are small numbers
-        size += 4 + ids + 2 * DURATION_BYTES + 3 * FLOAT_BYTES + _array(thresholds) + FLOAT_BYTES * thresholds
+        size += 4 + CLOCK_BYTES + 2 * DURATION_BYTES + (3 + thresholds) * FLOAT_BYTES + (1 if thresholds < 16 else 3)
+        for number in (task.number, source, sample, task.oldest):
+            size += INTEGER_BYTES[number.bit_length()]
     return size
 
 
@@ -49,7 +52,7 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
     for row in rows:
         source, _, sample = row.key
         # the row's array header, attempt, part, exit stage, label and hops are small numbers
-        size += 6 + _integer(source) + CLOCK_BYTES + _integer(sample) + 3 * FLOAT_BYTES
+        size += 6 + CLOCK_BYTES + 3 * FLOAT_BYTES + INTEGER_BYTES[source.bit_length()] + INTEGER_BYTES[sample.bit_length()]
     return size
 
 
@@ -87,7 +90,7 @@ def lost(sender: int, rows: Sequence[LostRow]) -> int:
 
 def _integer(value: int) -> int:
     """msgpack's unsigned integers."""
-    return 1 if value < 128 else 2 if value < 256 else 3 if value < 65536 else 5 if value < 1 << 32 else 9
+    return INTEGER_BYTES[value.bit_length()]
 
 
 def _distances(expected: int, numbers: Sequence[int]) -> int:

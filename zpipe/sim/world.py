@@ -121,6 +121,8 @@ class World:
         self._answers = answers
         self._pack = pack
         self._hop = hop
+        self._control_seconds = hop.control.constant
+        self._forward_seconds = hop.forward.constant
         self._rng = random.Random(f"{seed}/world")
         self._heap: list[tuple[float, int, int, Any]] = []  #: when, in which order, to which rank (-1: a call), what
         self._ids = itertools.count()
@@ -190,18 +192,20 @@ class World:
     def _decide(self) -> None:
         """One round of decisions at every node that something happened to."""
         touched, self._touched = self._touched, []
-        perform, inboxes, now = self._perform, self._inbox, self.now
+        perform, inboxes, nodes, now = self._perform, self._inbox, self.nodes, self.now
         for rank in touched:
             events, inboxes[rank] = inboxes[rank], []
             self.events += len(events)
-            policy = self.nodes[rank]
+            policy = nodes[rank]
             for command in policy.handle_all(events, now=now):
                 perform[type(command)](rank, command)
             if self.checked:
                 policy.check()
             if rank in self.pumped:
                 self.pumped[rank]()
-            self._arm(rank, policy.next_wakeup())
+            wakeup = policy.next_wakeup()
+            if wakeup is not None and wakeup < self._wake_at[rank]:
+                self._arm(rank, wakeup)
 
     def _arm(self, rank: int, wakeup: float | None) -> None:
         """A timer stands that fires no later than the policy wants; one that fires early finds nothing due and arms the next."""
@@ -298,17 +302,21 @@ class World:
                 task.token = packed.token
         if packed.tell_size:
             self.tell(rank, SendCompleted(command.peer, command.epoch, tasks[0].number, len(tasks), header + payload))
-        overhead = self._hop.forward.draw(self._rng) + self._hop.forward_seconds_per_byte * payload
+        overhead = self._forward_seconds
+        if overhead is None:
+            overhead = self._hop.forward.draw(self._rng)
+        overhead += self._hop.forward_seconds_per_byte * payload
         arrival = link.carry(sizes.on_link(header, payload), DATA, overhead, self.now, self._rng)
+        size = header + payload
         link.tasks += len(tasks)
         link.frames += 1
-        link.bytes += header + payload
+        link.bytes += size
         link.raw_bytes += header + len(tasks) * packed.raw_bytes
         sent, received = self.traffic[rank], self.traffic[command.peer]
         sent.frames_sent += 1
-        sent.sent_bytes += header + payload
+        sent.sent_bytes += size
         received.frames_received += 1
-        received.received_bytes += header + payload
+        received.received_bytes += size
         # The sender's policy is done with these tasks; the receiver's goes on with the same objects.
         heapq.heappush(self._heap, (arrival, next(self._ids), command.peer, TaskReceived(rank, command.epoch, tasks)))
 
@@ -341,7 +349,10 @@ class World:
         sent.sent_bytes += size
         received.control_received += 1
         received.received_bytes += size
-        arrival = link.carry(sizes.on_link(size), plane, self._hop.control.draw(self._rng), self.now, self._rng)
+        overhead = self._control_seconds
+        if overhead is None:
+            overhead = self._hop.control.draw(self._rng)
+        arrival = link.carry(sizes.on_link(size), plane, overhead, self.now, self._rng)
         heapq.heappush(self._heap, (arrival, next(self._ids), peer, event))
 
     # ---- looking at nodes ----------------------------------------------------------------------

@@ -182,6 +182,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "NaN threshold": ("TaskBatch", (6, 0, 13), [0.5, NAN], "thresholds"),
     "negative threshold": ("TaskBatch", (6, 0, 13), [-0.1], "thresholds"),
     "threshold as int": ("TaskBatch", (6, 0, 13), [1], "thresholds"),
+    "threshold of a later row as int": ("TaskBatch", (6, 1, 13), [1], "thresholds"),
     "more thresholds than stages": ("TaskBatch", (6, 0, 13), [0.1] * 4, "out of range"),
     "held number at or above expected": ("CreditUpdate", (5,), [0], "expected distances"),
     "held number below zero": ("CreditUpdate", (5,), [101], "expected distances"),

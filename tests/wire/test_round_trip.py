@@ -211,6 +211,15 @@ def test_a_task_that_was_accepted_can_be_passed_on_whenever(
     assert NOW - centuries <= onward.born <= NOW
 
 
+def test_thresholds_that_are_fine_row_by_row_may_share_a_frame() -> None:
+    """Whatever frames they came by: together these have no finite sum."""
+    sent = [task(7, thresholds=(1e308,)), task(8, thresholds=(1e308,))]
+
+    back = round_trip(TaskBatch(1, 4, NO_CODEC, 1, sent, np.zeros((2, 2, 3), np.float32)))
+
+    assert [each.thresholds for each in back.tasks] == [(1e308,), (1e308,)]
+
+
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview], ids=lambda wrap: str(wrap.__name__))
 def test_decoded_payload_is_a_view_of_the_frame(wrap: Any) -> None:
     header, buffer = encode(task_batch(2), now=NOW)

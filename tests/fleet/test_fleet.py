@@ -42,6 +42,15 @@ echo "node $3 serves stage 1 of $PWD/$5"
 sleep 1000 &
 wait
 """
+_PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv")
+    mkdir -p "$4/bin"
+    for each in python pip; do printf '#!/bin/sh\necho "$@" >> "$HOME/pip.log"\n' > "$4/bin/$each"; done
+    printf '#!/bin/sh\necho zpipe, version 9.9\n' > "$4/bin/zpipe"
+    chmod +x "$4/bin"/*
+esac
+"""
 _SYSTEMCTL = """#!/bin/sh
 # A stand-in for the user's systemd: it has the unit of line2, and writes down what it was told.
 [ "$1" = --user ] || exit 1
@@ -219,7 +228,7 @@ def test_push_says_what_a_board_lacks(zpipe: Zpipe, board: Board, place: tuple[P
     assert "topologies/keys has node0.secret, too, of ranks that are not this board's; remove them there" in err
     assert f"zpipe 0.0.7 runs there, {__version__} here" in err
     code, _, err = zpipe("push", "--topology", file, host, "--program", "nothing")
-    assert (code, "no zpipe found there at nothing; ssh -p" in err, "pip install zpipe==" in err) == (0, True, True), err
+    assert (code, "no zpipe found there at nothing: push again with --install WHEEL (or --install zpipe==" in err) == (0, True), err
     (file.parent / "keys" / "node1.secret").unlink()
     (board.home / "zpipe" / "topologies" / "keys" / "node1.secret").unlink()
     code, _, err = zpipe("push", "--topology", file, host)
@@ -237,6 +246,29 @@ def test_push_begins_nothing_that_has_no_room(zpipe: Zpipe, board: Board, place:
         full.unlink()
     assert (code, "1.2 MB are free in " in err) == (1, True), err
     assert not (board.home / "zpipe" / "engines").exists()
+
+
+def test_push_installs_a_wheel_once(zpipe: Zpipe, board: Board, place: tuple[Path, str], tmp_path: Path) -> None:
+    """pip and the environment are stand-ins: what they would fetch is no affair of ours."""
+    file, host = place
+    wheel = tmp_path / "zpipe-9.9-py3-none-any.whl"
+    code, _, err = zpipe("push", "--topology", file, host, "--install", wheel)
+    assert (code, f"--install: found no file {wheel}, expected a wheel" in err) == (2, True)
+    wheel.write_bytes(b"a wheel")
+    python = board.program("python3", _PYTHON)
+    try:
+        installed = [zpipe("push", "--topology", file, host, "--install", wheel)[:2] for _ in range(2)]
+        board.program("python3", '#!/bin/sh\n[ "$1" = -V ] && echo Python 3.8.10\nexit 1\n')
+        shutil.rmtree(board.home / "zpipe" / ".venv")
+        code, _, err = zpipe("push", "--topology", file, host, "--install", wheel)
+    finally:
+        python.unlink()
+    assert [(code, "  zpipe 9.9 installed there" in out.splitlines()) for code, out in installed] == [(0, True), (0, False)]
+    assert (board.home / "pip.log").read_text().splitlines() == [
+        f"-m pip --disable-pip-version-check install -q {words} fleet/{wheel.name}"
+        for words in ("--upgrade", "--no-deps --force-reinstall")
+    ]
+    assert (code, "Python 3.8.10 is there, expected 3.10 or later" in err) == (1, True), err
 
 
 # ---- who cannot be reached -----------------------------------------------------------------------

@@ -32,6 +32,7 @@ def three(tmp_path: Path) -> Topology:
         (["10.0.0.12"], [Board("10.0.0.12", ranks=(2, 3))]),
         (["nano@10.0.0.11:2222"], [Board("10.0.0.11", "nano", 2222, (1,))]),
         (["1=orin1", "2,3=nano@orin2"], [Board("orin1", ranks=(1,)), Board("orin2", "nano", ranks=(2, 3))]),
+        (["2,1"], [Board("10.0.0.11", ranks=(1,)), Board("10.0.0.12", ranks=(2,))]),
         (["3=[fe80::1%eth0]:22"], [Board("fe80::1%eth0", port=22, ranks=(3,))]),
     ],
 )
@@ -48,7 +49,9 @@ def test_the_file_beside_the_topology_says_who_logs_in_where(three: Topology, tm
     serving = [Board("orin1", "nano", 2222, (1,)), Board("10.0.0.12", "root", ranks=(2, 3))]
     assert boards(three, [], file) == serving
     assert boards(three, [], file, sources=True) == [Board("robot", "me", ranks=(0,)), *serving]
-    assert boards(three, ["orin1"], file) == serving[:1]
+    assert boards(three, ["orin1"], file) == boards(three, ["1"], file) == boards(three, ["orin1:2222"], file) == serving[:1]
+    with pytest.raises(ConfigError, match=r"found orin1:22, where the topology has no rank \(it has .* 1 at nano@orin1:2222"):
+        boards(three, ["orin1:22"], file)
     assert hosts_file(three, tmp_path / "other") == tmp_path / "other"
 
 
@@ -58,7 +61,7 @@ def test_the_file_beside_the_topology_says_who_logs_in_where(three: Topology, tm
         (["-oProxyCommand=x"], "HOST: found '-oProxyCommand=x', expected [RANK=][USER@]HOST[:PORT]"),
         (["a b"], "HOST: found 'a b', expected"),
         (["1=orin:99999"], "HOST: found '1=orin:99999', expected"),
-        (["7=orin"], "HOST: found rank 7 in '7=orin', expected 0 to 3"),
+        (["7=orin"], "HOST: found rank 7, expected 0 to 3"),
         (["orin"], "HOST: found orin, where the topology has no rank (it has 0 at 10.0.0.10, 1 at 10.0.0.11"),
         (["1=a", "1=b"], "HOST: found rank 1 at a and at b"),
         (["0=robot"], "rank 0 at robot is a source, expected a rank that serves"),

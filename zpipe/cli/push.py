@@ -13,7 +13,7 @@ from zpipe.cli.completion import complete_host
 from zpipe.cli.group import cli, example
 from zpipe.cli.options import FILE, INSECURE, SECONDS, TOPOLOGY
 from zpipe.cli.running import progress_shown, run_interruptible
-from zpipe.errors import ZpipeError
+from zpipe.errors import ConfigError, ZpipeError
 
 if TYPE_CHECKING:
     from zpipe.fleet import Board, Pushed
@@ -38,6 +38,12 @@ HOST = click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=com
 @HOST
 @HOSTS
 @DIRECTORY
+@click.option(
+    "--install",
+    default="",
+    metavar="WHEEL|REQUIREMENT",
+    help="Install zpipe there, into an environment of its own: a wheel of yours (`make wheel`), or what pip takes from an index.",
+)
 @click.option("--units", is_flag=True, help="Install systemd units of the user there, and start its nodes with the board.")
 @INSECURE
 @PROGRAM
@@ -47,6 +53,7 @@ def push(
     hosts: tuple[str, ...],
     hosts_file: Path | None,
     folder: str,
+    install: str,
     units: bool,
     insecure: bool,
     program: str,
@@ -54,8 +61,8 @@ def push(
 ) -> None:
     """Copy a topology, its bundle and each board's own keys to the boards, over SSH.
 
-    HOST is [RANK=][USER@]HOST[:PORT]; without any, every rank that serves, at its address. What a board has already is not sent
-    again, and nothing takes the place of what is there before all of it has come. (pip install 'zpipe[fleet]')
+    HOST is [RANK=][USER@]HOST[:PORT], or a rank; without any, every rank that serves, at its address. What a board has already is
+    not sent again, and nothing takes the place of what is there before all of it has come. (pip install 'zpipe[fleet]')
     """
     from zpipe.configure import load_checked
     from zpipe.fleet import boards
@@ -65,6 +72,8 @@ def push(
     from zpipe.topology import load_topology
 
     check_installed()
+    if install.endswith(".whl") and not Path(install).is_file():
+        raise ConfigError(f"--install: found no file {install}, expected a wheel; `make wheel` builds dist/zpipe-*.whl")
     loaded = load_topology(topology)
     meant = boards(loaded, hosts, found_file(loaded, hosts_file), sources=True)
     cargo = load(loaded, load_checked(loaded))
@@ -72,6 +81,7 @@ def push(
     options = {
         "folder": folder.removeprefix("~/"),
         "program": program.removeprefix("~/"),
+        "install": install,
         "units": units,
         "arguments": arguments,
         "seconds": seconds,
@@ -82,7 +92,7 @@ def push(
         _show(board, outcome)
     done = [outcome for outcome in outcomes if not isinstance(outcome, ZpipeError)]
     if any(outcome.sent_files for outcome in done):
-        click.echo(f"nodes that run keep what they were started with: zpipe fleet restart --topology {topology}")
+        click.echo(f"nodes run with it after: zpipe fleet restart --topology {topology}")
     if len(done) < len(outcomes):
         raise SystemExit(1)
 
@@ -93,13 +103,18 @@ async def _push_all(
     """To all boards at once; of each what was done, or why not."""
     from zpipe.fleet import push
 
-    line = f"pushing to {len(meant)} board{'s' if len(meant) > 1 else ''}"
+    number = f"{len(meant)} board{'s' if len(meant) > 1 else ''}"
     there: dict[Board, tuple[int, int]] = {}
 
     async def one(board: Board) -> Pushed | ZpipeError:
         def tell(done: int, total: int) -> None:
             there[board] = (done, total)
-            progress(line, sum(done for done, _ in there.values()) / max(1, sum(total for _, total in there.values())))
+            if options["install"] and len(there) == len(meant) and all(done == total for done, total in there.values()):
+                progress(f"installing zpipe on {number}", 0.0)
+                return
+            progress(
+                f"pushing to {number}", sum(done for done, _ in there.values()) / max(1, sum(total for _, total in there.values()))
+            )
 
         try:
             return await push(cargo, board, progress=tell, **options)
@@ -116,5 +131,7 @@ def _show(board: Board, outcome: Pushed | ZpipeError) -> None:
         return
     sent = f"{outcome.sent_files} files, {outcome.sent_bytes / 1e6:.1f} MB sent in {outcome.seconds:.1f} s"
     click.echo(f"{name}: {sent}, {outcome.kept_files} were there; in {outcome.folder}")
+    if outcome.installed:
+        click.echo(f"  zpipe {outcome.version} installed there")
     for note in outcome.notes:
         click.echo(f"  {note}", err=True)

@@ -213,6 +213,21 @@ place)
         shift 3
     done
     ;;
+# Arguments: a wheel or what else pip takes, and what says whether it is that already.
+install)
+    cd "$folder" || exit 1
+    [ -x .venv/bin/zpipe ] && [ "$(cat .venv/.zpipe-installed 2>/dev/null)" = "$2" ] && exit 0
+    command -v python3 >/dev/null || fail "python3 is missing there; sudo apt-get install python3 python3-venv"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "$(python3 -V) is there, expected 3.10 or later; --program names a zpipe of another"
+    # What the machine has is seen, too: JetPack brings TensorRT.
+    [ -x .venv/bin/pip ] || said=$(python3 -m venv --system-site-packages .venv 2>&1) ||
+        fail "python3 -m venv: $(echo "$said" | grep . | tail -n 1); sudo apt-get install python3-venv"
+    pip() { said=$(.venv/bin/python -m pip --disable-pip-version-check install -q "$@" 2>&1) || fail "pip: $(echo "$said" | grep ERROR | tail -n 1)"; }
+    pip --upgrade "$1"
+    case $1 in *.whl) pip --no-deps --force-reinstall "$1" ;; esac # pip takes one of the same version for the same
+    echo "$2" > .venv/.zpipe-installed
+    echo "installed $1"
+    ;;
 # Arguments: unit, ranks. Standard output of `systemctl` stands in the way of nothing.
 units)
     cd "$folder" || exit 1

@@ -206,7 +206,9 @@ def _translated(board: Board) -> Iterator[None]:
             f"it lets {board.user or 'you'} not in with any key of yours; {copy} (or ssh-add, for an encrypted key)"
         ) from exc
     except asyncssh.SFTPError as exc:
-        raise ZpipeError(f"a file could not be written there ({said(exc)})") from exc
+        raise ZpipeError(
+            f"a file could not be written there ({said(exc)}); is its disk full, or read-only? {board.ssh} df -h"
+        ) from exc
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, asyncssh.ConfigParseError) as exc:
         raise ZpipeError(f"SSH's own files here: {said(exc)}; an encrypted key goes into the agent: ssh-add") from exc
     except asyncssh.Error as exc:

@@ -1,7 +1,8 @@
 """Which board is which: what a topology, a file of hosts and a command line say of where ranks run.
 
 A host is written `[USER@]HOST[:PORT]`, as `ssh` takes it or as ~/.ssh/config names it, with the ranks it is for before it where the
-topology does not tell them by its addresses: `1=nano@orin1`, `2,3=orin2:2222`.
+topology does not tell them by its addresses: `1=nano@orin1`, `2,3=orin2:2222`. Ranks alone, `1,2`, are meant where the file or the
+topology has them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from zpipe.topology import Topology
 #: Beside a topology: its hosts, a line each, written as on the command line.
 HOSTS_SUFFIX = ".hosts"
 
+_RANKS = re.compile(r"\d+(,\d+)*", re.ASCII)
 _HOST = re.compile(
     r"((?P<ranks>\d+(,\d+)*)=)?((?P<user>[^@=\s]+)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^@:=\s\[\]-][^@:=\s\[\]]*)(:(?P<port>\d{1,5}))?"
 )
@@ -64,8 +66,9 @@ def boards(topology: Topology, words: Sequence[str], file: Path | None = None, *
 
     Cases:
         1. No words: every rank that serves, at the host that the file says, else at its address; a source where the file has it.
-        2. A word with ranks: these, there.
-        3. A word without: the ranks that the file or the topology has at that host; its user and port count.
+        2. Ranks alone: where the file or the topology has them.
+        3. A word with ranks: these, there.
+        4. A word without: the ranks that the file or the topology has at that host; its user and port count.
 
     Args:
         topology: whose ranks.
@@ -114,26 +117,32 @@ def _file_words(file: Path | None) -> Iterable[tuple[str, str]]:
 
 def _meant(topology: Topology, known: Mapping[int, Board], word: str, where: str) -> dict[int, Board]:
     """{rank: board} of one word."""
+    if _RANKS.fullmatch(word):
+        return {rank: known[rank] for rank in _ranks(topology, word, where)}
     found = _HOST.fullmatch(word)
     port = int(found["port"] or 0) if found else 0
     if found is None or port > 65535:
-        raise ConfigError(f"{where}: found {word!r}, expected [RANK=][USER@]HOST[:PORT], such as 1=nano@192.168.1.12")
+        raise ConfigError(f"{where}: found {word!r}, expected [RANK=][USER@]HOST[:PORT], such as 1=nano@192.168.1.12, or a rank")
     host = found["host"].strip("[]")
     board = Board(host, found["user"] or "", port)
     if found["ranks"]:
-        ranks = [int(rank) for rank in found["ranks"].split(",")]
-        for rank in ranks:
-            if rank >= len(topology.nodes):
-                raise ConfigError(f"{where}: found rank {rank} in {word!r}, expected 0 to {len(topology.nodes) - 1}")
-        return dict.fromkeys(ranks, board)
-    there = {rank: at for rank, at in known.items() if at.host == host}
+        return dict.fromkeys(_ranks(topology, found["ranks"], where), board)
+    there = {rank: at for rank, at in known.items() if at.host == host and port in (0, at.port or port)}
     if not there:
-        places = ", ".join(f"{rank} at {at.host}" for rank, at in known.items())
+        places = ", ".join(f"{rank} at {at}" for rank, at in known.items())
         raise ConfigError(
-            f"{where}: found {host}, where the topology has no rank (it has {places}), expected one of these, or its rank said: "
+            f"{where}: found {board}, where the topology has no rank (it has {places}), expected one of these, or its rank said: "
             f"1={word}"
         )
     return {rank: Board(host, board.user or at.user, port or at.port) for rank, at in there.items()}
+
+
+def _ranks(topology: Topology, text: str, where: str) -> list[int]:
+    ranks = [int(rank) for rank in text.split(",")]
+    for rank in ranks:
+        if rank >= len(topology.nodes):
+            raise ConfigError(f"{where}: found rank {rank}, expected 0 to {len(topology.nodes) - 1}")
+    return ranks
 
 
 def _bare(host: str) -> str:

@@ -31,6 +31,8 @@ from zpipe.topology.keys import PUBLIC_FILE
 
 #: For a short question to a board that is busy, and for one that has it hash a bundle.
 ASK_SECONDS, HASH_SECONDS = 30.0, 300.0
+#: For pip on a board, which may have to build something.
+INSTALL_SECONDS = 1800.0
 #: Left free on a board, besides what is sent.
 SPARE_BYTES = 1_000_000
 _LOCK = ".push.lock"
@@ -70,6 +72,7 @@ class Pushed:
         kept_files: that were.
         seconds: it took.
         folder: where it all is, absolute.
+        installed: whether zpipe was installed there.
         zpipe: the program there, "" where none was found.
         version: of it.
         notes: lines for people: what else has to be done there.
@@ -81,6 +84,7 @@ class Pushed:
     kept_files: int = 0
     seconds: float = 0.0
     folder: str = ""
+    installed: bool = False
     zpipe: str = ""
     version: str = ""
     notes: list[str] = field(default_factory=list)
@@ -156,6 +160,7 @@ async def push(
     *,
     folder: str,
     program: str = "",
+    install: str = "",
     units: bool = False,
     arguments: tuple[str, ...] = (),
     seconds: float = CONNECT_SECONDS,
@@ -168,6 +173,7 @@ async def push(
         board: where, with the ranks that are to have their secrets there.
         folder: on the board; from its home on if it does not begin with /.
         program: the zpipe there; looked for if not given.
+        install: a wheel here, or what else pip takes there, for an environment in the folder; "" = nothing.
         units: install systemd units of the user, too, and enable those of its ranks.
         arguments: of `zpipe node` in these.
         seconds: for the connection.
@@ -184,6 +190,8 @@ async def push(
         wanted = _small(cargo, done, secrets)
         async with link.locked(posixpath.join(done.folder, _LOCK), ASK_SECONDS):
             await _Push(link, cargo, done, wanted, int(there["free"]) * 1024, progress).run()
+            if install:
+                await _install(link, done, install)
         await _look_for_zpipe(link, done, program)
         if units:
             await _install_units(link, cargo, done, there["home"], arguments)
@@ -290,13 +298,30 @@ def _partial(path: str) -> str:
 # ---- what else a board needs ---------------------------------------------------------------------
 
 
+async def _install(link: Link, done: Pushed, what: str) -> None:
+    """zpipe in the folder's own environment, unless it is that one already."""
+    known = what
+    if what.endswith(".whl"):
+        wheel = _item(Path(what), f"fleet/{Path(what).name}")
+        if (await link.ask("digests", done.folder, wheel.to, seconds=ASK_SECONDS))[:1] != [(wheel.digest, f" {wheel.to}")]:
+            async with link.carrier() as carrier:
+                partial = posixpath.join(done.folder, _partial(wheel.to))
+                await carrier.send(wheel.data, partial, mode=wheel.mode, resume=False, sent=lambda count: None)
+            if await _place(link, done.folder, [wheel]):
+                raise ZpipeError(f"{wheel.to} arrives damaged there; is its disk full, or failing?")
+        what, known = wheel.to, wheel.digest
+    answers = await link.ask("install", done.folder, what, known, seconds=INSTALL_SECONDS)
+    done.installed = any(word == "installed" for word, _ in answers)
+
+
 async def _look_for_zpipe(link: Link, done: Pushed, program: str) -> None:
     found = dict(await link.ask("zpipe", done.folder, program, seconds=ASK_SECONDS))
     done.zpipe, done.version = found.get("zpipe", ""), found.get("version", "")
-    environment = f"{done.folder}/.venv"
     if not done.zpipe:
-        install = f"python3 -m venv --system-site-packages {environment} && {environment}/bin/pip install zpipe=={__version__}"
-        done.notes.append(f"no zpipe found there{f' at {program}' if program else ''}; {link.board.ssh} '{install}'")
+        at = f" at {program}" if program else ""
+        done.notes.append(
+            f"no zpipe found there{at}: push again with --install WHEEL (or --install zpipe=={__version__}, from an index)"
+        )
     elif "broken" in found:
         done.notes.append(f"{done.zpipe} does not run there: {found['broken']}")
     elif done.version != __version__:

@@ -1,6 +1,7 @@
 """Boards behind a real sshd: what is brought there, what runs there, and what is said of one that cannot be reached.
 
-`zpipe` on a board is a stand-in that speaks like it, where nothing of a node's own work matters, and so is `systemctl`.
+`zpipe` on a board is a stand-in that speaks like it, where nothing of a node's own work matters, and so is `systemctl`. Every
+question to a board is a dozen processes, so what does not have to be known at once is marked slow.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def board(hall: Boards) -> Iterator[Board]:
 @pytest.fixture
 def place(hall: Boards, tmp_path: Path) -> tuple[Path, str]:
     """A line of three with keys and a bundle of its own, and the host of rank 1."""
-    shutil.copytree(HALF, tmp_path / "engines" / "half")
+    copy_bundle(tmp_path / "engines" / "half")
     nodes = [
         {"rank": rank, "stages": stages, "address": f"127.0.0.1:{port}"}
         for rank, (stages, port) in enumerate(zip(([0], [1, 2], [3, 4]), free_ports(3), strict=True))
@@ -124,6 +125,18 @@ def place(hall: Boards, tmp_path: Path) -> tuple[Path, str]:
     file.write_text(yaml.safe_dump({"bundle": "half", "nodes": nodes, "links": "line", "security": {"keys": "keys"}}))
     make_keys(file.parent / "keys", range(3))
     return file, f"1={me()}@127.0.0.1:{hall.boards[0].port}"
+
+
+def copy_bundle(folder: Path) -> None:
+    """The stages alone: what a push has to carry without need takes time."""
+    folder.mkdir(parents=True)
+    manifest = json.loads((HALF / "manifest.json").read_text())
+    manifest |= {"evaluation": None, "replay": None, "bottleneck": None, "calibration": None, "accuracy_table": None}
+    stages = [stage["file"] for stage in manifest["stages"]]
+    manifest["digests"] = {name: manifest["digests"][name] for name in stages}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in stages:
+        shutil.copy(HALF / name, folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -139,7 +152,7 @@ def test_push_brings_what_a_board_needs_and_no_other_ranks_secret(zpipe: Zpipe, 
     assert code == 0, err
     assert all(PROGRESS.fullmatch(line) for line in err.splitlines()), err
     there = contents(board.home / "zpipe")
-    wanted = {f"engines/half/{name}": data for name, data in contents(HALF).items()}
+    wanted = {f"engines/half/{name}": data for name, data in contents(file.parents[1] / "engines" / "half").items()}
     wanted |= {f"topologies/keys/{name}": (file.parent / "keys" / name).read_bytes() for name in ("public.keys", "node1.secret")}
     wanted |= {"topologies/line 3.yaml": file.read_bytes(), ".push.lock": b""}
     assert there == wanted
@@ -195,6 +208,7 @@ def renew_digests(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_what_arrives_damaged_never_gets_its_name(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
     """A partial file of the right length with other bytes: noticed by its digest, and sent whole."""
     file, host = place
@@ -218,6 +232,7 @@ def test_a_push_under_way_keeps_another_out(hall: Boards, zpipe: Zpipe, board: B
     assert not (board.home / "zpipe" / "engines").exists()
 
 
+@pytest.mark.slow
 def test_push_says_what_a_board_lacks(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
     file, host = place
     (board.home / "zpipe" / "topologies" / "keys").mkdir(parents=True)
@@ -248,6 +263,7 @@ def test_push_begins_nothing_that_has_no_room(zpipe: Zpipe, board: Board, place:
     assert not (board.home / "zpipe" / "engines").exists()
 
 
+@pytest.mark.slow
 def test_push_installs_a_wheel_once(zpipe: Zpipe, board: Board, place: tuple[Path, str], tmp_path: Path) -> None:
     """pip and the environment are stand-ins: what they would fetch is no affair of ours."""
     file, host = place
@@ -363,6 +379,7 @@ def test_a_node_that_ends_at_once_shows_why(zpipe: Zpipe, board: Board, place: t
     assert (code, row["state"], row["line"]) == (1, "dead", "zpipe: no such bundle")
 
 
+@pytest.mark.slow
 def test_units_are_installed_and_used(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
     file, host = place
     systemctl = board.program("systemctl", _SYSTEMCTL)

@@ -179,7 +179,7 @@ zpipe)
     ;;
 digests)
     cd "$folder" || exit 1
-    for each in "$@"; do [ ! -f "$each" ] || sha256sum -- "$each"; done
+    sha256sum -- "$@" 2>/dev/null # what is not there has none
     exit 0
     ;;
 # Of a bundle's files those that are there already become part of the new folder. Arguments: the folder's name, the new one's, files.
@@ -190,7 +190,6 @@ reuse)
     mkdir -p "$new" || exit 1
     for each in "$@"; do
         [ -e "$new/$each" ] && continue
-        mkdir -p "$(dirname "$new/$each")"
         ln "$old/$each" "$new/$each" 2>/dev/null || cp -p "$old/$each" "$new/$each" || exit 1
     done
     ;;
@@ -209,7 +208,8 @@ place)
     cd "$folder" || exit 1
     sync
     while [ $# -gt 2 ]; do
-        if [ "$(sha256sum < "$2" | cut -d' ' -f1)" = "$1" ]; then mv -f -- "$2" "$3" || exit 1; echo "placed $3"; fi
+        sum=$(sha256sum < "$2")
+        if [ "${sum%% *}" = "$1" ]; then mv -f -- "$2" "$3" || exit 1; echo "placed $3"; fi
         shift 3
     done
     ;;

@@ -259,6 +259,10 @@ def test_evaluation_set_of_another_shape_is_refused(tmp_path: Path) -> None:
     }.items():
         _rewrite(bundle, "evaluation.npz", **{**good, key: value})
         assert "evaluation.npz" in complaint(bundle.evaluation)
+        if key != "images":
+            assert "evaluation.npz" in complaint(bundle.evaluation_labels)
+    _rewrite(bundle, "evaluation.npz", **good)
+    assert [known.tolist() for known in bundle.evaluation_labels()] == [(whole % 2).tolist(), whole.tolist()]
     (bundle.path / "evaluation.npz").write_bytes(b"PK")
     assert "evaluation.npz" in complaint(bundle.evaluation)
 
@@ -274,6 +278,7 @@ def test_bundle_without_evaluation_set_says_so(tmp_path: Path) -> None:
 
     bundle = load_bundle(write_bundle(tmp_path / "tiny", drop))
     assert "evaluation" in complaint(bundle.evaluation)
+    assert "evaluation" in complaint(bundle.evaluation_labels)
     assert "replay" in complaint(bundle.replay)
 
 

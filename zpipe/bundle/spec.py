@@ -37,6 +37,10 @@ class Preprocessing:
     note: str
 
 
+#: What is known of every evaluation sample, in the order of `Evaluation`.
+_KNOWN = ("labels", "severity", "digit")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """The bundle's own test samples, never used in training or calibration.
@@ -248,23 +252,27 @@ class Bundle:
         Raises:
             BundleError: the bundle has none, or the file does not hold what the manifest says.
         """
+        arrays = self._evaluation_arrays(images=True)
+        images = arrays["images"] if self.emulates is None else indexed_rows(arrays["images"])
+        return Evaluation(images, *(arrays[key].astype(np.int64) for key in _KNOWN))
+
+    def evaluation_labels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Read labels and severities of the evaluation set `[samples]`, and not its images, which take fifty times as long.
+
+        Raises:
+            BundleError: as `evaluation`.
+        """
+        arrays = self._evaluation_arrays(images=False)
+        return arrays["labels"].astype(np.int64), arrays["severity"].astype(np.int64)
+
+    def _evaluation_arrays(self, *, images: bool) -> dict[str, npt.NDArray[Any]]:
         if self.evaluation_file is None:
             raise BundleError(f"{self.path / MANIFEST}: evaluation: found none, expected a file; {REMEDY}")
-        path = self.path / self.evaluation_file
-        samples, entering = self.evaluation_samples, self.real.stages[0].input
-        arrays = read_npz(
-            path,
-            {
-                "images": (entering.dtype, (samples, *entering.shape)),
-                "labels": ("int", (samples,)),
-                "severity": ("int", (samples,)),
-                "digit": ("int", (samples,)),
-            },
-        )
-        labels = arrays["labels"].astype(np.int64)
-        self._check_labels(path, labels)
-        images = arrays["images"] if self.emulates is None else indexed_rows(arrays["images"])
-        return Evaluation(images, labels, arrays["severity"].astype(np.int64), arrays["digit"].astype(np.int64))
+        path, samples, entering = self.path / self.evaluation_file, self.evaluation_samples, self.real.stages[0].input
+        first = {"images": (entering.dtype, (samples, *entering.shape))} if images else {}
+        arrays = read_npz(path, {**first, **dict.fromkeys(_KNOWN, ("int", (samples,)))})
+        self._check_labels(path, arrays["labels"])
+        return arrays
 
     def _check_labels(self, path: Path, labels: npt.NDArray[np.int64]) -> None:
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(self.classes)):

@@ -152,9 +152,7 @@ class _Run:
         self.topology, self.bundle = _prepared(options)
         self.world = _world(self.topology, self.bundle, options)
         self.world.checked = options.check
-        evaluation = self.bundle.evaluation()
-        labels = evaluation.labels.tolist()
-        self.severity = evaluation.severity.tolist()
+        labels, self.severity = (known.tolist() for known in self.bundle.evaluation_labels())
         self.samples = samples_of(self.severity, options.severity)
         self.offerings = {
             spec.rank: Offering(

@@ -133,7 +133,8 @@ def test_a_node_takes_the_key_that_is_copied_for_it(keyed: Topology, tmp_path: P
     mounted.chmod(0o440)
     run.mkdir()
     run.chmod(0o2777)  # as an emptyDir is
-    subprocess.run([*copying, mounted, run / "keys"], check=True, timeout=60)
+    for _ in range(2):  # a pod's sandbox may be made anew, and its volumes stay
+        subprocess.run([*copying, mounted, run / "keys"], check=True, timeout=60)
     assert stat.S_IMODE((run / "keys").stat().st_mode) & 0o77 == 0
     ((_, text),) = documents(made.text)[0]["data"].items()
     moved = tmp_path / "moved.yaml"

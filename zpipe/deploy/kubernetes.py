@@ -48,7 +48,7 @@ MOST_BYTES = 1_000_000
 #: Loading stages takes seconds, building a GPU's engines minutes; meanwhile nothing answers.
 START_SECONDS = 600
 _KEYS, _SECRET, _RUN = "/run/zpipe/keys", "/run/secrets/zpipe", "/run/zpipe"
-_COPY_KEY = 'umask 077 && mkdir -p "$2" && cp "$1" "$2"/'
+_COPY_KEY = 'umask 077 && mkdir -p "$2" && cp -f "$1" "$2"/'
 _GPU_EXECUTORS = frozenset({"trt", "torch-cuda"})
 
 

@@ -5,8 +5,10 @@ A metric is a row of `METRICS`, and a function of a `Look`: nothing here counts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from zpipe.metrics.health import Health
@@ -173,17 +175,22 @@ def _latencies(look: Look) -> Iterator[Point]:
     """The node's own buckets, summed up to coarser edges; the sum is that of their middles."""
     if "source" not in look.stats:
         return
-    found = dict(map(tuple, look.stats["source"]["latencies"]))
-    below = [
-        (f"{LEAST_SECONDS * 2 ** (edge / BUCKETS_PER_OCTAVE):.6g}", sum(n for b, n in found.items() if b < edge)) for edge in _EDGES
-    ]
-    yield (), ([*below, ("+Inf", sum(found.values()))], sum(n * bucket_seconds(bucket) for bucket, n in found.items()))
+    found = look.stats["source"]["latencies"]
+    seconds = [f"{LEAST_SECONDS * 2 ** (edge / BUCKETS_PER_OCTAVE):.6g}" for edge in _EDGES]
+    yield (), (_buckets(found, seconds, _EDGES), sum(times * bucket_seconds(bucket) for bucket, times in found))
 
 
 def _queue_lengths(look: Look) -> Iterator[Point]:
-    found = dict(map(tuple, look.stats["queue_histogram"]))
-    up_to = [(str(most), sum(n for length, n in found.items() if length <= most)) for most in _LENGTHS]
-    yield (), ([*up_to, ("+Inf", sum(found.values()))], sum(n * length for length, n in found.items()))
+    found = look.stats["queue_histogram"]
+    names, above = map(str, _LENGTHS), [most + 1 for most in _LENGTHS]
+    yield (), (_buckets(found, names, above), sum(length * times for length, times in found))
+
+
+def _buckets(found: Sequence[tuple[int, int]], names: Iterable[str], edges: Iterable[int]) -> list[tuple[str, int]]:
+    """How many observations lie below each edge, and how many there are; `found`: (value, times), rising."""
+    values = [value for value, _ in found]
+    below = [0, *accumulate(times for _, times in found)]
+    return [*((name, below[bisect_left(values, edge)]) for name, edge in zip(names, edges, strict=True)), ("+Inf", below[-1])]
 
 
 # ---- the metrics -------------------------------------------------------------------------------

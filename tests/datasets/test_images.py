@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from tests.infer.drawing import photo
 from zpipe.datasets.images import is_picture, picture_of, read_image, read_picture, shape_picture, shape_pixels
 from zpipe.errors import ConfigError
 
@@ -148,6 +151,45 @@ def test_ink_of_either_polarity_is_centred_dark_on_light(dark: bool) -> None:
 def test_a_thin_pen_weighs_as_much_as_a_thick_one() -> None:
     darkest = [int(shape_pixels(bar(dark=True, width=width), 32, "ink").min()) for width in (4, 12, 30)]
     assert max(darkest) < 60
+
+
+def desk(paper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The paper ends before the picture does."""
+    paper[:, -25:] = (70, 50, 40)
+    return paper
+
+
+def shadow(paper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Somebody stands in the light."""
+    across = np.arange(paper.shape[1]) - np.arange(paper.shape[0])[:, None]
+    return paper * (1 - 0.5 / (1 + np.exp(-(across - 40) / 4)))[..., None]
+
+
+def rules(paper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Faint lines, as in a notebook."""
+    paper[20::45] = 0.75 * paper[20::45]
+    return paper
+
+
+def specks(paper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Crumbs, and the corner of another character."""
+    paper[30:36, 30:36] = paper[280:284, 300:306] = paper[:20, 180:190] = 40
+    return paper
+
+
+def slanted(paper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A hand that leans to the right."""
+    return np.stack([np.roll(row, (len(paper) // 2 - index) // 4, axis=0) for index, row in enumerate(paper)])
+
+
+@pytest.mark.parametrize("spoilt", [desk, shadow, rules, specks, slanted])
+@pytest.mark.parametrize("digit", [0, 4, 5, 7])
+def test_ink_is_drawn_nearly_the_same_on_bad_photos(digit: int, spoilt: Callable[[Any], Any]) -> None:
+    good = photo(digit, tall=160)
+    bad = np.asarray(np.clip(spoilt(good.astype(float)), 0, 255), np.uint8)
+    one, other = (shape_pixels(each, 32, "ink")[0].astype(float) for each in (good, bad))
+    assert np.abs(one - other).mean() < 0.1 * np.ptp(one)
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
 
 
 def test_a_photo_without_ink_says_so() -> None:

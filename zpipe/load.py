@@ -67,14 +67,16 @@ class Order:
     def __init__(self, samples: int | Sequence[int], *, seed: int) -> None:
         self._rng = random.Random(seed)
         self._indices = list(range(samples) if isinstance(samples, int) else samples)
-        self._left: list[int] = []
+        self._left = 0  #: of this round; they stand first
 
     def next(self) -> int:
-        """The next index."""
-        if not self._left:
-            self._rng.shuffle(self._indices)
-            self._left = self._indices[:]
-        return self._left.pop()
+        """The next index: one step of `random.shuffle`, since many sources need only a few of many samples."""
+        self._left = last = (self._left or len(self._indices)) - 1
+        indices = self._indices
+        if last:
+            other = self._rng.randrange(last + 1)
+            indices[last], indices[other] = indices[other], indices[last]
+        return indices[last]
 
 
 # ---- arrivals: rising seconds since the start of the load ----------------------------------------

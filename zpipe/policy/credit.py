@@ -47,6 +47,7 @@ class OutgoingLink:
         expected: #: every number below it is known to have arrived, or to be lost.
         released: #: slots that came free since the start, over all connections.
         estimate: what the link's numbers tell of its speed.
+        free: tasks of any lane `may_send`; where it is False some may all the same.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class OutgoingLink:
         self._taken = dict.fromkeys(self.lanes, 0)  #: {lane: outstanding + carried}
         self._carried: dict[int, int] = {}
         self._shared_taken = 0  #: sum over lanes of max(0, taken - 1)
+        self.free = False
         self.expected = self.released = 0
         self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
         self.asked_at: float | None = None  #: when the first Blocked went out that no Credit has answered yet (C6)
@@ -86,6 +88,7 @@ class OutgoingLink:
         self.outstanding = {}
         self.estimate.reset()
         self._carried = {}
+        self.free = False
         self.waiting_since = self.asked_at = None
         self._recount()
 
@@ -122,6 +125,7 @@ class OutgoingLink:
         self._taken[lane] = taken + 1
         if taken:
             self._shared_taken += 1
+        self.free = number + 1 < self.limit and self._shared_taken < self._shared
         self.estimate.sent(number, self._lane_bytes.get(lane, 0.0), now=now)
         self.waiting_since = None
 
@@ -164,6 +168,7 @@ class OutgoingLink:
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
+        self.free = self.next_number < self.limit and self._shared_taken < self._shared
         self.waiting_since = self.asked_at = None
         return missed
 
@@ -177,6 +182,7 @@ class OutgoingLink:
         """Asserts the invariants."""
         assert len(self.outstanding) <= self.window, self
         assert self.next_number <= self.limit or self.epoch is None, self
+        assert not self.free or all(map(self.may_send, self.lanes)), self
         assert list(self.outstanding) == sorted(self.outstanding), self
         taken, shared = dict(self._taken), self._shared_taken
         self._recount()

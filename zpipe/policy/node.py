@@ -502,14 +502,14 @@ class NodePolicy:
 
     def _backlog(self, now: float) -> dict[int, float]:
         """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
-        output, service = self._tasks.output, self._service
-        backlog = dict.fromkeys(self._tasks.input, 0.0)
-        for stage, queue in self._tasks.input.items():
-            length, waiting = len(queue), output.get(stage)
-            if waiting:
-                length += len(waiting)
-            if length:
-                backlog[stage] = length * (service[stage] if stage in service else self._guess())
+        tasks, output, service = self._tasks, self._tasks.output, self._service
+        backlog = dict.fromkeys(tasks.input, 0.0)
+        if tasks.input_length or tasks.output_length:
+            for stage, queue in tasks.input.items():
+                waiting = output.get(stage)
+                length = len(queue) + len(waiting) if waiting else len(queue)
+                if length:
+                    backlog[stage] = length * (service[stage] if stage in service else self._guess())
         since = None  # of the first, which the device works on; those behind it wait
         for run in self._runs.values():
             since, stage = run.began_at if since is None else now, run.stage

@@ -70,6 +70,8 @@ class Outlet:
         self.weighs = self._offload.weighs
         self.serving = True
         self.takes_back = not tasks.input.keys().isdisjoint(tasks.output)
+        #: {lane: those who take it, each with its link}
+        self._takers = {lane: [(n, n.outgoing) for n in takers if n.outgoing is not None] for lane, takers in links.takers.items()}
         self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
 
     def keeps(self, task: Task) -> bool:
@@ -103,8 +105,10 @@ class Outlet:
     def _serve(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
         """Sends of one lane what may go. It is tried after every event, and most often nothing may."""
         tasks, is_stale = self._tasks, self._tasks.is_stale
-        takers = self._links.takers[lane]
-        only = takers[0] if len(takers) == 1 and not hosted else None  # as on a line: there is nothing to weigh
+        takers = self._takers[lane]
+        only = len(takers) == 1 and not hosted  # as on a line: there is nothing to weigh
+        neighbour: Neighbour | None
+        neighbour, link = takers[0]
         frames: dict[int, tuple[list[Task], int]] = {}  #: {neighbour: its last frame, and how many tasks that takes}
         while queue:
             task = queue[0]
@@ -113,31 +117,27 @@ class Outlet:
                 tasks.output_length -= 1
                 tasks.drop_stale(task)
                 continue
-            if only is None:
+            if not only:
                 neighbour = self._choose_neighbour(task, hosted=hosted, now=now)
                 if neighbour is None:
                     return
-            else:
-                neighbour, link = only, only.outgoing
-                assert link is not None
-                if not only.sends or not only.accepting or only.suspected:
-                    return
-                if not link.may_send(lane):
-                    if link.waiting_since is None:
-                        link.waiting_since = now
-                    return
+            elif not neighbour.sends or not neighbour.accepting or neighbour.suspected:
+                return
+            elif not link.free and not link.may_send(lane):
+                if link.waiting_since is None:
+                    link.waiting_since = now
+                return
             queue.popleft()
             tasks.output_length -= 1
             self._send(task, neighbour, now)
             rank = neighbour.config.rank
             frame, most = frames.get(rank, (None, 0))
             if frame is None or len(frame) >= most:
-                link = neighbour.outgoing
-                assert link is not None
-                assert link.epoch is not None
+                assert neighbour.outgoing is not None
+                assert neighbour.outgoing.epoch is not None
                 frame = []
                 frames[rank] = frame, self._frame_rows(neighbour, lane)
-                commands.append(Forward(rank, link.epoch, lane, frame))
+                commands.append(Forward(rank, neighbour.outgoing.epoch, lane, frame))
             frame.append(task)
 
     def _frame_rows(self, neighbour: Neighbour, lane: int) -> int:
@@ -158,28 +158,24 @@ class Outlet:
         shorter_than, latest, within = math.inf, math.inf, None
         if hosted:
             shorter_than, latest = self._offload.shorter_than(output_length), now + LINK_QUEUE_SECONDS
+            if shorter_than <= 0:
+                shorter_than = -math.inf  # |I| is never below 0, its estimate before rounding may be
             if lane == 0:
                 within = self._config.farther.get(task.key.source, ())
         able = []
-        for neighbour in self._links.takers[lane]:
-            if not neighbour.sends or not neighbour.accepting or neighbour.suspected:  # `takes`, without a call
+        for neighbour, link in self._takers[lane]:  # `takes` and `input_length` of a neighbour stand here without their calls
+            if not neighbour.sends or not neighbour.accepting or neighbour.suspected or link.estimate.busy_until > latest:
                 continue
             if within is not None and neighbour.config.rank not in within:
                 continue
-            link = neighbour.outgoing
-            assert link is not None
-            if link.estimate.busy_until > latest:
-                continue
-            if not link.may_send(lane):
+            if not link.free and not link.may_send(lane):
                 if link.waiting_since is None:
                     link.waiting_since = now
-            elif shorter_than == math.inf:
+                continue
+            length = neighbour.reported_length - link.released + neighbour.released_then
+            sent = link.next_number - neighbour.arrived_then
+            if (length + sent if sent > 0 else length) < shorter_than:
                 able.append(neighbour)
-            else:  # `input_length`, without a call
-                sent = link.next_number - neighbour.arrived_then
-                length = neighbour.reported_length + (sent if sent > 0 else 0) - link.released + neighbour.released_then
-                if length < shorter_than and shorter_than > 0:
-                    able.append(neighbour)
         if not able:
             return None
         if not hosted:

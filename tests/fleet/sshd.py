@@ -44,6 +44,7 @@ _ENTER = """#!/bin/sh
 export HOME='{home}' PATH='{home}/bin':"$PATH"
 unset XDG_RUNTIME_DIR
 cd || exit 1
+case $SSH_ORIGINAL_COMMAND in */sftp-server) ;; *) echo "Welcome to this board" ;; esac
 exec sh -c "$SSH_ORIGINAL_COMMAND"
 """
 

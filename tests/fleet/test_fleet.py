@@ -302,6 +302,8 @@ def test_boards_that_cannot_be_reached_cost_a_line_each_and_hold_nobody_up(
         )  # fmt: skip
         first, second = json.loads(out)["nodes"]
         assert (code, first["state"], second["state"]) == (1, "stopped", "unknown")
+        code, out, err = zpipe("fleet", "logs", "--topology", file, f"2=127.0.0.1:{port}", "--timeout", "0.1")
+        assert (code, out, err.startswith("2: no answer within 0.1 s")) == (1, "", True)
         assert second["line"].startswith("no answer within 1 s: it is off, elsewhere, or a firewall drops what comes; ssh -p ")
     for where, why in (
         (f"2=127.0.0.1:{port}", "nobody listens at its SSH port"),

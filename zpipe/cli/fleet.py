@@ -110,13 +110,18 @@ def status(as_json: bool, **place: Any) -> None:
 @_place
 @click.option("--lines", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Of each node, the last ones.")
 def logs(lines: int, **place: Any) -> None:
-    """Print the last lines of every node's log."""
+    """Print the last lines of every node's log; exit code 1 where a board does not answer."""
     from zpipe.errors import one_line
     from zpipe.fleet import tail
 
-    for rank, found in _run(tail(_fleet(**place), lines), "reading").items():
-        for line in found or ["(nothing)"]:
-            click.echo(f"{rank}: {one_line(line)}")
+    silent = False
+    for node, found in _run(tail(_fleet(**place), lines), "reading"):
+        for line in found:
+            click.echo(f"{node.rank}: {one_line(line)}")
+        if not found:
+            click.echo(f"{node.rank}: {node.line or 'no log yet'}", err=True)
+            silent = silent or bool(node.line)
+    _end([not silent])
 
 
 # ---- helpers -------------------------------------------------------------------------------------

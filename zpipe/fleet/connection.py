@@ -81,8 +81,10 @@ class Link:
         command = f"command -v flock >/dev/null || {{ {held}; exit; }}; flock -n {quoted} sh -c {shlex.quote(held)} || echo taken"
         with _translated(self.board):
             async with self._connection.create_process(shlex.join(["sh", "-c", command])) as process:
-                answer = str(await asyncio.wait_for(process.stdout.readline(), seconds)).strip()
-                if answer != "locked":
+                answer = "-"
+                while answer and answer not in ("locked\n", "taken\n"):  # what a shell's start-up files print comes first
+                    answer = str(await asyncio.wait_for(process.stdout.readline(), seconds))
+                if answer != "locked\n":
                     process.terminate()
                     raise ZpipeError(
                         f"another push is under way there; wait for it, or, if its machine is gone: {self.board.ssh} rm {quoted}"
@@ -99,8 +101,16 @@ class Link:
         Raises:
             ZpipeError: there is no SFTP there.
         """
+        import asyncssh
+
         with _translated(self.board):
-            async with self._connection.start_sftp_client() as sftp:
+            try:
+                sftp = await self._connection.start_sftp_client()
+            except (asyncssh.ChannelOpenError, asyncssh.SFTPBadMessage, asyncssh.SFTPConnectionLost) as exc:
+                raise ZpipeError(
+                    f"SFTP does not work there ({said(exc)}); sudo apt-get install openssh-sftp-server, and let no start-up file print"
+                ) from exc
+            async with sftp:
                 yield Carrier(self.board, sftp)
 
 

@@ -146,21 +146,18 @@ async def status(fleet: Fleet) -> list[NodeStatus]:
     ]
 
 
-async def tail(fleet: Fleet, lines: int) -> dict[int, list[str]]:
-    """{rank: the last lines of its log}; of a board that does not answer, why."""
+async def tail(fleet: Fleet, lines: int) -> list[tuple[NodeStatus, list[str]]]:
+    """Of each node the last lines of its log; nothing, and why in its `line`, where its board says nothing."""
     found: dict[int, list[str]] = {}
 
     async def of(link: Link) -> list[tuple[str, str]]:
-        words = (fleet.folder, fleet.places.unit, fleet.stem, _joined(link.board.ranks), lines)
-        answers = await link.ask("logs", *words, seconds=ASK_SECONDS)
+        words = (fleet.places.unit, fleet.stem, _joined(link.board.ranks), lines)
+        answers = await link.ask("logs", fleet.folder, *words, seconds=ASK_SECONDS)
         for rank, rows in _by_rank(answers).items():
             found[rank] = [value for word, value in rows if word == "line"]
         return answers
 
-    for node in await _everywhere(fleet, of):
-        if node.rank not in found:
-            found[node.rank] = [node.line]
-    return dict(sorted(found.items()))
+    return [(node, found.get(node.rank, [])) for node in await _everywhere(fleet, of)]
 
 
 # ---- helpers -------------------------------------------------------------------------------------

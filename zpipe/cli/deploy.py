@@ -156,8 +156,14 @@ def _systemd(
     control, place = (
         ("sudo systemctl", "/etc/systemd/system") if scope == "system" else ("systemctl --user", "~/.config/systemd/user")
     )
-    click.echo(f"  copy it to {place}/, topology and bundle to {unit.folder} (`zpipe push` does the latter)")
-    if scope == "user":
+    push = f"zpipe push --topology {loaded.path}{f' --dir {folder}' if folder else ''}"
+    if scope == "system":
+        push = f"zpipe push --topology {loaded.path} --dir {unit.folder}"
+        click.echo(
+            f"  copy it to {place}/, and its files to {unit.folder}: {push} RANK={user or 'root'}@HOST   # whose keys they are"
+        )
+    else:
+        click.echo(f"  copy it to {place}/, and its files to {unit.folder}; this does both, and the rest: {push} --units")
         click.echo("  sudo loginctl enable-linger $USER      # so that it starts with the board, not with a log-in")
     click.echo(f"  {control} daemon-reload")
     for node in loaded.nodes:

@@ -108,7 +108,8 @@ class Link:
                 sftp = await self._connection.start_sftp_client()
             except (asyncssh.ChannelOpenError, asyncssh.SFTPBadMessage, asyncssh.SFTPConnectionLost) as exc:
                 raise ZpipeError(
-                    f"SFTP does not work there ({said(exc)}); sudo apt-get install openssh-sftp-server, and let no start-up file print"
+                    f"SFTP does not work there ({said(exc)}); sudo apt-get install openssh-sftp-server, and look whether a "
+                    "start-up file of its shell prints something"
                 ) from exc
             async with sftp:
                 yield Carrier(self.board, sftp)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -13,7 +15,7 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
-from tests.test_cli import PATIENCE_SECONDS, Refused, Running, free_ports, line2, refused
+from tests.test_cli import PATIENCE_SECONDS, ROOT, Refused, Running, free_ports, line2, refused
 
 __all__ = ["refused"]  # a fixture
 
@@ -33,6 +35,23 @@ def test_a_node_tells_of_itself_until_it_ends(tmp_path: Path, monkeypatch: pytes
         node.process.send_signal(signal.SIGTERM)
         assert node.ended() == 0
         assert node.err == []
+
+
+def test_a_source_tells_of_itself_while_it_classifies() -> None:
+    """Frames come through a pipe that stays open, so that the source is there while it is asked."""
+    command = [sys.executable, "-m", "zpipe", "infer", "--topology", "local", "--size", "32x32", "--metrics", "0", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as source:
+        assert source.stdin is not None
+        assert source.stdout is not None
+        assert source.stderr is not None
+        url = source.stderr.readline().decode().removeprefix("tells Prometheus at ").strip()
+        source.stdin.write(bytes(32 * 32 * 3))
+        source.stdin.flush()
+        assert json.loads(source.stdout.readline())["outcome"] == "result"
+        with urlopen(url, timeout=PATIENCE_SECONDS) as page:
+            assert b'zpipe_source_ended_samples_total{outcome="result",rank="0",topology="local"} 1.0' in page.read()
+        source.stdin.close()
+        assert source.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_port_that_is_taken_is_told_before_stages_are_loaded(refused: Refused) -> None:

@@ -8,7 +8,8 @@ import re
 import sys
 import time
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from zpipe.errors import ConfigError
 if TYPE_CHECKING:
     from zpipe.infer import Answer, Plan, RawFormat, Results, Skipped, Tally
     from zpipe.infer.labelled import Folder, Window
+    from zpipe.metrics import MetricsServer
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
@@ -58,6 +60,11 @@ _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 @click.option("--out", "out_file", type=FILE, help="Write the JSON lines here instead of standard output.")
 @click.option("--resume", is_flag=True, help="With --out: go on where an earlier run ended; what is there is not done again.")
 @click.option("--save", "save_folder", type=FOLDER, help="Write pictures with their labels into this folder.")
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Tell Prometheus of this source here, as `zpipe node --metrics` does of a node: rates, latencies, outcomes.",
+)
 @click.option("--show", is_flag=True, help="Show pictures with their labels in a window; q ends it.")
 def infer(
     *,
@@ -67,6 +74,7 @@ def infer(
     out_file: Path | None,
     resume: bool,
     save_folder: Path | None,
+    metrics: str | None,
     show: bool,
     **options: Any,
 ) -> None:
@@ -87,9 +95,14 @@ def infer(
     plan = prepare_inference(InferOptions(inputs=inputs, raw=raw, drawn=show or save_folder is not None, **options))
     if resume and plan.live:
         raise ConfigError(f"--resume: found it with {inputs[0]}, expected files: what is live does not come again")
+    telling = None
+    if metrics:
+        from zpipe.metrics import MetricsServer
+
+        telling = MetricsServer(plan.pipeline, metrics)
     with ExitStack() as stack:
         results = stack.enter_context(Results(out_file, resume=resume)) if out_file is not None else None
-        _Run(plan, results, *_drawing(save_folder, show=show)).run()
+        _Run(plan, results, *_drawing(save_folder, show=show), telling).run()
 
 
 def _raw(size: str, pixel: str) -> RawFormat:
@@ -111,34 +124,26 @@ def _drawing(save_folder: Path | None, *, show: bool) -> tuple[Folder | None, Wi
 class _Run:
     """One run and what it prints."""
 
-    def __init__(self, plan: Plan, results: Results | None, folder: Folder | None, window: Window | None) -> None:
+    def __init__(
+        self, plan: Plan, results: Results | None, folder: Folder | None, window: Window | None, telling: MetricsServer | None
+    ) -> None:
         from zpipe.infer import Tally
 
         self._plan = plan
         self._results = results
         self._folder = folder
         self._window = window
+        self._telling = telling
         self._tally = Tally()
         self._number = 0 if results is None else results.count
 
     def run(self) -> None:
         """Ends with 1 when it fell short."""
-        from zpipe.infer import run_inference
-
         began, ended = time.monotonic(), True
         earlier = None if self._results is None else self._results.holds
         with progress_shown(shown=self._results is not None or not sys.stdout.isatty()) as progress:
             try:
-                run_interruptible(
-                    run_inference(
-                        self._plan,
-                        answered=self._answered,
-                        skipped=self._skipped,
-                        progress=progress,
-                        tally=self._tally,
-                        wanted=lambda name, frame: earlier is None or not earlier(name, frame),
-                    )
-                )
+                run_interruptible(self._classify(progress, lambda name, frame: earlier is None or not earlier(name, frame)))
             except (Interrupted, KeyboardInterrupt):
                 ended = self._plan.live
             except BrokenPipeError:
@@ -151,6 +156,22 @@ class _Run:
             click.echo(_summary(tally, time.monotonic() - began, ended=ended, resumable=self._results is not None), err=True)
         if tally.fell_short or not ended:
             raise SystemExit(1)
+
+    async def _classify(self, progress: Callable[[str, float], None], wanted: Callable[[str, int | None], bool]) -> None:
+        from zpipe.infer import run_inference
+
+        async with AsyncExitStack() as stack:
+            if self._telling is not None:
+                await stack.enter_async_context(self._telling)
+                click.echo(f"tells Prometheus at http://{self._telling.address}/metrics", err=True)
+            await run_inference(
+                self._plan,
+                answered=self._answered,
+                skipped=self._skipped,
+                progress=progress,
+                tally=self._tally,
+                wanted=wanted,
+            )
 
     async def _answered(self, answer: Answer) -> bool:
         import asyncio

@@ -1,6 +1,6 @@
 """What a node tells Prometheus, and whether it is well.
 
-`zpipe node --metrics HOST:PORT`, or beside a pipeline in your program:
+`zpipe node --metrics HOST:PORT`, `zpipe infer --metrics` for its source, or beside a pipeline in your program:
 
     async with zpipe.Pipeline.connect("line4.yaml") as pipeline, zpipe.MetricsServer(pipeline, "127.0.0.1:9464"):
         ...

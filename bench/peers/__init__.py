@@ -12,7 +12,9 @@ What all contenders share, so that nothing but the carrying differs:
    same work, measured inside by the same clocks (`meter`).
 3. Every answer, label and confidence, is compared with what the whole network gives in one process. A wrong one, or one that
    never came, strikes the contender's figures out.
-4. A contender is the best use of its library that we know of, in one file, behind `contender.Contender`: raw bytes, FIFO order
+4. zpipe sends large activations through shared memory on one host, unless told not to: (z') is told, and goes by TCP as the
+   hand-written loops and gRPC do.
+5. A contender is the best use of its library that we know of, in one file, behind `contender.Contender`: raw bytes, FIFO order
    where the library keeps it, bounded queues.
 
 All contenders of a workload are up, idle, at once; rounds of a second or two go from one to the next in an order that changes,

@@ -63,7 +63,7 @@ def _over(mine: Row, row: Row, key: str, wanted: float, what: str = "samples a s
 def _ahead(mine: Row, found: dict[str, Row]) -> Iterator[Claim]:
     wanted = {"a": 0.7, "a'": 0.9}
     for key, row in found.items():
-        if key != "f":
+        if key not in ("z'", "f"):
             yield _over(mine, row, key, wanted.get(key, 1.0))
 
 

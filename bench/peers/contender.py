@@ -15,6 +15,7 @@ from bench.peers.work import RANKS, Job, Stages, read_job
 #: Key -> (module with a class `Line`, name for people).
 CONTENDERS = {
     "z": ("zpipe_line", "zpipe"),
+    "z'": ("zpipe_tcp", "zpipe, TCP alone"),
     "a": ("zmq_blocking", "pyzmq, blocking"),
     "a'": ("zmq_asyncio", "pyzmq, asyncio + thread"),
     "b": ("ray_actors", "Ray actors"),

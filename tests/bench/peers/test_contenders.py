@@ -23,7 +23,7 @@ from bench.peers.work import WORKLOADS, Job, Stages, Workload, prepare
 
 #: Light enough for a test, and any two stages differ in what they take and give.
 TINY = Workload("tiny", 8192, 1e-6)
-LIGHT = ("z", "a", "a'", "f")
+LIGHT = ("z", "z'", "a", "a'", "f")
 HAS_ONNX = importlib.util.find_spec("onnx") is not None
 
 

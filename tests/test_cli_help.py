@@ -1,9 +1,11 @@
-"""The example in every command's help, and completion of what is typed, in bash as a person has it."""
+"""The example in every command's help, and completion of what is typed, in the shells that people have."""
 
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import shlex
 import shutil
 import subprocess
@@ -108,15 +110,23 @@ def test_completion_prints_the_shells_lines(shell: str) -> None:
     assert VARIABLE in done.stdout
 
 
-BASH = shutil.which("bash")
+BASH, ZSH, FISH = (shutil.which(shell) for shell in ("bash", "zsh", "fish"))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a shell that has zpipe as a command on its path, and nobody's own configuration."""
+    program = tmp_path / "bin" / "zpipe"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m zpipe \"$@\"\n")
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "TERM": "dumb"}
 
 
 @pytest.mark.skipif(BASH is None, reason="no bash here")
-def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
-    """The lines read by a bash, its completion called as the Tab key does; zpipe as a command on the path."""
-    program = tmp_path / "zpipe"
-    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m zpipe \"$@\"\n")
-    program.chmod(0o755)
+def test_bash_completes_what_is_typed(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The lines read by a bash, its completion called as the Tab key does."""
     script = """
     source <(zpipe completion bash)
     registered=$(complete -p zpipe)
@@ -125,11 +135,47 @@ def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
     ${BASH_REMATCH[1]} zpipe mesh --topology
     printf '%s\\n' "${COMPREPLY[@]}"
     """
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    assert BASH is not None
-    done = subprocess.run(
-        [BASH, "--norc", "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment, check=False
-    )
+    assert_meshes(offered(BASH, ["--norc", "-c", script], tmp_path, environment))
+
+
+@pytest.mark.skipif(FISH is None, reason="no fish here")
+def test_fish_completes_what_is_typed(tmp_path: Path, environment: dict[str, str]) -> None:
+    script = "zpipe completion fish | source; complete --do-complete 'zpipe bench --topology mesh'"
+    assert_meshes(offered(FISH, ["--no-config", "-c", script], tmp_path, environment))
+
+
+@pytest.mark.skipif(ZSH is None, reason="no zsh here")
+def test_zsh_completes_what_is_typed(tmp_path: Path, environment: dict[str, str]) -> None:
+    """At a terminal, where alone zsh completes: its Tab key is pressed."""
+    terminal, shells = pty.openpty()
+    assert ZSH is not None
+    with subprocess.Popen([ZSH, "-f", "-i"], stdin=shells, stdout=shells, stderr=shells, cwd=tmp_path, env=environment) as shell:
+        try:
+            os.write(terminal, b"autoload -Uz compinit; compinit -u -D; source <(zpipe completion zsh); echo re''ady\n")
+            read_until(terminal, b"ready")
+            os.write(terminal, b"zpipe bench --topology mesh5\t")
+            read_until(terminal, b"mesh5.yaml")
+        finally:
+            shell.kill()
+            os.close(terminal)
+            os.close(shells)
+
+
+def offered(shell: str | None, arguments: list[str], folder: Path, environment: dict[str, str]) -> set[str]:
+    assert shell is not None
+    done = subprocess.run([shell, *arguments], capture_output=True, text=True, timeout=60, cwd=folder, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {"mesh2.yaml", "mesh3.yaml"} <= set(done.stdout.split())
-    assert all(re.fullmatch(r"mesh[\w-]*\.yaml", name) for name in done.stdout.split())
+    return set(done.stdout.split())
+
+
+def assert_meshes(names: set[str]) -> None:
+    assert {"mesh2.yaml", "mesh3.yaml"} <= names
+    assert all(re.fullmatch(r"mesh[\w-]*\.yaml", name) for name in names)
+
+
+def read_until(terminal: int, wanted: bytes) -> None:
+    """What comes to the terminal; what the shell says about itself in between does not matter."""
+    came = b""
+    while wanted not in came:
+        assert select.select([terminal], [], [], 60.0)[0], came
+        came += os.read(terminal, 4096)

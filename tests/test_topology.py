@@ -24,6 +24,7 @@ from zpipe.topology import (
     from_dict,
     load_topology,
     override,
+    shortest_name,
 )
 from zpipe.topology.check import DEFAULT_T_Q2
 from zpipe.topology.parse import ADMISSION_OPTIONS, OFFLOADS, WHEN_FULL, parse
@@ -423,3 +424,16 @@ def test_accuracy_of_nothing_is_refused() -> None:
     plain = {"bundle": "digits-mobilenetv2", "nodes": [{"rank": 0, "stages": [0, 1, 2, 3, 4]}], "source": {"accuracy": 0}}
     with pytest.raises(TopologyError, match=r"source\.accuracy: found 0, expected a number above 0"):
         from_dict(plain)
+
+
+def test_a_topology_is_named_as_one_would_type_it_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours = load_topology("line4")
+    assert shortest_name(ours) == "line4.yaml"
+    (tmp_path / "line4.yaml").write_text("another one")
+    assert shortest_name(ours) == str(ours.path)
+    (tmp_path / "line4.yaml").unlink()
+    (tmp_path / "boards").mkdir()
+    elsewhere = tmp_path / "boards" / "hall.yaml"
+    elsewhere.write_text("nodes: [{rank: 0, stages: [0]}]")
+    assert shortest_name(load_topology("boards/hall.yaml")) == "boards/hall.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zpipe.doctor import python as doctor
-from zpipe.doctor.python import DEPENDENCIES, Dependency
+from zpipe.doctor.python import DEPENDENCIES, READERS, Dependency, Reader
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +19,18 @@ def test_the_dependencies_are_those_of_pyproject() -> None:
     (block,) = re.findall(r"^dependencies = \[\n(.*?)^\]", text, flags=re.DOTALL | re.MULTILINE)
     stated = re.findall(r'"([A-Za-z]+)>=([\d.]+)', block)
     assert [(each.distribution, each.least) for each in DEPENDENCIES] == stated
+
+
+def test_what_infer_reads_with_is_no_dependency_but_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for each in READERS:
+        assert re.search(rf'^{each.extra} = .*"{each.distribution}', text, flags=re.MULTILINE)
+    finding = doctor.reader(Reader("no-such-thing", "no_such_thing", "for pictures", "images"))
+    assert (finding.status, finding.found, finding.required) == ("missing", "not installed (for pictures)", False)
+    assert finding.remedy.endswith("pip install 'zpipe[images]'")
+    (tmp_path / "reads_nothing.py").write_text("raise OSError('libGL.so.1: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor.reader(Reader("reads-nothing", "reads_nothing", "", "video")).status == "broken"
 
 
 def test_absent_library_is_missing_with_the_command_that_installs_it() -> None:

@@ -35,7 +35,7 @@ def diagnose(*, loopback: Callable[[], str] | None, topology: str | None = None,
     if loopback is not None:
         findings += [machine.zeromq(loopback), machine.curve()]
     findings += [machine.cores(), machine.memory(), *machine.descriptors(), machine.clock(), *machine.governor()]
-    findings += gpu.findings()
+    findings += [*gpu.findings(), *map(python.reader, python.READERS)]
     return findings if topology is None else findings + _of_topology(topology, rank)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from zpipe.doctor.finding import Finding, from_error
 from zpipe.errors import ZpipeError
 from zpipe.security import node_keys, observer_keys
-from zpipe.topology import Topology
+from zpipe.topology import Topology, shortest_name
 from zpipe.topology.keys import PUBLIC_FILE, read_public
 
 
@@ -36,7 +36,7 @@ def findings(topology: Topology, here: Collection[int]) -> tuple[list[Finding], 
 def _without(topology: Topology, here: Collection[int]) -> Finding:
     """No keys: fine where only this machine reaches its nodes, or somebody said so."""
     if topology.security.insecure:
-        remedy = f"zpipe keygen --topology {_file(topology)}"
+        remedy = f"zpipe keygen --topology {shortest_name(topology)}"
         return Finding("keys", "warning", "none, as the topology says: whoever reaches a node may use it", remedy)
     try:
         for rank in sorted(here):
@@ -51,7 +51,7 @@ def _public(topology: Topology) -> Finding:
     folder, count = topology.security.folder, len(topology.nodes)
     assert folder is not None
     name, file = "public keys", folder / PUBLIC_FILE
-    mend = f"zpipe keygen --topology {_file(topology)}, or copy {PUBLIC_FILE} from where that was done"
+    mend = f"zpipe keygen --topology {shortest_name(topology)}, or copy {PUBLIC_FILE} from where that was done"
     try:
         listed = read_public(folder)
     except ZpipeError as exc:
@@ -62,7 +62,7 @@ def _public(topology: Topology) -> Finding:
     if lacking:
         ranks = " ".join(f"--rank {rank}" for rank in lacking)
         found = f"{file} has no key of rank {', '.join(map(str, lacking))}"
-        remedy = f"zpipe keygen --topology {_file(topology)} {ranks}, or copy {PUBLIC_FILE} from where all were made"
+        remedy = f"zpipe keygen --topology {shortest_name(topology)} {ranks}, or copy {PUBLIC_FILE} from where all were made"
         return Finding(name, "broken", found, remedy, required=True)
     if not topology.security.keys:
         return Finding(name, "broken", f"{file} has one key for two ranks", f"make them anew: {mend}", required=True)
@@ -83,7 +83,3 @@ def _secret(topology: Topology, rank: int) -> Finding:
     except ZpipeError as exc:
         return from_error(name, "missing" if "found no such file" in str(exc) else "broken", exc)
     return Finding(name, "ok", f"in {folder}, for its owner alone, the pair of rank {rank}'s public key", required=True)
-
-
-def _file(topology: Topology) -> str:
-    return str(topology.path or topology.name)

@@ -19,7 +19,7 @@ from zpipe.doctor.ports import host_and_port
 from zpipe.runtime.observer import Observer
 from zpipe.security import is_loopback
 from zpipe.top import CONNECT_SECONDS
-from zpipe.topology import NodeSpec, Topology
+from zpipe.topology import NodeSpec, Topology, shortest_name
 
 #: Round trips asked for; the shortest counts, others waited behind something.
 LOOKS = 5
@@ -125,7 +125,8 @@ def findings(
         own: the one that somebody is about to start here, if so: that it does not run yet is no fault.
     """
     if all(is_loopback(node.address) for node in topology.nodes) and not any(found.up for found in looks.values()):
-        return [Finding("nodes", "ok", f"none runs now; on this machine `zpipe bench --topology {_file(topology)}` starts them")]
+        start = f"zpipe bench --topology {shortest_name(topology)}"
+        return [Finding("nodes", "ok", f"none runs now; on this machine `{start}` starts them")]
     return [_node(topology, found, digests, here, own) for _, found in sorted(looks.items())]
 
 
@@ -134,7 +135,7 @@ def _node(topology: Topology, found: Look, digests: tuple[str, str], here: Colle
     name = f"rank {node.rank} at {node.address}"
     if not found.up:
         return _absent(name, topology, node, found, own)
-    file = _file(topology)
+    file = shortest_name(topology)
     for what, ours, theirs in zip(("topology", "bundle"), digests, (found.topology_digest, found.bundle_digest), strict=True):
         if ours and theirs != ours:
             said = f"it runs another {what}: digest {theirs[:12]} there, {ours[:12]} here"
@@ -158,7 +159,7 @@ def _node(topology: Topology, found: Look, digests: tuple[str, str], here: Colle
 def _absent(name: str, topology: Topology, node: NodeSpec, found: Look, own: int | None) -> Finding:
     """Cases by how far plain TCP gets: nowhere, to a closed port, to somebody who is no node or does not let us in."""
     host, port = host_and_port(node.address)
-    start = f"zpipe node --rank {node.rank} --topology {_file(topology)}"
+    start = f"zpipe node --rank {node.rank} --topology {shortest_name(topology)}"
     if node.rank != own:
         start = f"there: {start}"
     if found.control == "unknown host":
@@ -171,7 +172,7 @@ def _absent(name: str, topology: Topology, node: NodeSpec, found: Look, own: int
         return Finding(name, "broken", said, f"ping {host}; there: {_open_ports(port)}", required=True)
     if found.control == "refused" and topology.source_at(node.rank) is not None:
         said = f"not running: the source is run by whoever submits ({host} refuses connections now)"
-        return Finding(name, "missing", said, f"zpipe bench --attach --topology {_file(topology)}, or Pipeline.connect")
+        return Finding(name, "missing", said, f"zpipe bench --attach --topology {shortest_name(topology)}, or Pipeline.connect")
     if found.control == "refused":
         return Finding(name, "missing", f"no node runs there: port {port + 1} is closed", start, required=node.rank != own)
     trouble = found.trouble or "it says nothing to our Hello"
@@ -194,7 +195,3 @@ def _rate(bits_per_second: float) -> str:
         if bits_per_second >= size:
             return f"{bits_per_second / size:.3g} {unit}"
     return f"{bits_per_second / 1e3:.3g} kbit/s"
-
-
-def _file(topology: Topology) -> str:
-    return str(topology.path or topology.name)

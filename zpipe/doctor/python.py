@@ -86,6 +86,35 @@ def _onnxruntime(version: str) -> Finding:
     )
 
 
+class Reader(NamedTuple):
+    """A library that `zpipe infer` reads with: its distribution, the module it gives, what for, and the extra that brings it."""
+
+    distribution: str
+    module: str
+    use: str
+    extra: str
+
+
+READERS = (
+    Reader("pillow", "PIL.Image", "for pictures in `zpipe infer`", "images"),
+    Reader("opencv-python-headless", "cv2", "for videos and cameras in `zpipe infer`", "video"),
+)
+
+
+def reader(wanted: Reader) -> Finding:
+    """Whether it is there and imports; no plain run needs it."""
+    name = wanted.distribution.removesuffix("-python-headless")
+    remedy = f"{pip()} install 'zpipe[{wanted.extra}]'"
+    if not installed(wanted.module.partition(".")[0]):
+        return Finding(name, "missing", f"not installed ({wanted.use})", remedy)
+    try:
+        module = importlib.import_module(wanted.module)
+    except Exception as exc:  # as above
+        remedy = f"{pip()} install --force-reinstall {wanted.distribution}"
+        return Finding(name, "broken", f"does not import: {reason(exc)} ({wanted.use})", remedy)
+    return Finding(name, "ok", str(getattr(module, "__version__", "unknown version")))
+
+
 # ---- what comes with zpipe ---------------------------------------------------------------------
 
 

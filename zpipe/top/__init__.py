@@ -17,7 +17,7 @@ from zpipe.runtime.node import by_hand
 from zpipe.runtime.observer import Observer, Seen
 from zpipe.top.snapshot import History, Snapshot
 from zpipe.top.view import render
-from zpipe.topology import Topology, load_topology
+from zpipe.topology import Topology, load_topology, shortest_name
 
 __all__ = ["Snapshot", "as_json", "find_nodes", "render", "watch"]
 
@@ -89,7 +89,7 @@ async def _first_look(observer: Observer, every: float) -> History:
 def _nobody(topology: Topology, seen: list[Seen]) -> str:
     named = ", ".join(f"{node.rank} at {node.address} ({node.trouble or 'no answer'})" for node in seen[:3])
     more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
-    where = topology.path or topology.name
+    where = shortest_name(topology)
     return (
         f"{where}: found no node that answers (rank {named}{more}), expected one; run something on it, such as "
         f"`zpipe bench --topology {where}`, or start its nodes with `zpipe node`"

@@ -92,6 +92,7 @@ __all__ = [
     "from_dict",
     "load_topology",
     "override",
+    "shortest_name",
     "topology_files",
 ]
 
@@ -128,6 +129,17 @@ def topology_files() -> list[Path]:
         for file in sorted(folder.glob(f"*{_SUFFIX}")):
             found.setdefault(file.name, file)
     return [found[name] for name in sorted(found)]
+
+
+def shortest_name(topology: Topology) -> str:
+    """What to type here to name this topology: its file's name where that finds it, else the path."""
+    path = topology.path
+    if path is None:
+        return topology.name
+    try:
+        return path.name if _find(path.name).resolve() == path.resolve() else str(path)
+    except TopologyError:
+        return str(path)
 
 
 def from_dict(plain: Mapping[str, Any]) -> Topology:

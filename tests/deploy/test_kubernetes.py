@@ -77,6 +77,13 @@ def test_kubernetes_schemas_find_no_fault_in_what_keys_need(keyed: Topology) -> 
         validator.validate(broken, validator.latest_version(), strict=True)
 
 
+@pytest.mark.parametrize(("name", "label"), [("Küche 2 🤖", "k-che-2"), ("🤖", "topology"), (80 * "x", 36 * "x")])
+def test_any_name_makes_names_that_kubernetes_takes(name: str, label: str) -> None:
+    made = rendered(replace(open_to_all("line2"), name=name))
+    assert made.name == f"zpipe-{label}"
+    assert set(of_kind(made.text, "Service")) == {f"zpipe-{label}-0", f"zpipe-{label}-1"}
+
+
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_every_serving_rank_is_one_pod_and_every_rank_has_a_name(name: str) -> None:
     topology = open_to_all(name)
@@ -205,6 +212,8 @@ def test_what_cannot_be_is_told(keyed: Topology) -> None:
         rendered(keyed, replace(OPTIONS, hosts={0: "arm"}))
     with pytest.raises(ConfigError, match="found rank 9, expected one of 0 to 3"):
         rendered(keyed, replace(OPTIONS, hosts={9: "arm"}))
+    with pytest.raises(ConfigError, match="found sources alone"):
+        rendered(open_to_all("local"))
     assert keyed.security.folder is not None
     (keyed.security.folder / "node3.secret").unlink()
     with pytest.raises(ConfigError, match=r"node3\.secret: found no such file"):

@@ -96,6 +96,8 @@ def render_manifests(topology: Topology, places: Layout, options: ManifestOption
     Raises:
         ConfigError: an option cannot be; a secret key is absent; or there are none, and nobody said that this is meant.
     """
+    if len(topology.sources) == len(topology.nodes):
+        raise ConfigError(f"{topology.path}: found sources alone, expected a rank that only serves: a source is your own program")
     for rank in options.hosts:
         if topology.source_at(topology.node(rank).rank) is not None:
             raise ConfigError(f"--host: found rank {rank}, a source, expected a rank that only serves")

@@ -53,7 +53,7 @@ static: $(DEV)
 	$(BIN)/lint-imports
 
 quick: $(DEV)
-	$(BIN)/python -m pytest $(QUICK_TESTS)
+	$(BIN)/python -m pytest $(WORKERS) $(QUICK_TESTS)
 
 slow: $(TRAIN)
 	$(BIN)/python -m pytest tests/models tests/executors/torch

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,5 +246,7 @@ class Launcher:
         try:
             await asyncio.wait_for(process.wait(), seconds)
         except asyncio.TimeoutError:
-            process.kill()
+            # Not process.kill(): that looks first whether it has ended, and what it finds asyncio then reports as exit code 255.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()

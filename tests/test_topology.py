@@ -435,5 +435,5 @@ def test_a_topology_is_named_as_one_would_type_it_here(tmp_path: Path, monkeypat
     (tmp_path / "line4.yaml").unlink()
     (tmp_path / "boards").mkdir()
     elsewhere = tmp_path / "boards" / "hall.yaml"
-    elsewhere.write_text("nodes: [{rank: 0, stages: [0]}]")
+    elsewhere.write_text("bundle: digits\nnodes: [{rank: 0, stages: [0]}]")
     assert shortest_name(load_topology("boards/hall.yaml")) == "boards/hall.yaml"

@@ -131,7 +131,10 @@ def test_deploy_writes_a_unit_and_says_what_to_do(
     assert done.exit_code == 0
     unit = tmp_path / "units" / "zpipe-line2@.service"
     assert unit.read_text() == render_unit("line2", PLACES, UnitOptions(scope="system", user="zpipe")).text
-    assert "  sudo systemctl enable --now zpipe-line2@1      # on the board of rank 1, at 127.0.0.1" in done.stdout.splitlines()
+    assert (
+        "  sudo systemctl enable --now zpipe-line2@1.service      # on the board of rank 1, at 127.0.0.1"
+        in done.stdout.splitlines()
+    )
     assert "zpipe-line2@0" not in done.stdout  # a source
 
 

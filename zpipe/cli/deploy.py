@@ -147,7 +147,8 @@ def _systemd(
 
     arguments = ("--insecure",) if insecure else ()
     options = UnitOptions(scope=scope, folder=folder, program=program, user=user, arguments=arguments)
-    unit = render_unit(loaded.name, layout(loaded), options)
+    places = layout(loaded)
+    unit = render_unit(loaded.name, places, options)
     if out is None:
         click.echo(unit.text, nl=False)
         return
@@ -168,7 +169,8 @@ def _systemd(
     click.echo(f"  {control} daemon-reload")
     for node in loaded.nodes:
         if loaded.source_at(node.rank) is None:
-            instance = unit.name.replace("@.service", f"@{node.rank}")
-            click.echo(f"  {control} enable --now {instance}      # on the board of rank {node.rank}, at {node.host}")
+            click.echo(
+                f"  {control} enable --now {places.instance(node.rank)}      # on the board of rank {node.rank}, at {node.host}"
+            )
     if user:
         click.echo(f"  sudo usermod -aG video,render {user}      # where {user} shall use a GPU, or a Jetson's")

@@ -159,7 +159,7 @@ class Outlet:
         if hosted:
             shorter_than, latest = self._offload.shorter_than(output_length), now + LINK_QUEUE_SECONDS
             if shorter_than <= 0:
-                shorter_than = -math.inf  # |I| is never below 0, its estimate before rounding may be
+                shorter_than = -math.inf  # no |I| is; the estimate below is not yet bounded by 0
             if lane == 0:
                 within = self._config.farther.get(task.key.source, ())
         able = []

@@ -27,10 +27,12 @@ class Interrupted(Exception):
 
 def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
     """Runs a command's coroutine; Ctrl-C and SIGTERM cancel it, so that it closes what it opened."""
+    from zpipe.allocator import keep_freed_memory
     from zpipe.descriptors import raise_limit
     from zpipe.runtime.loops import run
 
     raise_limit()
+    keep_freed_memory()
 
     async def interruptible() -> T:
         task = asyncio.ensure_future(main)

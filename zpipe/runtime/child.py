@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zpipe.allocator import keep_freed_memory
 from zpipe.bundle import load_bundle
 from zpipe.descriptors import raise_limit
 from zpipe.emulation import bundle_to_run
@@ -109,6 +110,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_when_orphaned()
     raise_limit()
+    keep_freed_memory()
     logging.basicConfig(level=os.environ.get("ZPIPE_LOG", "ERROR"), format="%(message)s")
     try:
         return run(serve())

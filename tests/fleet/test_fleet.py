@@ -172,9 +172,9 @@ def test_push_goes_on_where_a_lost_connection_ended(
 ) -> None:
     file, host = place
     folder = board.home / "zpipe"
-    assert zpipe("push", "--topology", file, host)[0] == 0
-    before = contents(folder)
     bundle = file.parents[1] / "engines" / "half"
+    shutil.copytree(bundle, folder / "engines" / "half")
+    before = contents(folder)
     for stage in ("stage3.onnx", "stage4.onnx"):
         (bundle / stage).write_bytes((bundle / stage).read_bytes() + bytes(2 * CHUNK_BYTES))
     renew_digests(bundle)

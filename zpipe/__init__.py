@@ -8,6 +8,7 @@ Public is what this module names, and `zpipe.executors` for those who bring thei
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from zpipe.errors import (
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from zpipe.topology import Topology, load_topology
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's own builds (1.31.1) tell Microsoft about each process, session and model, with a number of the machine that they
+# leave in ~/.cache, over a thread and three descriptors. Whether a robot does that its owner says: ORT_DISABLE_TELEMETRY=0 lets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "BackendUnavailable",

@@ -54,6 +54,13 @@ def test_help_ends_with_an_example_that_parses(name: str) -> None:
     command.make_context(name, words)  # its options and arguments are there, and take these values
 
 
+def test_the_list_of_commands_says_whole_sentences() -> None:
+    for group in ((), ("trace",)):
+        shown = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80).stdout
+        assert not re.search(r"\.\.\.\s", shown.partition("Commands:")[2])
+        assert "Commands:" in shown
+
+
 def test_examples_name_topologies_bundles_and_devices_that_there_are() -> None:
     from zpipe.bundle import load_bundle
     from zpipe.topology import load_topology

@@ -15,7 +15,21 @@ def example(line: str) -> str:
     return f"\b\nExample:\n  {line}"
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Whole(click.Group):
+    """A group whose help says the first sentence of each command, whole: click cuts it to what fits beside the name."""
+
+    group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list."""
+        rows = [(name, command.get_short_help_str(1000)) for name, command in sorted(self.commands.items()) if not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Whole, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="zpipe")
 @click.option("-v", "--verbose", count=True, help="Say what happens (-v), or everything (-vv).")
 @click.pass_context

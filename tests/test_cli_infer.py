@@ -147,6 +147,7 @@ def test_wrong_input_is_one_line(refused: Refused, tmp_path: Path) -> None:
     assert "line 1: found no answer" in refused(*LOCAL, "--out", file, "--resume", evaluation)
     assert "cannot be written" in refused(*LOCAL, "--out", tmp_path / "absent" / "r.jsonl", evaluation)
     assert "--size: found '3x'" in refused(*LOCAL, "--size", "3x", "-")
+    assert "--size: found '99999x99999', 30.0 GB a frame" in refused(*LOCAL, "--size", "99999x99999", "-")
     assert "Missing argument" in refused(*LOCAL)
     assert file.read_text() == "mine\n"
 

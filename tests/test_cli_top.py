@@ -49,6 +49,10 @@ def test_a_running_pipeline_of_this_machine_is_found_and_shown(tmp_path: Path) -
         assert snapshot["sources"][0]["outcomes"]["result"] > 0
         assert snapshot["sources"][0]["goodput_hz"] > 0.0
         assert snapshot["notes"] == []
+
+        other = completed("top", "--topology", line2(tmp_path / "other.yaml"), "--once")
+        assert other.process.returncode == 1
+        assert f"`zpipe top --topology {file}`" in only_line("\n".join(other.err))
         running.process.send_signal(signal.SIGINT)
         running.ended()
     after = completed("top", "--topology", file)

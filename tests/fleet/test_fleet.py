@@ -146,6 +146,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- push ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("words", [["push"], ["fleet", "status"]])
+@pytest.mark.parametrize("folder", ["", "a\nb"])
+def test_a_folder_whose_name_no_line_can_hold_is_refused(
+    zpipe: Zpipe, board: Board, place: tuple[Path, str], words: list[str], folder: str
+) -> None:
+    file, host = place
+    code, out, err = zpipe(*words, "--topology", file, "--dir", folder, host)
+    assert (code, out) == (2, "")
+    assert err.strip() == f"zpipe: --dir: found {folder!r}, expected a folder's path without line ends; choose another"
+    assert not list(board.home.glob("a*"))
+
+
 def test_push_brings_what_a_board_needs_and_no_other_ranks_secret(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
     file, host = place
     code, out, err = zpipe("push", "--topology", file, host)

@@ -39,6 +39,16 @@ def test_a_pipeline_is_found_as_long_as_it_runs_the_latest_first(folder: Path) -
     assert list(folder.iterdir()) == []
 
 
+def test_what_runs_is_told_the_latest_first_and_each_once(folder: Path) -> None:
+    assert whereabouts.running() == []
+    other = replace(LINE, name="another")
+    with noted(LINE, PLACE), noted(LINE, OTHER), noted(other, PLACE):
+        late = max(folder.iterdir(), key=lambda file: json.loads(file.read_text())["topology"] == "another")
+        os.utime(late, ns=(2**62, 2**62))
+        assert whereabouts.running() == ["another", LINE.name]
+    assert whereabouts.running() == []
+
+
 def test_options_change_the_digest_and_not_the_place(tmp_path: Path) -> None:
     loaded = replace(LINE, path=tmp_path / "line.yaml")
     changed = replace(loaded, nodes=tuple(replace(node, max_batch=2) for node in loaded.nodes))

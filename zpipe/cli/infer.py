@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from zpipe.metrics import MetricsServer
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+#: Of one raw frame, which is held as a whole and more than once: six times an 8K picture.
+MOST_FRAME_BYTES = 600_000_000
 
 
 @cli.command(epilog=example("zpipe infer --fit ink photo.jpg"))
@@ -111,7 +113,11 @@ def _raw(size: str, pixel: str) -> RawFormat:
     found = _SIZE.fullmatch(size)
     if found is None:
         raise ConfigError(f"--size: found {size!r}, expected width and height in pixels, such as 640x480")
-    return RawFormat(int(found[1]), int(found[2]), pixel)
+    raw = RawFormat(int(found[1]), int(found[2]), pixel)
+    if raw.frame_bytes > MOST_FRAME_BYTES:
+        gigabytes, most = raw.frame_bytes / 1e9, MOST_FRAME_BYTES / 1e9
+        raise ConfigError(f"--size: found {size!r}, {gigabytes:.1f} GB a frame, expected at most {most:.1f} GB; correct it")
+    return raw
 
 
 def _drawing(save_folder: Path | None, *, show: bool) -> tuple[Folder | None, Window | None]:

@@ -25,7 +25,18 @@ HOSTS = click.option(
     type=FILE,
     help="Lines written like HOST; TOPOLOGY.hosts beside the topology where there is one and none is given.",
 )
-DIRECTORY = click.option("--dir", "folder", default="zpipe", show_default=True, help="Where it lies there, from the home on.")
+
+
+def _folder(_context: click.Context, _parameter: click.Parameter, folder: str) -> str:
+    """What a board answers is read line by line, so no folder's name may have several."""
+    if not folder or not folder.isprintable():
+        raise ConfigError(f"--dir: found {folder!r}, expected a folder's path without line ends; choose another")
+    return folder
+
+
+DIRECTORY = click.option(
+    "--dir", "folder", default="zpipe", show_default=True, callback=_folder, help="Where it lies there, from the home on."
+)
 PROGRAM = click.option("--program", default="", help="The zpipe to run there; looked for where not given.")
 TIMEOUT = click.option(
     "--timeout", "seconds", type=SECONDS, default=10.0, show_default=True, help="Seconds for a connection to a board."

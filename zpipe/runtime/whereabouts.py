@@ -73,16 +73,28 @@ class Whereabouts:
 
 def find(topology: Topology) -> Whereabouts | None:
     """The pipeline of this topology that was started last on this machine; None where none runs."""
+    for note in _notes():
+        if note["topology"] == _called(topology):
+            return Whereabouts({int(rank): str(address) for rank, address in note["addresses"].items()}, str(note["digest"]))
+    return None
+
+
+def running() -> list[str]:
+    """The topologies, as files or names, of all pipelines that run on this machine, each once, the last started first."""
+    return list(dict.fromkeys(str(note["topology"]) for note in _notes()))
+
+
+def _notes() -> Iterator[dict[str, Any]]:
+    """Those of living processes, the latest first; others go."""
     kept = folder()
     if not kept.is_dir() or not _is_ours(kept):
-        return None
+        return
     for file in sorted(kept.glob("*.json"), key=_changed, reverse=True):
         note = _read(file)
         if note is None:
             file.unlink(missing_ok=True)
-        elif note["topology"] == _called(topology):
-            return Whereabouts({int(rank): str(address) for rank, address in note["addresses"].items()}, str(note["digest"]))
-    return None
+        else:
+            yield note
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -90,7 +102,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     try:
         note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         alive = abs(psutil.Process(note["pid"]).create_time() - note["started"]) < 1.0
-        return note if alive and isinstance(note["addresses"], dict) and "digest" in note else None
+        return note if alive and isinstance(note["addresses"], dict) and {"digest", "topology"} <= note.keys() else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
 

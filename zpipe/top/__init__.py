@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
@@ -90,10 +91,13 @@ def _nobody(topology: Topology, seen: list[Seen]) -> str:
     named = ", ".join(f"{node.rank} at {node.address} ({node.trouble or 'no answer'})" for node in seen[:3])
     more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
     where = shortest_name(topology)
-    return (
-        f"{where}: found no node that answers (rank {named}{more}), expected one; run something on it, such as "
-        f"`zpipe bench --topology {where}`, or start its nodes with `zpipe node`"
-    )
+    found = f"{where}: found no node that answers (rank {named}{more}), expected one; "
+    others = whereabouts.running()
+    if others:
+        return f"{found}look at what does run on this machine: " + ", ".join(
+            f"`zpipe top --topology {shlex.quote(other)}`" for other in others[:3]
+        )
+    return f"{found}run something on it, such as `zpipe bench --topology {where}`, or start its nodes with `zpipe node`"
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 TIMES = {"ci": Fraction(1), "again": Fraction(1, 5), "explore": Fraction(20)}[PROFILE]
@@ -21,5 +21,12 @@ def examples(count: int) -> settings:
     return settings(max_examples=int(count * TIMES))
 
 
-settings.register_profile(PROFILE, examples(100), derandomize=PROFILE != "explore", deadline=None)
+# No deadline, and no complaint that examples are slow to make: both measure how busy the machine is.
+settings.register_profile(
+    PROFILE,
+    examples(100),
+    derandomize=PROFILE != "explore",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile(PROFILE)

@@ -179,6 +179,9 @@ class Rclpy:
         self.up = False
         raise ExternalShutdownException
 
+    def ok(self) -> bool:
+        return self.up
+
     def try_shutdown(self) -> None:
         self.up = False
 

@@ -293,6 +293,19 @@ def test_ctrl_c_ends_it_with_0(local: Path, rclpy: Rclpy, monkeypatch: pytest.Mo
     assert not rclpy.up
 
 
+@pytest.mark.parametrize(("up", "code"), [(False, 0), (True, 1)])
+def test_a_callback_that_a_shutdown_overtook_is_no_failure(
+    up: bool, code: int, local: Path, rclpy: Rclpy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(node: Node) -> None:
+        rclpy.up = up
+        raise RuntimeError("publisher's context is invalid")
+
+    rclpy.spinning = overtaken
+    assert command(monkeypatch) == code
+    assert rclpy.nodes[0].destroyed
+
+
 def test_a_pipeline_that_is_gone_ends_the_node(robot: Robot) -> None:
     robot.pipeline.closed = True
     with pytest.raises(PipelineClosed):

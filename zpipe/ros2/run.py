@@ -8,7 +8,7 @@ from typing import Any
 
 from zpipe.configure import load_checked
 from zpipe.datasets.images import import_pillow
-from zpipe.errors import ConfigError, one_line
+from zpipe.errors import ConfigError, ZpipeError, one_line
 from zpipe.infer import shaper_of
 from zpipe.ros2.interface import Ros, import_ros
 from zpipe.ros2.node import Classifier
@@ -40,6 +40,12 @@ def run(arguments: Sequence[str]) -> None:
             node.destroy_node()
     except (KeyboardInterrupt, ros.rclpy.executors.ExternalShutdownException):
         pass  # that is how a node ends
+    except ZpipeError:
+        raise
+    except Exception:
+        if ros.rclpy.ok():
+            raise
+        # SIGTERM shut ROS down on a thread of rclpy's while a callback was at work here: what it called then found no context.
     finally:
         ros.rclpy.try_shutdown()
 

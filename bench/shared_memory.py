@@ -29,6 +29,7 @@ from bench.peers.rounds import FIRST_WARM_SECONDS, HOPS, MODES, WARM_SECONDS, sp
 from bench.peers.running import Running
 from bench.peers.work import WORKLOADS, Job, Workload, prepare
 from zpipe.report import machine
+from zpipe.transport.shared import SHARE_FROM_BYTES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "shared-memory.json"
@@ -105,7 +106,7 @@ def _show(name: str, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    names = [name for name, load in WORKLOADS.items() if load.activation_bytes >= 65536]
+    names = [name for name, load in WORKLOADS.items() if load.activation_bytes >= SHARE_FROM_BYTES]
     parser = argparse.ArgumentParser(prog="python -m bench.shared_memory", description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=names, action="append", help="once for each; all of them if not given")
     parser.add_argument("--rounds", type=int, default=11)

@@ -45,9 +45,10 @@ from zpipe.transport.base import Buffer, Channel, Origin, TransportCounts
 if sys.platform == "linux":
     import fcntl
 
-#: From here on a frame goes through the ring: one of 64 KiB costs both ends 23 us of CPU where it is 61 in the message, one of
-#: 4 KiB 16 where it is 21 (bench.experiments.one_host, with checksums).
-SHARE_FROM_BYTES = 65536
+#: From here on a frame goes through the ring. Its two copies hold the interpreter's lock, where those of TCP are made beside it by
+#: ZeroMQ's threads: in a bare loop the ring pays from 64 KiB on (bench.experiments.one_host), but a line of four whose frames are of
+#: 128 to 768 KiB answers 5 % fewer samples a second with it (0.3 to 9.8; 20 rounds of bench.peers, digits at batch 8, z over z').
+SHARE_FROM_BYTES = 2**20
 
 #: Of each ring: a window of frames of 1 MiB. Only what was ever used takes memory.
 RING_BYTES = 16 * 2**20

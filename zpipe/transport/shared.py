@@ -46,8 +46,8 @@ if sys.platform == "linux":
     import fcntl
 
 #: From here on a frame goes through the ring. Its two copies hold the interpreter's lock, where those of TCP are made beside it by
-#: ZeroMQ's threads: in a bare loop the ring pays from 64 KiB on (bench.experiments.one_host), but a line of four whose frames are of
-#: 128 to 768 KiB answers 5 % fewer samples a second with it (0.3 to 9.8; 20 rounds of bench.peers, digits at batch 8, z over z').
+#: ZeroMQ's threads: in a bare loop the ring pays from 64 KiB on (bench.experiments.one_host), but a line of four with frames of 128
+#: to 768 KiB answers 5 % fewer samples a second with it (0.3 to 9.8; 20 rounds of bench.peers, digits at batch 8, z over z').
 SHARE_FROM_BYTES = 2**20
 
 #: Of each ring: a window of frames of 1 MiB. Only what was ever used takes memory.

@@ -86,6 +86,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.seconds = 1.0 if options.quick else 1.5
     if options.rounds < 1 or not 0.0 < options.seconds <= MOST_SECONDS:
         parser.error(f"found {options.rounds} rounds of {options.seconds:g} s, expected at least 1 of up to {MOST_SECONDS:g} s")
+    if options.json is not None and options.json.is_dir():
+        parser.error(f"--json: found the folder {options.json}, expected a file")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: found no folder {options.json.parent}, expected one to write in")
     return options

@@ -396,7 +396,7 @@ def test_a_stranger_that_talks_on_is_not_listened_to_and_others_are(kind: str) -
             for _ in range(3 * MAX_UNCONFIRMED):
                 assert one.send_control(stranger, [b"stranger"])
                 assert one.send_control(friend, [b"friend"])
-            # Both: the two connections are not ordered against each other, so the stranger's last words may come after the friend's.
+            # Both: two connections are not ordered against each other, so the stranger's last words may come after the friend's.
             await other.until(
                 lambda: len(other.control) >= 4 * MAX_UNCONFIRMED + 1 and server.counts.dropped >= 2 * MAX_UNCONFIRMED
             )

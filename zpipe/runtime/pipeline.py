@@ -6,8 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from zpipe.calibrate.drift import Drift, Monitor
@@ -26,20 +24,20 @@ from zpipe.policy.delivery import Source
 from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime import whereabouts
 from zpipe.runtime.driver import Driver, zeromq
+from zpipe.runtime.entrance import Intake, Places
 from zpipe.runtime.launch import Launcher, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
 from zpipe.runtime.outcomes import outcome_of, result_or_raise
 from zpipe.runtime.starting import load_and_launch, monitor_of
+from zpipe.runtime.streaming import outcomes_of
 from zpipe.security import is_loopback, node_keys
 from zpipe.topology import Topology, load_topology
-from zpipe.trace import trace_file
+from zpipe.trace import trace_file, trace_folder
 
 log = logging.getLogger("zpipe.pipeline")
 
 #: In the outcome of a sample that the pipeline never took.
 NO_SAMPLE = -1
-#: A longer deadline is none: what a float cannot hold adds to no clock.
-_LONGEST_SECONDS = 1e300
 #: Takes the outcome of one sample.
 Done = Callable[[Outcome], None]
 #: Given {rank: address} once all are bound: {viewer: {rank: address}} where that viewer is to reach a rank elsewhere.
@@ -105,7 +103,7 @@ class Pipeline:
         self._detours = detours
         self._note = note
         self._seed = seed
-        self._trace = None if trace is None else _folder(Path(trace))
+        self._trace = None if trace is None else trace_folder(Path(trace))
         self._config = source_config(
             spec,
             self.bundle,
@@ -117,10 +115,9 @@ class Pipeline:
         self._driver: Driver | None = None
         self._launcher: Launcher | None = None
         self._done: dict[int, Done] = {}
-        self._posted = 0  #: submitted, and not yet known to the policy
-        self._input = (self.bundle.stages[0].input.shape, np.dtype(self.bundle.stages[0].input.dtype))
+        self._intake = Intake(self.bundle.stages[0].input, self.deadline_seconds)
+        self._places = Places(lambda: self.source.room_left)
         self._next_sample = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
         self._refusal: ConfigError | None = None
         self._failure = ""
         self._refused = asyncio.Event()
@@ -195,7 +192,7 @@ class Pipeline:
             source=replace(self._config, session=session),
             resolved=self._resolved,
             refused=self._on_refused,
-            pumped=self._wake_waiters,
+            pumped=self._places.wake,
             broken=self._on_broken,
             seed=self._seed,
             trace=None if self._trace is None else trace_file(self._trace, self.rank),
@@ -234,9 +231,7 @@ class Pipeline:
             return
         self._closed = True
         self._note_left.close()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._places.close()
         if self._driver is not None:
             for sample in list(self._done):
                 self._driver.emit(SampleCancelled(sample, "the pipeline was closed"))
@@ -262,11 +257,11 @@ class Pipeline:
             SampleFailed: the network cannot answer it, or the pipeline was closed meanwhile.
             PipelineClosed: it was closed before.
         """
-        checked = self._checked(x)
+        checked = self._intake.batch_of_one(x)
         submitted_at = time.monotonic()
-        until = submitted_at + self._seconds(deadline)
+        until = submitted_at + self._intake.seconds(deadline)
         if self._config.when_full == "block":
-            await self._room(until)
+            await self._places.wait(until)
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def done(outcome: Outcome) -> None:
@@ -297,18 +292,18 @@ class Pipeline:
             SampleRejected: `x` has the wrong shape or dtype, or `deadline` is no number.
             PipelineClosed: the pipeline was closed before.
         """
-        checked = self._checked(x)
+        checked = self._intake.batch_of_one(x)
         now = time.monotonic()
-        return self._offer(checked, now, now + self._seconds(deadline), done)
+        return self._offer(checked, now, now + self._intake.seconds(deadline), done)
 
     def prepared(self, x: npt.NDArray[Any], done: Done, *, deadline: float | None = None) -> Callable[[], None]:
         """As `offer` on any thread: `x` is checked and copied here, the call that this returns belongs to the event loop.
 
         That call never raises: a pipeline closed meanwhile ends the sample as failed, without a number.
         """
-        checked = self._checked(x)
+        checked = self._intake.batch_of_one(x)
         now = time.monotonic()
-        until = now + self._seconds(deadline)
+        until = now + self._intake.seconds(deadline)
 
         def hand_over() -> None:
             try:
@@ -318,7 +313,7 @@ class Pipeline:
 
         return hand_over
 
-    async def stream(
+    def stream(
         self,
         inputs: AsyncIterable[npt.NDArray[Any]] | Iterable[npt.NDArray[Any]],
         *,
@@ -340,51 +335,22 @@ class Pipeline:
         Raises:
             ConfigError: `ahead` is below 1.
         """
-        if ahead < 1:
-            raise ConfigError(f"ahead: found {ahead}, expected at least 1")
-        open_samples: set[int] = set()
-        outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
-        places = asyncio.Semaphore(ahead)
-        taken = 0
 
-        def ended(outcome: Outcome) -> None:
-            open_samples.discard(outcome.sample)
-            outcomes.put_nowait(outcome)
-
-        async def feed() -> None:
-            nonlocal taken
+        async def offer(x: npt.NDArray[Any], done: Done) -> int | None:
+            if self._config.when_full == "block":
+                await self._places.wait(math.inf)
             try:
-                async for x in _as_async(inputs):
-                    await places.acquire()
-                    taken += 1
-                    if self._config.when_full == "block":
-                        await self._room(math.inf)
-                    try:
-                        open_samples.add(self.offer(x, ended, deadline=deadline))
-                    except SampleRejected as exc:
-                        self._next_sample += 1
-                        outcomes.put_nowait(Outcome(self._next_sample - 1, "rejected", 0.0, 0, None, str(exc)))
-            finally:
-                outcomes.put_nowait(None)
+                return self.offer(x, done, deadline=deadline)
+            except SampleRejected as exc:
+                self._next_sample += 1
+                done(Outcome(self._next_sample - 1, "rejected", 0.0, 0, None, str(exc)))
+                return None
 
-        feeder = asyncio.get_running_loop().create_task(feed())
-        given, fed = 0, False
-        try:
-            while not fed or given < taken:
-                outcome = await outcomes.get()
-                if outcome is None:
-                    fed = True
-                    if feeder.done() and not feeder.cancelled() and feeder.exception() is not None:
-                        break
-                    continue
-                given += 1
-                places.release()
-                yield outcome
-            await feeder
-        finally:
-            feeder.cancel()
-            for sample in open_samples & self._done.keys():
+        def give_up(samples: set[int]) -> None:
+            for sample in samples & self._done.keys():
                 self.driver.emit(SampleCancelled(sample, "its stream() was given up"))
+
+        return outcomes_of(inputs, offer, give_up, ahead=ahead)
 
     # ---- looking at it -------------------------------------------------------------------------
 
@@ -405,7 +371,7 @@ class Pipeline:
     @property
     def has_room(self) -> bool:
         """Whether a sample offered now would find a place in the waiting room."""
-        return self.source.room_left > self._posted
+        return self._places.free
 
     @property
     def next_sample(self) -> int:
@@ -443,23 +409,6 @@ class Pipeline:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _seconds(self, deadline: float | None) -> float:
-        if deadline is None:
-            return self.deadline_seconds
-        if not isinstance(deadline, (int, float)) or deadline != deadline:  # math.isnan breaks on the largest ints
-            raise SampleRejected(f"deadline: found {deadline!r}, expected seconds from now")
-        return math.inf if deadline > _LONGEST_SECONDS else max(deadline, -_LONGEST_SECONDS)
-
-    def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The input as a batch of one, copied: a camera may write its next frame into the caller's array."""
-        spec = self.bundle.stages[0].input
-        if not isinstance(x, np.ndarray) or (x.shape, x.dtype) != self._input:
-            found = f"{x.dtype.name} {list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise SampleRejected(
-                f"input: found {found}, expected {spec.dtype} {list(spec.shape)}; resize or convert it before submitting"
-            )
-        return np.array(x[None], order="C")
-
     def _offer(self, x: npt.NDArray[Any], submitted_at: float, until: float, done: Done) -> int:
         if self._closed or self._failure:
             raise PipelineClosed(self._failure or "the pipeline is closed")
@@ -469,34 +418,8 @@ class Pipeline:
         driver.inputs[sample] = x
         self._done[sample] = done
         driver.post(SampleSubmitted(sample, until, submitted_at, self._spec.priority, self._spec.weight))
-        self._posted += 1
+        self._places.take()
         return sample
-
-    async def _room(self, until: float) -> None:
-        """Waits until the waiting room has a place, or `until` (then the policy says expired)."""
-        while not self._closed and (not self.has_room or self._waiters):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await asyncio.wait_for(waiter, None if until == math.inf else max(0.0, until - time.monotonic()))
-            except asyncio.TimeoutError:
-                return
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-            if self.has_room:
-                return
-        if self._closed:
-            raise PipelineClosed("the pipeline is closed")
-
-    def _wake_waiters(self) -> None:
-        self._posted = 0
-        places = self.source.room_left
-        while places > 0 and self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                places -= 1
 
     def _resolved(self, resolve: Resolve) -> None:
         done = self._done.pop(resolve.sample)
@@ -530,26 +453,3 @@ class Pipeline:
         self._refusal = error
         self._refused.set()
         log.warning("%s", error)  # ready() raises it, too, but the caller may be past that
-
-
-def _folder(path: Path) -> Path:
-    """The folder of the traces; made where there is none. It holds those of one run."""
-    earlier = next(path.glob("*.trace"), None)
-    if earlier is not None:
-        raise ConfigError(
-            f"trace: found {earlier} of an earlier run, expected a folder without traces; remove them or choose another"
-        )
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"trace: found {path}, which cannot be made ({exc.strerror}), expected a folder; choose another") from exc
-    return path
-
-
-async def _as_async(inputs: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(inputs, AsyncIterable):
-        async for x in inputs:
-            yield x
-    else:
-        for x in inputs:
-            yield x

@@ -21,7 +21,7 @@ the policy depends on something beside its events, `now` and its dice, or that i
 from __future__ import annotations
 
 from zpipe.trace.reading import Answer, Trace, read_rounds
-from zpipe.trace.recorder import Recorder, trace_file
+from zpipe.trace.recorder import Recorder, trace_file, trace_folder
 from zpipe.trace.replay import Difference, ReplayResult, replay
 
-__all__ = ["Answer", "Difference", "Recorder", "ReplayResult", "Trace", "read_rounds", "replay", "trace_file"]
+__all__ = ["Answer", "Difference", "Recorder", "ReplayResult", "Trace", "read_rounds", "replay", "trace_file", "trace_folder"]

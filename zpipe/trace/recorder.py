@@ -36,6 +36,24 @@ def trace_file(folder: Path, rank: int, *, restarts: int = 0) -> Path:
     return folder / (f"node-{rank}-{restarts}.trace" if restarts else f"node-{rank}.trace")
 
 
+def trace_folder(path: Path) -> Path:
+    """The folder for the traces of one run; made where there is none.
+
+    Raises:
+        ConfigError: it holds those of an earlier run, or cannot be made.
+    """
+    earlier = next(path.glob("*.trace"), None)
+    if earlier is not None:
+        raise ConfigError(
+            f"trace: found {earlier} of an earlier run, expected a folder without traces; remove them or choose another"
+        )
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"trace: found {path}, which cannot be made ({exc.strerror}), expected a folder; choose another") from exc
+    return path
+
+
 def beside(path: Path) -> Iterator[Path]:
     """The path, then those for later traces of the same name: `node.trace`, `node-1.trace`, `node-2.trace` ..."""
     yield path

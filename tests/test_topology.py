@@ -27,7 +27,8 @@ from zpipe.topology import (
     shortest_name,
 )
 from zpipe.topology.check import DEFAULT_T_Q2
-from zpipe.topology.parse import ADMISSION_OPTIONS, OFFLOADS, WHEN_FULL, parse
+from zpipe.topology.parse import OFFLOADS, parse
+from zpipe.topology.sources import ADMISSION_OPTIONS, WHEN_FULL
 
 SHIPPED = ("local", "line2", "line4")
 STAGES = 5
@@ -150,9 +151,12 @@ def test_the_documented_file_is_accepted_and_shows_the_defaults() -> None:
         "links": [{"between": [0, 1], "latency": "0 s", "codec": "none", "medium": "", "window": 16}],
         "source": {
             "rank": 0,
+            "name": "source-0",
+            "arrivals": "live",
+            "rate": None,
             "admission": {"name": "aimd", "when_full": "block", "waiting": 0},
             "deadline": "30 s",
-            "priority": 0,
+            "priority": None,
             "weight": 1.0,
             "accuracy": None,
         },
@@ -437,3 +441,61 @@ def test_a_topology_is_named_as_one_would_type_it_here(tmp_path: Path, monkeypat
     elsewhere = tmp_path / "boards" / "hall.yaml"
     elsewhere.write_text("bundle: digits\nnodes: [{rank: 0, stages: [0]}]")
     assert shortest_name(load_topology("boards/hall.yaml")) == "boards/hall.yaml"
+
+
+# ---- several sources -----------------------------------------------------------------------------
+
+
+def several(*sources: Any) -> Topology:
+    return build(line([0], [0, 1], [0, 1], sources=list(sources)))
+
+
+def test_sources_have_names_and_are_found_by_name_or_rank() -> None:
+    topology = several({"rank": 2}, {"rank": 0, "name": "camera"})
+    assert [source.name for source in topology.sources] == ["camera", "source-2"]
+    assert topology.source_named("camera") is topology.source_named(0) is topology.source_named("0") is topology.sources[0]
+    assert topology.source_named("source-2").rank == 2
+    expected = r"source: found 'lidar', expected one of camera \(rank 0\), source-2 \(rank 2\)$"
+    with pytest.raises(TopologyError, match=expected):
+        topology.source_named("lidar")
+
+
+@pytest.mark.parametrize(
+    ("sources", "classes"),
+    [
+        ([0, 1, 2], [0, 0, 0]),
+        ([{"rank": 0, "weight": 4}, {"rank": 1}, {"rank": 2, "weight": 4}], [1, 0, 1]),
+        ([{"rank": 0, "weight": 2}, {"rank": 1, "weight": 0.5}, {"rank": 2, "weight": 8}], [1, 0, 2]),
+        ([{"rank": 0, "weight": 4, "priority": 0}, {"rank": 1, "weight": 2}, {"rank": 2, "weight": 1}], [0, 1, 0]),
+    ],
+)
+def test_the_heavier_source_is_of_the_higher_class_unless_a_priority_says_otherwise(sources: list[Any], classes: list[int]) -> None:
+    topology = several(*sources)
+    assert [source.priority for source in topology.sources] == classes
+    explicit = [{"rank": spec.rank, "weight": spec.weight, "priority": spec.priority} for spec in topology.sources]
+    assert several(*explicit).digest() == topology.digest()
+    assert from_dict(topology.to_dict()) == topology
+
+
+def test_a_source_says_when_its_samples_come() -> None:
+    topology = several(
+        {"rank": 0, "rate": "20/s"}, {"rank": 1, "arrivals": "constant", "rate": 0.5}, {"rank": 2, "arrivals": "./morning.txt"}
+    )
+    found = [(source.arrivals, source.rate_hz) for source in topology.sources]
+    assert found == [("poisson", 20.0), ("constant", 0.5), ("./morning.txt", None)]
+    assert from_dict(topology.to_dict()) == topology
+
+
+def test_when_samples_come_is_each_sources_own_business_and_its_name_is_not() -> None:
+    plain = several(0, 1).digest()
+    assert several({"rank": 0, "rate": "20/s"}, {"rank": 1, "arrivals": "./a.txt"}).digest() == plain
+    assert several({"rank": 0, "name": "camera"}, 1).digest() != plain
+
+
+def test_one_source_looks_to_other_nodes_as_it_did_before_sources_had_names() -> None:
+    """Boards that were not updated yet go on with those that were."""
+    admission = {"name": "aimd", "when_full": "block", "waiting": 0}
+    known = {"rank": 0, "admission": admission, "deadline": 2.0, "priority": 1, "weight": 2.5, "accuracy": None}
+    assert build(with_source(weight=2.5, deadline="2 s", priority=1)).canonical()["sources"] == [known]
+    known |= {"deadline": 30.0, "priority": 0, "weight": 1.0}
+    assert load_topology("line4").canonical()["sources"] == [known]

@@ -241,6 +241,50 @@ def test_a_number_nobody_means_is_refused_and_the_bound_is_named(plain: dict[str
     assert expected in found
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"weight": 0}, "weight: found 0, expected a number above 0, such as 4"),
+        ({"weight": -1.5}, "weight: found -1.5, expected a number above 0"),
+        ({"weight": float("nan")}, "weight: found nan, expected a number above 0"),
+        ({"weight": float("inf")}, "weight: found inf, expected a number above 0"),
+        ({"weight": True}, "weight: found True, expected a number above 0"),
+        ({"priority": 256}, "priority: found 256, expected a whole number up to 255"),
+        ({"priority": -1}, "priority: found -1, expected a whole number from 0 on"),
+        ({"priority": 1.5}, "priority: found 1.5, expected a whole number from 0 on"),
+        ({"rank": 7}, "rank: found 7, expected the rank of a node, one of 0 to 2"),
+        ({"rank": 0}, "rank: found a second source at rank 0, expected one source per rank; give one of them another"),
+        ({"name": "camera"}, "name: found a second source named 'camera', expected a name of its own; rename one of them"),
+        ({"name": "the camera"}, "name: found 'the camera', expected up to 40 letters, digits, - and _, such as camera"),
+        ({"name": "0"}, "name: found '0', expected a word that is no rank, and not the name another rank has by default"),
+        ({"name": "source-2"}, "name: found 'source-2', expected a word that is no rank, and not the name another rank has"),
+        ({"rate": "fast"}, "rate: found 'fast', expected a number above 0 with a unit such as '20 /s' (units: /s, Hz, kHz, /min)"),
+        ({"rate": 0}, "rate: found 0, expected a number above 0"),
+        ({"rate": "2 MHz"}, "rate: found '2 MHz', expected a number above 0 with a unit"),
+        ({"rate": 1e7}, "rate: found 10000000.0, expected from 0.001 to 1e+06 samples a second"),
+        ({"rate": 5, "arrivals": "live"}, "rate: found 5, expected none beside arrivals live: drop one of the two"),
+        ({"rate": 5, "arrivals": "./a.txt"}, "rate: found 5, expected none beside arrivals ./a.txt: drop one of the two"),
+        ({"arrivals": "constant"}, "rate: found nothing beside arrivals constant, expected samples a second, such as 20/s"),
+        (
+            {"arrivals": "poison"},
+            "arrivals: found 'poison', expected one of live, poisson, constant (did you mean poisson?), or a file of arrival times",
+        ),
+        ({"arrivals": 3}, "arrivals: found 3, expected a word"),
+    ],
+)
+def test_what_a_source_cannot_be_is_one_line_with_its_key(keys: dict[str, Any], expected: str) -> None:
+    plain = line([0], [0, 1], [0, 1], sources=[{"rank": 0, "name": "camera"}, {"rank": 1, **keys}])
+    assert f"sources[1].{expected}" in message(plain)
+
+
+def test_more_weights_than_classes_are_refused_where_priorities_come_from_them() -> None:
+    plain = line(*[[0]] * 300, sources=[{"rank": rank, "weight": 1 + rank} for rank in range(300)])
+    assert "sources: found 300 different weights, expected at most 256 where priorities come from them" in message(plain)
+    for source in plain["sources"]:
+        source["priority"] = 3
+    assert {source.priority for source in build(plain).sources} == {3}
+
+
 @pytest.mark.parametrize("admission", ["mdi-rate", "mdi-threshold"])
 def test_slots_exceed_the_queue_bound_of_mdi_admission(admission: str) -> None:
     plain = line([0], [1], source={"rank": 0, "admission": admission})
@@ -333,7 +377,7 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.di
 KEYS = {
     "nodes": ("rank", "stages", "address", "bind", "executor", "device", "max_batch", "slots"),
     "links": ("between", "bandwidth", "latency", "codec", "medium", "window"),
-    "sources": ("rank", "admission", "deadline", "priority", "weight", "accuracy"),
+    "sources": ("rank", "name", "arrivals", "rate", "admission", "deadline", "priority", "weight", "accuracy"),
 }
 
 

@@ -27,10 +27,14 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         window: 16                slots of each direction at its receiver (policy rule C1)
     source: 0                     a rank, or the keys below; `sources:` a list of these; the lowest rank where neither is given
         rank: 0                   required in `sources:`; 0 where `source:` does not say
+        name: source-0            source-RANK where it does not say; letters, digits, - and _
+        arrivals: live            live: whoever connects submits (a bench keeps a window of samples under way); poisson, constant:
+                                  a bench offers `rate` a second; or a file of arrival times, beside the topology or where one is
+        rate: none                such as 20/s; alone it means arrivals: poisson
         admission: aimd           fixed, mdi-rate, mdi-threshold, aimd; or {name: aimd, when_full: block, waiting: 0, OPTION: ...}
         deadline: 30 s
-        priority: 0
-        weight: 1.0
+        priority: by weight       the class of its tasks, 0 the lowest; not said, the heavier of two sources is of a higher class
+        weight: 1.0               gamma of PA-MDI: how much more a second of this source's samples counts
         accuracy:                 what this source wants, such as 0.95: the thresholds come from the bundle's accuracy table, as
                                   long as policy.exit is default
     policy: local                 an offload strategy, or the keys below
@@ -60,7 +64,9 @@ from zpipe.topology.keys import SecuritySpec
 from zpipe.topology.parse import parse
 from zpipe.topology.reader import At, read_yaml
 from zpipe.topology.spec import (
+    ARRIVALS,
     DEFAULT_POINT,
+    LIVE,
     LOCAL_ADDRESS,
     NO_EXIT,
     AdmissionSpec,
@@ -74,8 +80,10 @@ from zpipe.topology.spec import (
 )
 
 __all__ = [
+    "ARRIVALS",
     "BASELINES",
     "DEFAULT_POINT",
+    "LIVE",
     "LOCAL_ADDRESS",
     "NO_EXIT",
     "AdmissionSpec",

@@ -7,71 +7,31 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import cast
 
 from zpipe.model import AUTO_CODEC, CODECS
 from zpipe.topology.check import check_links
 from zpipe.topology.keys import parse_security
-from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, number, one_of, quantity
+from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, one_of
+from zpipe.topology.sources import parse_sources, rank_of
 from zpipe.topology.spec import (
-    AdmissionSpec,
     LinkSpec,
     NodeSpec,
     OffloadInput,
     PolicySpec,
-    SourceSpec,
     Topology,
-    WhenFull,
     has_port,
 )
 
 LINK_CODECS = (*CODECS, AUTO_CODEC)
 OFFLOADS = ("local", "cheapest", "ddi", "mdi")
 OFFLOAD_INPUT: Mapping[object, OffloadInput] = {True: "yes", False: "no", "yes": "yes", "no": "no", "auto": "auto"}
-WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
 SHAPES = ("line", "ring", "mesh")
 
 #: A batch is one tensor and one run of the exit gate, on a GPU one block of it.
 MAX_BATCH = 1024
 #: A Credit names every number it holds, and a control message may hold 1,024 (WireLimits.max_entries).
 MAX_WINDOW = 1024
-MAX_PRIORITY = 255
-DEADLINE_SECONDS = (1e-6, 1e6)
 REPORT_SECONDS = (0.001, 60.0)
-
-Option = Callable[[At, object], float]
-
-
-def _positive(at: At, value: object) -> float:
-    return number(at, value, valid=lambda x: x > 0.0, expected="a number above 0")
-
-
-def _fraction(at: At, value: object) -> float:
-    return number(at, value, valid=lambda x: 0.0 < x < 1.0, expected="a number above 0 and below 1")
-
-
-def _count(at: At, value: object) -> float:
-    return integer(at, value, minimum=1)
-
-
-def _duration(at: At, value: object) -> float:
-    return quantity(at, value, TIME_UNITS)
-
-
-_BANDS: Mapping[str, Option] = {"t_q1": _count, "t_q2": _count, "alpha": _fraction, "beta": _fraction, "zeta": _fraction}
-#: {admission strategy: {option: its reader}}: the keyword arguments of the strategies in zpipe.policy.admission (a test compares).
-ADMISSION_OPTIONS: Mapping[str, Mapping[str, Option]] = {
-    "fixed": {"rate_hz": _positive},
-    "mdi-rate": {"rate_hz": _positive, "min_hz": _positive, "max_hz": _positive, **_BANDS},
-    "mdi-threshold": _BANDS,
-    "aimd": {
-        "window": _positive,
-        "max_window": _positive,
-        "decrease": _fraction,
-        "target_factor": _positive,
-        "min_target_seconds": _duration,
-    },
-}
 
 
 def parse(value: object, *, file: str, path: Path | None, name: str = "topology", read_keys: bool = True) -> Topology:
@@ -95,7 +55,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         bundle=top.text("bundle"),
         nodes=nodes,
         links=parse_links(at / "links", top.raw("links"), len(nodes)),
-        sources=_sources(top, len(nodes)),
+        sources=parse_sources(top, len(nodes)),
         policy=_policy(at / "policy", top.raw("policy")),
         security=parse_security(at / "security", top.raw("security"), path=path, nodes=len(nodes), read_keys=read_keys),
         shared_memory=top.flag("shared_memory", default=True),
@@ -202,7 +162,7 @@ def parse_links(
     links: list[LinkSpec] = []
     for here, entry in items(at, value):
         read = Fields(here, entry, known=("between", *_LINK_KEYS))
-        link = _link(read, _between(here / "between", read.raw("between"), end or partial(_rank, nodes=nodes)), codec)
+        link = _link(read, _between(here / "between", read.raw("between"), end or partial(rank_of, nodes=nodes)), codec)
         if any(other.between == link.between for other in links):
             raise (here / "between").error(f"a second link between {link.between[0]} and {link.between[1]}", "one")
         links.append(link)
@@ -231,12 +191,6 @@ def _between(at: At, value: object, end: Callable[[At, object], int]) -> tuple[i
     return low, high
 
 
-def _rank(at: At, value: object, nodes: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < nodes:
-        raise at.wrong(value, f"the rank of a node, one of 0 to {nodes - 1}")
-    return value
-
-
 def _shape(shape: str, nodes: int) -> Iterable[tuple[int, int]]:
     if shape == "mesh":
         return combinations(range(nodes), 2)
@@ -245,75 +199,7 @@ def _shape(shape: str, nodes: int) -> Iterable[tuple[int, int]]:
     return [*line, (0, nodes - 1)] if shape == "ring" and nodes > 2 else line
 
 
-# ---- sources and policy ------------------------------------------------------------------------
-
-
-def _sources(top: Fields, nodes: int) -> tuple[SourceSpec, ...]:
-    if "source" in top and "sources" in top:
-        raise (top.at / "sources").error("both source and sources", "one of the two")
-    if "source" in top:
-        return (_source(top.at / "source", top.raw("source"), nodes, alone=True),)
-    if "sources" not in top:
-        return (SourceSpec(0),)
-    sources: list[SourceSpec] = []
-    for here, entry in top.items("sources"):
-        source = _source(here, entry, nodes)
-        if any(other.rank == source.rank for other in sources):
-            raise (here / "rank").error(f"a second source at rank {source.rank}", "one source per rank")
-        sources.append(source)
-    if not sources:
-        raise (top.at / "sources").error("no sources", "at least one")
-    return tuple(sorted(sources, key=lambda source: source.rank))
-
-
-def _source(at: At, value: object, nodes: int, *, alone: bool = False) -> SourceSpec:
-    if isinstance(value, int):
-        return SourceSpec(_rank(at, value, nodes))
-    read = Fields(at, value, known=("rank", "admission", "deadline", "priority", "weight", "accuracy"))
-    # A lone source may leave its rank out, as a topology may leave out its source.
-    default = SourceSpec(0 if alone and "rank" not in read else _rank(at / "rank", read.raw("rank"), nodes))
-    wanted = read.raw("accuracy")
-    return SourceSpec(
-        rank=default.rank,
-        admission=_admission(at / "admission", read.raw("admission")),
-        deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds, bounds=DEADLINE_SECONDS),
-        priority=read.integer("priority", default.priority, maximum=MAX_PRIORITY),
-        weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a number above 0"),
-        accuracy=default.accuracy if wanted is None else number(at / "accuracy", wanted, valid=_wished, expected=_WISHED),
-    )
-
-
-_WISHED = "a number above 0 and up to 1, or nothing"
-
-
-def _wished(x: float) -> bool:
-    return 0.0 < x <= 1.0
-
-
-def _admission(at: At, value: object) -> AdmissionSpec:
-    default = AdmissionSpec()
-    names = tuple(ADMISSION_OPTIONS)
-    if value is None:
-        return default
-    if not isinstance(value, Mapping):
-        if value not in names:
-            raise at.wrong(value, one_of(names, value))
-        return AdmissionSpec(name=str(value))
-    name = value.get("name", default.name)
-    if name not in names:
-        raise (at / "name").wrong(name, one_of(names, name))
-    readers = ADMISSION_OPTIONS[name]
-    read = Fields(at, value, known=("name", "when_full", "waiting", *readers))
-    options = {option: reader(at / option, read.raw(option)) for option, reader in readers.items() if option in read}
-    for low, high in (("t_q1", "t_q2"), ("min_hz", "max_hz"), ("window", "max_window")):
-        if low in options and high in options and options[low] > options[high]:
-            raise (at / low).wrong(options[low], f"at most {high}, which is {options[high]:g}")
-    return AdmissionSpec(
-        name=name,
-        options=options,
-        when_full=cast(WhenFull, read.text("when_full", default.when_full, names=WHEN_FULL)),
-        waiting=read.integer("waiting", default.waiting),
-    )
+# ---- policy ------------------------------------------------------------------------------------
 
 
 def _policy(at: At, value: object) -> PolicySpec:

@@ -20,6 +20,13 @@ OffloadInput = Literal["no", "yes", "auto"]
 LOCAL_ADDRESS = "127.0.0.1:0"
 #: `exit:` names that are no operating points.
 DEFAULT_POINT, NO_EXIT = "default", "no-exit"
+#: How samples come to a source, where it is no file of arrival times.
+LIVE, POISSON, CONSTANT = ARRIVALS = ("live", "poisson", "constant")
+
+
+def default_name(rank: int) -> str:
+    """What a source is called that has no other name."""
+    return f"source-{rank}"
 
 
 # ---- what a topology is ------------------------------------------------------------------------
@@ -125,9 +132,13 @@ class SourceSpec:
         rank: the node; run by whoever submits.
         admission: how samples are let in.
         deadline_seconds: from submit(); a sample without a result by then has expired.
-        priority: service class, 0 is the ordinary one.
+        priority: class of its tasks, 0 the lowest; a file that leaves it out has it from the weights (`zpipe.topology.sources`).
         weight: gamma of PA-MDI (arXiv:2412.12371), > 0.
         accuracy: wanted, 0..1; 0 = no wish.
+        name: for people and programs; no two sources have the same.
+        arrivals: how a bench offers samples: `live`, whoever connects submits (a bench keeps a window under way); `poisson`,
+            `constant`, or a file of arrival times.
+        rate_hz: samples a second of `poisson` and `constant`, else None.
     """
 
     rank: int
@@ -136,6 +147,13 @@ class SourceSpec:
     priority: int = 0
     weight: float = 1.0
     accuracy: float = 0.0
+    name: str = ""
+    arrivals: str = LIVE
+    rate_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", default_name(self.rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +238,19 @@ class Topology:
     def limits(self) -> dict[tuple[int, int], tuple[float, str]]:
         """{ranks of a link, lower first: (its bits per second, its medium)}."""
         return {link.between: (link.bandwidth_bps, link.medium) for link in self.links}
+
+    def source_named(self, name: str | int) -> SourceSpec:
+        """The source of that name, or at that rank.
+
+        Raises:
+            TopologyError: there is none; the message lists those that there are.
+        """
+        for source in self.sources:
+            if name == source.name or (not isinstance(name, bool) and name in (source.rank, str(source.rank))):
+                return source
+        found = f"rank {name}" if isinstance(name, int) else repr(name)
+        known = ", ".join(f"{source.name} (rank {source.rank})" for source in self.sources)
+        raise TopologyError(f"{self.path or self.name}: source: found {found}, expected one of {known}")
 
     def source_at(self, rank: int) -> SourceSpec | None:
         """The source at that rank, None where no samples enter."""
@@ -337,6 +368,9 @@ class Topology:
                 "priority": source.priority,
                 "weight": source.weight,
                 "accuracy": source.accuracy or None,
+                **({} if source.name == default_name(source.rank) else {"name": source.name}),
+                **({} if source.arrivals == LIVE else {"arrivals": source.arrivals}),
+                **({} if source.rate_hz is None else {"rate": source.rate_hz}),
             }
             for source in self.sources
         ]
@@ -360,7 +394,7 @@ class Topology:
         }
 
     def canonical(self) -> dict[str, Any]:
-        """What must be the same at every node: everything but paths and where nodes listen; of security the public keys."""
+        """What must be the same at every node: all but paths, where nodes listen and when samples come; of security the keys."""
         plain = self.to_dict()
         del plain["path"]
         del plain["security"]
@@ -369,6 +403,9 @@ class Topology:
             plain["keys"] = list(self.security.keys)
         for node in plain["nodes"]:
             del node["address"], node["bind"]
+        for source in plain["sources"]:
+            source.pop("arrivals", None)  # whoever submits there may do so as it likes
+            source.pop("rate", None)
         plain["links"].sort(key=lambda link: link["between"])
         return plain
 

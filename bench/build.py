@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.bundle import load_bundle
 from zpipe.executors.cuda.presence import Gpus, gpus
 from zpipe.executors.tensorrt.manifest import engines_of
@@ -74,10 +75,9 @@ def main(names: list[str]) -> None:
         found = measure(name)
         total = sum(stage["bytes"] for stage in found["stages"])
         print(f"{name}: {found['seconds']:.1f} s (wanted <= {MOST_SECONDS:g}), {total / 1e6:.1f} MB", flush=True)
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
         there = gpus()
         about = {
-            "commit": commit.stdout.strip(),
+            "commit": commit(),
             "machine": machine(),
             "load_average": round(load, 1),
             "gpus": [str(gpu) for gpu in there.devices] if isinstance(there, Gpus) else [],

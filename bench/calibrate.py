@@ -13,12 +13,12 @@ digits of other writers, the same mix) and from its hardest severities alone, ma
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.made import commit
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.calibrate.drift import ALPHA, Reference
 from zpipe.calibrate.plots import write_plots
@@ -112,8 +112,7 @@ def main() -> None:
         row["drift"] = drift(bundle)
         found[name] = row
         show(name, row, report["published_relative_drop"])
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    document = {"commit": commit.stdout.strip(), "machine": machine(), "published_relative_drop": report["published_relative_drop"]}
+    document = {"commit": commit(), "machine": machine(), "published_relative_drop": report["published_relative_drop"]}
     RESULTS.write_text(json.dumps({**document, "bundles": found}, indent=1) + "\n")
 
 

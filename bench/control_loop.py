@@ -40,6 +40,7 @@ import psutil
 import yaml
 
 import zpipe
+from bench.made import commit
 from bench.overload import OVERLOAD, capacity
 from zpipe.examples import control_loop, control_loop_sync
 from zpipe.examples.last_known import DEADLINE_SECONDS, PERIOD_SECONDS, SWITCH_SECONDS, Known, LastKnown
@@ -328,10 +329,7 @@ def main() -> None:
         for program in programs:
             print(f"{part}, {program}", flush=True)
             found = measure(part, program, capacity_hz)
-            commit = subprocess.run(
-                ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-            )
-            made_on = {"commit": commit.stdout.strip(), "machine": machine(), "capacity_hz": capacity_hz}
+            made_on = {"commit": commit(), "machine": machine(), "capacity_hz": capacity_hz}
             results.setdefault(part, {})[program] = made_on | found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             added, limit = found["added_p99_ms"], 1e3 * MOST_ADDED_SECONDS

@@ -16,7 +16,6 @@ import asyncio
 import json
 import multiprocessing
 import statistics
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from bench.made import commit
 from bench.trips import Peer, Trips
 from zpipe.report import machine
 from zpipe.transport import Buffer, Channel, Origin
@@ -440,9 +440,7 @@ def main() -> None:
         "replays": asyncio.run(replays(60 if quick else 1000)),
         "replays_without_keys": asyncio.run(replays(4, secured=False)),  # what a replay can do: the tool works
         "machine": {**machine(), "libzmq": zmq.zmq_version()},
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit(),
         "command": "python -m bench.curve",
     }
     show(found)

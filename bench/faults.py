@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from bench.made import commit
 from zpipe.report import machine
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,6 @@ def bench(name: str, chaos: str, *, deadline: float, seed: int, load: tuple[str,
 def row_of(name: str, fault: str, spec: str, deadline: float, seed: int, report: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a run."""
     chaos, counts = report["chaos"], report["counts"]
-    described = ["git", "describe", "--always", "--dirty"]
     return {
         "topology": name,
         "fault": fault,
@@ -136,7 +136,7 @@ def row_of(name: str, fault: str, spec: str, deadline: float, seed: int, report:
         "cores_busy": report["cores_busy"],
         "machine_busy": report["machine_busy"],
         "timeline": chaos["timeline"],
-        "commit": subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit(),
         "command": "python -m bench.faults " + " ".join(sys.argv[1:]),
         "machine": machine(),
     }

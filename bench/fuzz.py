@@ -21,7 +21,6 @@ import multiprocessing
 import random
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from bench.made import commit
 from tests.fuzz import corpus
 from tests.fuzz.mutate import Mutator, kind_of
 from tests.fuzz.oracle import Unsound, judge
@@ -180,11 +180,10 @@ def main() -> None:
     print(f"unsound: {len(unsound)}")
     for line in unsound[:10]:
         print("  " + line[:300])
-    described = ["git", "describe", "--always", "--dirty"]
     made = {
         "schema": "zpipe.fuzz/1",
         "machine": machine(),
-        "commit": subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit(),
         "command": " ".join(["python -m bench.fuzz", *sys.argv[1:]]),
         "frames": frames,
         "frames_hz": frames / seconds,

@@ -15,13 +15,13 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.bench.run import BenchOptions, run_bench
 from zpipe.bundle import load_bundle
 from zpipe.devices import load_device, service_seconds
@@ -175,9 +175,7 @@ def measure(*, parallel: int) -> None:
         "control": quantiles(measured.control),
         "grace_seconds": GRACE_SECONDS,
         "machine": machine(),
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit(),
         "command": f"python -m bench.hop --parallel {parallel}",
         "messages": {
             "forward": len(measured.forward),

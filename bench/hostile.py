@@ -33,6 +33,7 @@ from typing import Any
 import psutil
 
 from bench.attack.arsenal import arsenal
+from bench.made import commit
 from zpipe.bench.drive import Watch, closed_loop
 from zpipe.load import Order, Span
 from zpipe.model import Outcome
@@ -295,11 +296,10 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=[], help="of sessions, names of bench.attack.sessions; all if not given")
     options = parser.parse_args()
     found = asyncio.run(run(options))
-    described = ["git", "describe", "--always", "--dirty"]
     made = {
         "schema": "zpipe.hostile/1",
         "machine": machine(),
-        "commit": subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit(),
         "command": " ".join(["python -m bench.hostile", *sys.argv[1:]]),
         "topology": options.topology,
         "rank": options.rank,

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.made import commit
 from zpipe.report import machine
 from zpipe.runtime.loops import run
 from zpipe.runtime.pipeline import Pipeline
@@ -76,9 +76,8 @@ def main(names: list[str]) -> None:
         print(f"{name}: CPU of a core over {SECONDS:.0f} s (wanted < {100 * MOST_CORE_SHARE:g} % each)", flush=True)
         for row in rows:
             print(f"  node {row['rank']}{100 * row['core_share']:>8.2f} %{row['wake_ups_hz']:>10.0f} wake-ups a second", flush=True)
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
         held = all(row["core_share"] < MOST_CORE_SHARE for row in rows)
-        results[name] = {"commit": commit.stdout.strip(), "machine": machine(), "seconds": SECONDS, "held": held, "nodes": rows}
+        results[name] = {"commit": commit(), "machine": machine(), "seconds": SECONDS, "held": held, "nodes": rows}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     if not all(results[name]["held"] for name in names or PARTS):
         raise SystemExit(1)

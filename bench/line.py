@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.bundle import load_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -224,9 +225,8 @@ def main(names: list[str]) -> None:
         print(f"{name}: {PARTS[name].__doc__}", flush=True)
         started = time.monotonic()
         found = PARTS[name]()
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
         machine = bench("--count", "1", "--warm-up", "0")["machine"]
-        results[name] = {"commit": commit.stdout.strip(), "machine": machine, "seconds": round(time.monotonic() - started), **found}
+        results[name] = {"commit": commit(), "machine": machine, "seconds": round(time.monotonic() - started), **found}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

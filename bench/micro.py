@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.report import machine
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,11 @@ def measure(files: list[str], expression: str) -> Rows:
         if done.returncode:
             raise SystemExit(done.stdout)
         found = json.loads(file.read_text())["benchmarks"]
-    return {_name(each["fullname"]): _row(each) for each in found}
+    rows = {_name(each["fullname"]): _row(each) for each in found}
+    if expression and set(rows) <= {REFERENCE}:
+        where = ", ".join(f"micro_{name}" for name in files)
+        raise SystemExit(f"-k: found no benchmark that matches {expression!r} in {where}, expected one")
+    return rows
 
 
 def _name(fullname: str) -> str:
@@ -135,11 +140,10 @@ def main() -> None:
 
 def _record(rows: Rows, baseline: dict[str, Any]) -> None:
     """A part of them can only join a baseline of the same commit and machine."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     whole = {file for file in FILES if any(name.startswith(f"{file} ") for name in rows)} == set(FILES)
-    about = {"commit": commit, "date": datetime.date.today().isoformat(), "machine": machine()}
-    if not whole and (baseline.get("commit"), baseline.get("machine")) != (commit, about["machine"]):
+    made = commit()
+    about = {"commit": made, "date": datetime.date.today().isoformat(), "machine": machine()}
+    if not whole and (baseline.get("commit"), baseline.get("machine")) != (made, about["machine"]):
         raise SystemExit(f"--record: found some of the benchmarks and a baseline of {baseline.get('commit')}, expected all of them")
     spread = statistics.median(row["us_quartile"] / row["us"] - 1.0 for row in rows.values())
     kept = {} if whole else baseline.get("benchmarks", {})

@@ -11,12 +11,12 @@ no credit stays lost. What is explored, and what is not, is written in tests/pol
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from tests.policy.explore.cases import LARGE
 from tests.policy.explore.nodes import MOMENT_SECONDS
 from tests.policy.explore.search import Found, explore
@@ -78,9 +78,8 @@ def main(names: list[str]) -> int:
     seconds = round(time.monotonic() - started)
     print(f"{states:,} states, {transitions:,} transitions, {'A VIOLATION' if violated else 'no violation'}, {seconds} s")
     if not names:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
         totals = {"states": states, "transitions": transitions, "violations": sum(bool(entry["violation"]) for entry in rows)}
-        facts = {"commit": commit.stdout.strip(), "machine": machine(), "seconds": seconds}
+        facts = {"commit": commit(), "machine": machine(), "seconds": seconds}
         RESULTS.write_text(json.dumps({"schema": "zpipe.model-check/1", **facts, "totals": totals, "cases": rows}, indent=1) + "\n")
     return int(violated)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.policy.admission import ADMISSIONS
 from zpipe.policy.delivery import WAITING_SAMPLES
 from zpipe.report import machine
@@ -189,10 +190,7 @@ def main() -> None:
         for topology in chosen.topology or TOPOLOGIES:
             print(f"  {topology}", flush=True)
             found = PARTS[name](topology)
-            commit = subprocess.run(
-                ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-            )
-            results.setdefault(name, {})[topology] = {"commit": commit.stdout.strip(), "machine": machine(), **found}
+            results.setdefault(name, {})[topology] = {"commit": commit(), "machine": machine(), **found}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"  {'held' if found['held'] else 'FELL SHORT'}", flush=True)
             held = held and found["held"]

@@ -35,6 +35,7 @@ from itertools import combinations, pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from bench.predictions import BUNDLES, models, simulated, trial
 from zpipe.boards import Board, Boards, load_boards, parse_boards
 from zpipe.bundle import Bundle, load_bundle
@@ -364,8 +365,7 @@ def main() -> None:
     parser.add_argument("--no-live", action="store_true", help="equal: the simulator alone")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"schema": "zpipe.plan/1"}
-    described = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    made = commit()
     for part in arguments.parts:
         if part == "brute":
             found |= brute(arguments.cases)
@@ -379,7 +379,7 @@ def main() -> None:
             found |= equal(arguments.count // 2, live=not arguments.no_live)
         else:
             parser.error(f"found part {part!r}, expected brute, simulated, models, sparse or equal")
-        found.setdefault("made", {})[part] = {"machine": machine(), "commit": commit, "command": f"python -m bench.plan {part}"}
+        found.setdefault("made", {})[part] = {"machine": machine(), "commit": made, "command": f"python -m bench.plan {part}"}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

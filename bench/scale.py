@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from bench.scale_live import line, mesh
 from zpipe.report import machine
 from zpipe.sim import SimOptions, generated, run_sim
@@ -126,8 +127,7 @@ def main(names: list[str]) -> None:
     for name in names or list(PARTS):
         print(f"{name}: {PARTS[name].__doc__}", flush=True)
         found = PARTS[name]()
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-        results[name] = {"commit": commit.stdout.strip(), "machine": machine(), **found}
+        results[name] = {"commit": commit(), "machine": machine(), **found}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from bench.peers.meter import Meter
 from bench.peers.rounds import FIRST_WARM_SECONDS, HOPS, MODES, WARM_SECONDS, spread
 from bench.peers.running import Running
@@ -119,8 +119,7 @@ def main() -> None:
         measured[name] = measure(WORKLOADS[name], rounds=options.rounds, seconds=options.seconds)
         _show(name, measured[name])
     if options.workload is None:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-        about = {"commit": commit.stdout.strip(), "machine": machine(), "rounds": options.rounds, "wanted": LEAST_RATIO}
+        about = {"commit": commit(), "machine": machine(), "rounds": options.rounds, "wanted": LEAST_RATIO}
         RESULTS.write_text(json.dumps({**about, "measured": measured}, indent=1) + "\n", encoding="utf-8")
 
 

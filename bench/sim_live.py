@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from zpipe.report import machine
 from zpipe.sim import SimOptions, load_hop_profile, run_sim
 
@@ -144,10 +145,9 @@ def main() -> None:
             said = f"{name} at {load} of its capacity ({rate:.1f}/s), seed {seed}: {here[case]['latency']:.1f} ms"
             print(f"{time.monotonic() - started:6.0f} s  {said}", file=sys.stderr, flush=True)
     busy = 100.0 * sum(run["cpu_s"] for run in here.values()) / (time.monotonic() - started) / len(os.sched_getaffinity(0))
-    described = ["git", "describe", "--always", "--dirty"]
     made = {
         "machine": machine(),
-        "commit": subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": commit(),
         "command": "python -m bench.sim_live " + " ".join(sys.argv[1:]),
         "device": DEVICE,
         "count": arguments.count,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import zpipe
+from bench.made import commit
 from bench.perfetto import TraceProcessor, why_not
 from tests.timeline.reader import read
 from tests.timeline.test_namespaces import in_another_time
@@ -207,8 +208,7 @@ async def drive(traces: Path, prefixes: dict[int, tuple[str, ...]]) -> None:
 
 def write(name: str, part: dict[str, Any]) -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    results[name] = {**part, "commit": commit.stdout.strip(), "machine": machine()}
+    results[name] = {**part, "commit": commit(), "machine": machine()}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if not part["held"]:
         raise SystemExit(1)

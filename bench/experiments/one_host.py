@@ -32,6 +32,7 @@ import numpy as np
 import zmq
 from xxhash import xxh3_64_intdigest
 
+from bench.made import commit
 from zpipe.report.machine import machine
 
 SIZES = (4096, 65536, 2**20)
@@ -126,7 +127,7 @@ def one_round(way: str, size: int, checked: bool) -> tuple[float, float]:
 
 
 def main() -> None:
-    found: dict[str, Any] = {"machine": machine(), "rounds": ROUNDS, "window": WINDOW, "rows": []}
+    found: dict[str, Any] = {"commit": commit(), "machine": machine(), "rounds": ROUNDS, "window": WINDOW, "rows": []}
     for size in SIZES:
         for checked in (True, False):
             runs: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.made import commit
 from zpipe.bundle import Evaluation, load_bundle
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.study import Spoken, study_bundle
@@ -88,8 +88,7 @@ def main() -> None:
             print(
                 f"seed {seed}: target {row['target']:g}, windows of {row['window']}: outage {outage}; relative {drops}", flush=True
             )
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    found = {"commit": commit.stdout.strip(), "machine": machine(), "epochs": options.epochs, "runs": runs}
+    found = {"commit": commit(), "machine": machine(), "epochs": options.epochs, "runs": runs}
     RESULTS.write_text(json.dumps({**found, "published_relative_drop": report["published_relative_drop"]}, indent=1) + "\n")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.made import commit
 from bench.peers import rounds
 from bench.peers.contender import CONTENDERS
 from bench.peers.plot import write_plot
@@ -49,16 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """What is measured, in its order; what is left out is said."""
     pairs = [(workload, mode) for workload in options.workload for mode in options.mode]
+    for workload, mode in pairs:
+        if (workload, mode) in SKIPPED:
+            modes = ", ".join(other for other in MODES if (workload, other) not in SKIPPED)
+            print(f"{workload}, {mode}: left out, {workload} is for the bytes a second ({modes})", file=sys.stderr)
     return [pair for pair in pairs if pair not in SKIPPED]
 
 
 def _keep(path: Path, name: str, measured: dict[str, Any]) -> None:
     """Puts one workload in one mode beside those measured before, and draws them all."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": "zpipe.peers/1", "measured": {}}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     peers = {package: version(package) for package in PACKAGES}
-    results["measured"][name] = {"commit": commit.stdout.strip(), "machine": {**machine(), "peers": peers}, **measured}
+    results["measured"][name] = {"commit": commit(), "machine": {**machine(), "peers": peers}, **measured}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_plot([row for each in results["measured"].values() for row in each["rows"]], path.with_suffix(".svg"))
 

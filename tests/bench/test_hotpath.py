@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bench import micro
-from bench.hotpath import Run, ratio
+from bench import hotpath, micro
+from bench.hotpath import Run, ratio, show_ratios
 
 
 def test_ratio_of_pairs_is_their_geometric_mean_whatever_each_pair_has_in_common() -> None:
@@ -49,3 +49,29 @@ def test_a_slower_machine_is_taken_out_of_a_ratio(capsys: pytest.CaptureFixture[
     micro.show(rows(20.0, 3.0), baseline)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("wire encode"))
     assert line.split() == ["wire", "encode", "3.00", "0%", "2.00", "1.50", "0.75"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"), [([1.01, 0.99, 1.0], "held"), ([1.2, 0.9, 1.0], "open: more pairs"), ([1.2, 1.21, 1.2], "COSTS MORE")]
+)
+def test_a_cost_is_unchanged_only_where_its_whole_interval_is(
+    ratios: list[float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(node: float) -> Run:
+        return Run(nodes=(node,), stages=(0.0,), batches=(1.0,), tasks=1.0, hz=1.0)
+
+    found = show_ratios([run(each) for each in ratios], [run(1.0)] * len(ratios))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "cpu_us_per_sample" in line)
+    assert line.endswith(said)
+    assert found["cpu_us_per_sample"]["low"] <= found["cpu_us_per_sample"]["ratio"] <= found["cpu_us_per_sample"]["high"]
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "-1"], ["--rounds", "0"], ["--count", "0"], ["--batch", "0"]])
+def test_what_would_measure_nothing_is_refused_in_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["hotpath", *arguments])
+    with pytest.raises(SystemExit) as error:
+        hotpath.main()
+    assert error.value.code == 2
+    assert f"{arguments[0]}: found {arguments[1]}, expected at least 1" in capsys.readouterr().err

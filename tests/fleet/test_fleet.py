@@ -244,6 +244,19 @@ def test_a_push_under_way_keeps_another_out(hall: Boards, zpipe: Zpipe, board: B
     assert not (board.home / "zpipe" / "engines").exists()
 
 
+def test_a_lock_that_no_push_holds_and_none_can_take_is_told_apart(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
+    file, host = place
+    lock = board.home / "zpipe" / ".push.lock"
+    lock.mkdir(parents=True)
+    code, _, err = zpipe("push", "--topology", file, host)
+    assert (code, "cannot be locked there (" in err, "Is a directory); ssh -p" in err) == (1, True, True), err
+    lock.rmdir()
+    flock = board.program("flock", "#!/bin/sh\necho 'flock: 9: No locks available' >&2\nexit 71\n")
+    code, _, err = zpipe("push", "--topology", file, host)
+    flock.unlink()
+    assert (code, ".push.lock' cannot be locked there (flock: 9: No locks available); ssh -p" in err) == (1, True), err
+
+
 @pytest.mark.slow
 def test_push_says_what_a_board_lacks(zpipe: Zpipe, board: Board, place: tuple[Path, str]) -> None:
     file, host = place

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zpipe.environment import installed, pip
-from zpipe.errors import BackendUnavailable, ZpipeError, said
+from zpipe.errors import BackendUnavailable, ZpipeError, one_line, said
 from zpipe.fleet.hosts import Board
 
 if TYPE_CHECKING:
@@ -27,6 +27,17 @@ CONNECT_SECONDS = 10.0
 KEEPALIVE_SECONDS, KEEPALIVES = 5.0, 4
 #: Bytes sent before progress is told; what a broken connection left of a file is good but for the last of these.
 CHUNK_BYTES = 1 << 20
+
+#: Says whether the lock is held, and holds it until its standard input ends. util-linux' and busybox' flock both end with 1 and
+#: without a word where somebody else has it; whatever else is wrong (no right to the file, a file system without locks), they say.
+_LOCK = """
+held() { echo locked; cat >/dev/null; exit; }
+command -v flock >/dev/null || held
+why=$( ( : >>"$1" ) 2>&1 ) || { echo broken $why; exit; }
+exec 9>>"$1"
+why=$(flock -n 9 2>&1) && held
+if [ -z "$why" ]; then echo taken; else echo broken $why; fi
+"""
 
 _SCRIPT = (Path(__file__).parent / "board.sh").read_text(encoding="ascii")
 
@@ -74,25 +85,27 @@ class Link:
         """Keeps others out while it lasts, and no longer than the connection. A board without `flock` has no lock.
 
         Raises:
-            ZpipeError: somebody else has it.
+            ZpipeError: somebody else has it, or the board cannot lock that file.
         """
-        held = "echo locked; cat >/dev/null"
-        quoted = shlex.quote(file)
-        command = f"command -v flock >/dev/null || {{ {held}; exit; }}; flock -n {quoted} sh -c {shlex.quote(held)} || echo taken"
         with _translated(self.board):
-            async with self._connection.create_process(shlex.join(["sh", "-c", command])) as process:
-                answer = "-"
-                while answer and answer not in ("locked\n", "taken\n"):  # what a shell's start-up files print comes first
-                    answer = str(await asyncio.wait_for(process.stdout.readline(), seconds))
-                if answer != "locked\n":
+            async with self._connection.create_process(shlex.join(["sh", "-c", _LOCK, "lock", file])) as process:
+                word, why = "-", ""
+                while word and word not in ("locked", "taken", "broken"):  # what a shell's start-up files print comes first
+                    line = str(await asyncio.wait_for(process.stdout.readline(), seconds))
+                    word, _, why = line.strip().partition(" ") if line else ("", "", "")
+                if word != "locked":
                     process.terminate()
-                    raise ZpipeError(
-                        f"another push is under way there; wait for it, or, if its machine is gone: {self.board.ssh} rm {quoted}"
-                    )
+                    raise ZpipeError(self._without_lock(file, word, why))
                 try:
                     yield
                 finally:
                     process.stdin.write_eof()
+
+    def _without_lock(self, file: str, word: str, why: str) -> str:
+        quoted = shlex.quote(file)
+        if word == "taken":
+            return f"another push is under way there; wait for it, or, if its machine is gone: {self.board.ssh} rm {quoted}"
+        return f"{quoted} cannot be locked there ({one_line(why) or 'it said nothing'}); {self.board.ssh} ls -ld {quoted}"
 
     @asynccontextmanager
     async def carrier(self) -> AsyncIterator[Carrier]:

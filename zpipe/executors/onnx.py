@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost
+from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost, said
 from zpipe.executors.base import StageOutput, check_inputs, open_gate, sample_inputs
 from zpipe.executors.gate import evaluate_gate, undecided
 from zpipe.model import GateSpec, StageSpec, TensorSpec
@@ -128,7 +128,7 @@ class _Session:
         try:
             self._session = ort.InferenceSession(str(path), _session_options(ort, threads), providers=["CPUExecutionProvider"])
         except Exception as exc:  # onnxruntime's errors have no base class of their own
-            raise BundleError(f"{path}: found no ONNX that loads ({_one_line(exc)}), expected stage {stage}; restore it") from exc
+            raise BundleError(f"{path}: found no ONNX that loads ({said(exc)}), expected stage {stage}; restore it") from exc
         self._names = _output_names(self.spec)
         _check_interface(str(path), self.spec, self._session)
 
@@ -142,8 +142,8 @@ class _Session:
         try:
             outputs = self._session.run(self._names, {"input": inputs})
         except Exception as exc:  # onnxruntime's errors have no base class of their own
-            found = f"batch {len(inputs)} failed in ONNX Runtime: {_one_line(exc)}"
-            if len(inputs) == 1 and any(said in found.lower() for said in _NO_MEMORY):
+            found = f"batch {len(inputs)} failed in ONNX Runtime: {said(exc)}"
+            if len(inputs) == 1 and any(words in str(exc).lower() for words in _NO_MEMORY):
                 raise ExecutorLost(f"stage {self.spec.index}: {found}; free memory on this board, or host fewer stages") from exc
             raise ExecutorError(f"stage {self.spec.index}: {found}; `zpipe doctor` checks the bundle") from exc
         if len(outputs) == 2:
@@ -164,7 +164,7 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as exc:
-        found = f"found no onnxruntime ({_one_line(exc)})"
+        found = f"found no onnxruntime ({said(exc)})"
         raise BackendUnavailable(f"executor onnx: {found}, expected it installed; run: pip install onnxruntime") from exc
     onnxruntime.set_default_logger_severity(_LOG_FATAL)
     return onnxruntime
@@ -231,8 +231,3 @@ def _check_activation(file: str, spec: StageSpec, batch: int, output: StageOutpu
         raise BundleError(
             f"{file}: activation: found shape {found}, expected {expected} as in the manifest; export the stage again"
         )
-
-
-def _one_line(exc: BaseException) -> str:
-    """The message without its line breaks; ONNX Runtime's run over several."""
-    return " ".join(str(exc).split()) or type(exc).__name__

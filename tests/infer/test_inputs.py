@@ -69,6 +69,14 @@ def test_a_bad_file_in_a_folder_is_skipped_in_its_place(folder: Path) -> None:
     assert "1b.png: found no image" in found[1].cause
 
 
+def test_a_pipe_in_a_folder_is_skipped_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "a" / "1b.png")
+    (folder / "a" / "1c.png").symlink_to("nowhere")
+    pipe, link = [item for item in read(folder) if isinstance(item, Skipped)]
+    assert "1b.png: found a pipe" in pipe.cause
+    assert "1c.png: found no" in link.cause
+
+
 def test_a_link_to_the_folder_above_is_not_followed(folder: Path) -> None:
     (folder / "a" / "loop").symlink_to(folder)
     assert len(read(folder)) == 4
@@ -110,6 +118,7 @@ def test_an_archive_of_tensors_goes_as_it_is_into_a_network_that_takes_them(tmp_
     [
         ({"images": np.zeros((2, 3, 8, 8), np.float32)}, "images: found float32 ['n', 3, 8, 8], expected uint8 [n, height"),
         ({"images": np.zeros((2, 2, 8, 8), np.uint8)}, "expected uint8 [n, height, width, 3]"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, "images: found uint8 [0, 8, 8], expected at least one row"),
         ({"images": np.array(["a"], object)}, "found Python objects"),
         ({"images": np.asfortranarray(np.zeros((2, 8, 8), np.uint8))}, "found columns before rows"),
         ({"images": np.uint8(1)}, "found no rows"),
@@ -186,6 +195,13 @@ def test_a_wrong_name_is_refused_before_anything_starts(names: list[str], raw: R
     with pytest.raises(ConfigError) as caught:
         open_inputs(names, IMAGES, raw=raw)
     assert cause in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "clip.avi"])
+def test_what_has_to_be_a_file_is_not_waited_for_in_a_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name}: found a pipe, expected .* that is a file"):
+        open_inputs([str(tmp_path / name)], IMAGES, raw=None)
 
 
 @pytest.mark.parametrize("name", ["a.png", "-", "camera:0", "clip.avi"])

@@ -14,7 +14,7 @@ from tests.runtime.mesh import HALF, run
 from zpipe.errors import ConfigError
 from zpipe.infer import Answer, InferOptions, Plan, Skipped, Tally, prepare_inference, run_inference
 from zpipe.infer.items import Entry, Item, Source, Wanted
-from zpipe.infer.run import WINDOW
+from zpipe.infer.run import WINDOW, Progress
 from zpipe.model import Outcome
 
 IMAGE = np.zeros((3, 32, 32), np.uint8)
@@ -66,7 +66,14 @@ class Numbers:
                 yield Skipped(f"number {number}") if number in self._bad else Item(Entry("n", number), IMAGE)
 
 
-def given(source: Any, *, count: int | None = None, wanted: Wanted = lambda name, frame: True, stop_at: int = -1) -> Any:
+def given(
+    source: Any,
+    *,
+    count: int | None = None,
+    wanted: Wanted = lambda name, frame: True,
+    stop_at: int = -1,
+    progress: Progress = lambda line, done: None,
+) -> Any:
     """Runs a source through the stand-in: (frames answered, causes of what was skipped, tally)."""
     answers: list[Answer] = []
     skipped: list[str] = []
@@ -82,7 +89,7 @@ def given(source: Any, *, count: int | None = None, wanted: Wanted = lambda name
             plan,
             answered=answered,
             skipped=lambda each: skipped.append(each.cause),
-            progress=lambda line, done: None,
+            progress=progress,
             tally=tally,
             wanted=wanted,
         )
@@ -111,6 +118,27 @@ def test_a_run_ends_where_it_is_told_to_and_reads_no_further_than_its_window(how
     frames, _, _ = given(source, **how)
     assert frames == list(range(10))
     assert source.read <= 10 + WINDOW + 1
+
+
+def test_a_source_that_gives_nothing_for_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zpipe.infer.run.QUIET_SECONDS", 0.0)
+    named = threading.Event()
+
+    class Silent(Numbers):
+        def items(self, wanted: Wanted) -> Iterator[Item | Skipped]:
+            assert named.wait(30.0)
+            yield from super().items(wanted)
+
+    lines: list[str] = []
+
+    def progress(line: str, done: float) -> None:
+        lines.append(line)
+        if line == "waiting for n":
+            named.set()
+
+    frames, _, _ = given(Silent(2), progress=progress)
+    assert frames == [0, 1]
+    assert lines.count("waiting for n") == 1
 
 
 def test_an_error_of_the_reading_ends_the_run() -> None:

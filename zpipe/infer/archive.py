@@ -42,6 +42,8 @@ class Archive:
         try:
             with self._opened() as (stream, shape, dtype):
                 kind = self._kind(shape[1:], dtype)
+                if not shape[0]:
+                    yield Skipped(f"{self._path}: {KEY}: found {dtype} {list(shape)}, expected at least one row; fill it")
                 bytes_each = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
                 for row in range(shape[0]):
                     content = stream.read(bytes_each)

@@ -63,12 +63,20 @@ def _open(name: str, shaper: Shaper, raw: RawFormat | None) -> Source:
             f"{name}: found nothing there, expected a picture, a folder, an .npz, a video, {CAMERA}0 or - for standard input; "
             "correct the path"
         )
+    film = path.suffix.lower() in VIDEO_SUFFIXES
+    if (archive or film) and not path.is_file():
+        what = "an .npz" if archive else "a video"
+        raise ConfigError(f"{name}: found {_kind(path)}, expected {what} that is a file: it is not read in one go; copy it")
     if archive:
         return Archive(path, shaper)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if film:
         return Video(path, shaper)
     import_pillow()
     return Picture(path, shaper)
+
+
+def _kind(path: Path) -> str:
+    return "a pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
 
 
 def _is_file(descriptor: int) -> bool:
@@ -127,4 +135,7 @@ def _pictures(folder: str, *, ordered: bool) -> Iterator[str | Skipped]:
         if entry.is_dir(follow_symlinks=False):
             yield from _pictures(entry.path, ordered=ordered)
         elif is_picture(entry.name) and not entry.is_dir():
-            yield entry.path
+            # A pipe that lies in a folder would be waited for; a link to nowhere is told of by who opens it.
+            waits = not entry.is_file() and os.path.exists(entry.path)
+            found = f"{entry.path}: found {_kind(Path(entry.path))}, expected a picture; move it out of the folder" if waits else ""
+            yield Skipped(found) if found else entry.path

@@ -229,17 +229,25 @@ class _Run:
 
     async def _images(self, feed: Feed) -> AsyncIterator[npt.NDArray[Any]]:
         taken = 0
-        async for item in feed.items():
-            if isinstance(item, Skipped):
-                self._tally.skipped += 1
-                self._skipped(item)
-                feed.release()
-                continue
-            self._waiting.append(item.entry)
-            yield item.image
-            taken += 1
-            if taken == self._plan.options.count:
-                return
+        # A pipe into which nobody writes, a camera that gives nothing.
+        silent = asyncio.get_running_loop().call_later(
+            QUIET_SECONDS, self._progress, f"waiting for {self._plan.options.inputs[0]}", 0.0
+        )
+        try:
+            async for item in feed.items():
+                silent.cancel()
+                if isinstance(item, Skipped):
+                    self._tally.skipped += 1
+                    self._skipped(item)
+                    feed.release()
+                    continue
+                self._waiting.append(item.entry)
+                yield item.image
+                taken += 1
+                if taken == self._plan.options.count:
+                    return
+        finally:
+            silent.cancel()
 
     def _not_passed(self, name: str, frame: int | None) -> bool:
         if self._wanted(name, frame):

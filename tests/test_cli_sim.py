@@ -95,6 +95,14 @@ def test_sim_makes_large_meshes_and_says_how_many_nodes_ran(call: Call, tmp_path
         (("--service", "nowhere.json"), "nowhere.json: found no readable JSON"),
         (("--hop", "nowhere.json"), "nowhere.json: found no readable JSON"),
         (("--offload", "far"), "offload: found 'far'"),
+        (
+            ("--source-rate", "camera"),
+            "--source-rate: found 'camera', expected a source and its samples per second",
+        ),
+        (("--source-rate", "0=fast"), "--source-rate: found '0=fast', expected samples per second, 0.001 or more"),
+        (("--source-rate", "0=5", "--source-rate", "0=6"), "--source-rate: found source 0 twice, expected each once"),
+        (("--source-rate", "camera=5"), "source: found 'camera', expected one of source-0 (rank 0)"),
+        (("--source-rate", "0=5", "--rate", "9"), "--source-rate: found --rate 9 beside it, which is for all sources together"),
         (("--policy", "t0.95", "--accuracy", "0.93"), "--accuracy: found 0.93 beside --policy t0.95, expected one of the two"),
     ],
 )

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zpipe.errors import ConfigError
-from zpipe.load import Order, Span, arrival_times, constant, poisson, read_trace
+from zpipe.load import (
+    RATED_SECONDS,
+    SEED_STEP,
+    Order,
+    SourceLoad,
+    Span,
+    arrival_times,
+    constant,
+    poisson,
+    read_trace,
+    run_span,
+    shares,
+    source_loads,
+)
+from zpipe.topology import Topology, from_dict
 
 
 def test_the_same_seed_gives_the_same_order_and_the_same_arrivals() -> None:
@@ -83,3 +99,100 @@ def test_a_rate_beside_a_file_and_constant_without_a_rate_are_refused(tmp_path: 
 def test_without_rate_or_file_the_loop_is_closed() -> None:
     assert arrival_times("poisson", None, seed=0) is None
     assert arrival_times("poisson", math.inf, seed=0) is None
+
+
+# ---- several sources -----------------------------------------------------------------------------
+
+
+def two(camera: Mapping[str, object] | None = None, mapping: Mapping[str, object] | None = None) -> Topology:
+    nodes = [{"rank": rank, "stages": [0]} for rank in range(2)]
+    sources = [{"rank": 0, "name": "camera", **(camera or {})}, {"rank": 1, "name": "mapping", **(mapping or {})}]
+    return from_dict({"name": "two", "bundle": "digits-mobilenetv2", "nodes": nodes, "links": "line", "sources": sources})
+
+
+def test_a_rate_of_the_whole_run_is_shared_and_each_source_has_dice_of_its_own() -> None:
+    loads = source_loads(two({"rate": 9}), rate_hz=10.0, seed=3)
+    assert loads == {0: SourceLoad("poisson", 5.0, 3), 1: SourceLoad("poisson", 5.0, 3 + SEED_STEP)}
+
+
+def test_a_rate_given_for_one_source_leaves_the_others_as_the_topology_has_them() -> None:
+    topology = two({"arrivals": "constant", "rate": "20/s"}, {"rate": "30/s"})
+    assert [load.rate_hz for load in source_loads(topology).values()] == [20.0, 30.0]
+    loads = source_loads(topology, rates={"camera": 5.0})
+    assert [(load.arrivals, load.rate_hz) for load in loads.values()] == [("constant", 5.0), ("poisson", 30.0)]
+    assert [load.rate_hz for load in source_loads(topology, rates={0: 5.0, "1": 7.0}).values()] == [5.0, 7.0]
+    assert {load.arrivals for load in source_loads(topology, arrivals="constant").values()} == {"constant"}
+
+
+def test_sources_that_say_nothing_keep_a_window_under_way() -> None:
+    assert [(load.times(), load.window(32)) for load in source_loads(two()).values()] == 2 * [(None, 32)]
+    loads = source_loads(two({"rate": 9}), rate_hz=math.inf)
+    assert [(load.times(), load.window(32)) for load in loads.values()] == 2 * [(None, math.inf)]
+
+
+def test_a_sources_own_file_lies_beside_its_topology(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "morning.txt").write_text("0.5\n1.5\n")
+    topology = from_dict({**two({"arrivals": "morning.txt"}).to_dict(), "path": str(tmp_path / "site" / "two.yaml")})
+    loads = source_loads(topology)
+    assert list(loads[0].times() or ()) == [0.5, 1.5]
+    assert loads[1].times() is None
+    (tmp_path / "site" / "morning.txt").rename(tmp_path / "morning.txt")
+    monkeypatch.chdir(tmp_path)
+    assert list(source_loads(topology)[0].times() or ()) == [0.5, 1.5]
+    (tmp_path / "morning.txt").unlink()
+    expected = r"two\.yaml: source camera: arrivals: found '.*morning\.txt', which cannot be read .*, expected "
+    with pytest.raises(ConfigError, match=expected):
+        source_loads(topology)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"rates": {"lidar": 5.0}}, r"source: found 'lidar', expected one of camera \(rank 0\), mapping \(rank 1\)"),
+        ({"rates": {7: 5.0}}, r"source: found rank 7, expected one of camera"),
+        ({"rates": {"camera": 5.0, 0: 6.0}}, r"--source-rate: found source camera \(rank 0\) twice, expected each once"),
+        ({"rates": {"camera": 0.0}}, r"--source-rate: found 0\.0 for source camera, expected samples a second, above 0"),
+        ({"rates": {"camera": math.nan}}, r"--source-rate: found nan for source camera"),
+        ({"rates": {"camera": 5.0}, "rate_hz": 8.0}, r"--source-rate: found --rate 8 beside it, .*; expected one of the two"),
+        ({"rates": {"camera": 5.0}, "arrivals": "x.txt"}, r"--source-rate: found --arrivals x\.txt beside it"),
+        ({"arrivals": "constant"}, r"found constant without a rate, expected --rate HZ, or --source-rate camera=HZ, beside it"),
+        ({"arrivals": "x.txt"}, r"--arrivals: found 'x\.txt', which cannot be read"),
+    ],
+)
+def test_a_load_that_cannot_be_is_one_line(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        source_loads(two(), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("total", "rates", "expected"),
+    [
+        (402, [25.0] * 4, [101, 101, 100, 100]),
+        (100, [5.0, 20.0], [20, 80]),
+        (10, [1.0, 1.0, 1.0], [4, 3, 3]),
+        (7, [1.0, 100.0], [0, 7]),
+        (9, [5.0, None], [5, 4]),
+        (1, [None, None, None], [1, 0, 0]),
+        (math.inf, [1.0, 2.0], [math.inf, math.inf]),
+    ],
+)
+def test_samples_are_shared_by_rate_so_that_all_sources_end_together(
+    total: float, rates: list[float | None], expected: list[float]
+) -> None:
+    assert shares(total, [SourceLoad("live" if rate is None else "poisson", rate) for rate in rates]) == expected
+
+
+def test_a_pace_of_its_own_lasts_ten_seconds_where_nothing_says_how_long(tmp_path: Path) -> None:
+    def span(topology: Topology, **given: Any) -> Span:
+        known: dict[str, Any] = {"count": None, "duration": None, "evaluation_samples": 500, **given}
+        return run_span(arrivals="poisson", loads=list(source_loads(topology).values()), **known)
+
+    assert span(two()) == Span(samples=500)
+    assert span(two({"rate": 5})) == Span(seconds=RATED_SECONDS)
+    assert span(two({"rate": 5}), count=7) == Span(samples=7)
+    (tmp_path / "a.txt").write_text("1\n")
+    file = {"arrivals": str(tmp_path / "a.txt")}
+    assert span(two(file, file)) == Span()
+    assert span(two(file)) == Span(seconds=RATED_SECONDS)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from zpipe.model import OperatingPoint, Outcome, OutcomeKind, PointMetrics, Result
 from zpipe.report import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, build_report, check_schema, link_rows, machine, render, spread
+from zpipe.topology import SourceSpec
 
 MACS = (100, 200, 700)
 
@@ -96,6 +97,22 @@ def test_every_sample_is_counted_once_by_how_it_ended() -> None:
         "second_results": 3,
         "resubmitted": 2,
     }
+
+
+def test_each_source_has_a_row_even_one_that_offered_nothing() -> None:
+    log = log_of(0, 0, 0)
+    log.outcome(result(0, latency=0.010), now=0.1)
+    log.outcome(result(1, latency=0.030), now=5.0)
+    sources = (SourceSpec(0, weight=4.0, priority=1, name="camera"), SourceSpec(2))
+    report = report_of(log, sources=sources)
+    check_schema(report)
+    camera, idle = report["sources"]
+    assert (camera["name"], camera["rank"], camera["weight"], camera["priority"]) == ("camera", 0, 4.0, 1)
+    assert (camera["submitted"], camera["result"], camera["lost"]) == (3, 2, 1)
+    assert (camera["throughput_hz"], camera["goodput_hz"]) == (1.0, 0.5)
+    assert camera["latency_ms"]["mean"] == pytest.approx(20.0)
+    assert camera["queueing_ms"]["mean"] == pytest.approx(15.0)
+    assert (idle["name"], idle["submitted"], idle["latency_ms"]["p99"], idle["accuracy"]) == ("source-2", 0, None, None)
 
 
 def test_second_outcome_is_a_duplicate_of_one_id_and_the_first_one_counts() -> None:
@@ -332,6 +349,21 @@ def full_report() -> dict[str, Any]:
     for sample in range(50):
         log.outcome(result(sample, stage=sample % 3, label=sample % 7 // 6), now=0.1)
     return report_of(log, nodes=[node(rank, tasks=1_234_567, sent_bytes=10**10) for rank in range(4)])
+
+
+def test_sources_are_told_line_by_line_where_there_are_several_and_as_a_spread_where_there_are_many() -> None:
+    log = log_of(0)
+    log.outcome(result(0), now=0.1)
+    alone = shown(report_of(log), 80)
+    assert not any("source-0" in line for line in alone)
+    two = shown(report_of(log, sources=(SourceSpec(0), SourceSpec(2, weight=4.0, priority=1, name="camera"))), 80)
+    assert [line.split()[:4] for line in two if line.startswith(("source-0", "camera"))] == [
+        ["camera", "4", "1", "0"],
+        ["source-0", "1", "0", "1"],
+    ]
+    assert max(map(len, two)) <= 80
+    assert not [line for line in two if "…" in line]
+    assert any(line.startswith("20 sources") for line in shown(report_of(log, sources=tuple(map(SourceSpec, range(20)))), 80))
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -136,6 +136,26 @@ def test_a_trace_of_arrivals_is_dealt_to_the_sources_in_turns(tmp_path: Path) ->
     assert sorted(submitted) == pytest.approx([0.05 * number for number in range(30)])
 
 
+def test_each_source_has_its_own_pace_and_its_own_row() -> None:
+    nodes = [{"rank": rank, "stages": [0, 1, 2, 3, 4]} for rank in range(3)]
+    sources = [{"rank": 0, "name": "camera", "weight": 4, "rate": "5/s"}, {"rank": 2, "name": "mapping", "rate": "20/s"}]
+    plain = {"name": "two", "bundle": "digits-mobilenetv2", "nodes": nodes, "links": "mesh", "sources": sources}
+    topology = from_dict(plain)
+    report = simulate(topology, warm_up=4)
+    camera, mapping = report["sources"]
+    assert (camera["name"], camera["weight"], camera["priority"]) == ("camera", 4.0, 1)
+    assert (mapping["name"], mapping["weight"], mapping["priority"]) == ("mapping", 1.0, 0)
+    assert camera["throughput_hz"] == pytest.approx(5.0, rel=0.5)
+    assert mapping["throughput_hz"] == pytest.approx(20.0, rel=0.3)
+    assert report["seconds"] == pytest.approx(10.0, abs=0.5)
+    for row in (camera, mapping):
+        assert 0.0 <= row["queueing_ms"]["mean"] < row["latency_ms"]["p50"] <= row["latency_ms"]["p99"]
+    faster = simulate(topology, rates={"camera": 40.0}, duration=2.0, warm_up=4)
+    assert [row["submitted"] for row in faster["sources"]] == pytest.approx([80, 40], rel=0.4)
+    shared = simulate(topology, rate_hz=20.0, count=30, warm_up=4)
+    assert [row["submitted"] for row in shared["sources"]] == [15, 15]
+
+
 def test_a_run_ends_by_its_duration() -> None:
     for load in ({}, {"rate_hz": 40.0}, {"rate_hz": float("inf")}):
         report = simulate("line4", duration=3.0, warm_up=10, **load)

@@ -52,6 +52,7 @@ class BenchOptions:
         window: samples under way in the closed loop.
         rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
         arrivals: `poisson`, `constant`, or a file of arrival times.
+        rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
         executor: of every node.
         device: profile of every node that names none, for the emulated executor.
@@ -72,6 +73,7 @@ class BenchOptions:
     window: int = 32
     rate_hz: float | None = None
     arrivals: str = POISSON
+    rates: Mapping[str | int, float] = field(default_factory=dict)
     exit_point: str | None = None
     admission: str | None = None
     when_full: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,13 @@ _LOAD = (
     ),
     click.option("--rate", metavar="HZ|max", help="Arrivals at this rate instead; `max`: as many as admission lets in."),
     click.option(
+        "--source-rate",
+        "rates",
+        multiple=True,
+        metavar="NAME=HZ",
+        help="Arrivals at one of several sources, by name or rank, once for each; the others have what the topology says.",
+    ),
+    click.option(
         "--arrivals",
         metavar="poisson|constant|FILE",
         default="poisson",
@@ -103,6 +110,8 @@ def parse_compare(text: str | None, samples_file: Path | None) -> list[str]:
 def parse_load(options: dict[str, Any]) -> dict[str, Any]:
     """The options of `load_options` with `rate` as a number, `rate_hz`; a rate without an end offers for 10 seconds.
 
+    `rates` becomes {source: samples per second}.
+
     Raises:
         ConfigError: a value that cannot be, or two that exclude each other.
     """
@@ -115,8 +124,11 @@ def parse_load(options: dict[str, Any]) -> dict[str, Any]:
     options["severity"] = None if severity is None else _levels(severity)
     rate = options.pop("rate")
     options["rate_hz"] = None if rate is None else _rate(rate)
+    options["rates"] = dict(_source_rates(options["rates"]))
     if rate not in (None, "max") and options["count"] is None and options["duration"] is None:
-        options["duration"] = 10.0
+        from zpipe.load import RATED_SECONDS
+
+        options["duration"] = RATED_SECONDS
     return options
 
 
@@ -127,14 +139,31 @@ def _levels(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--severity: found {text!r}, expected whole numbers, such as 4 or 3,4") from None
 
 
+def _source_rates(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """(source, its samples per second) of each `NAME=HZ`."""
+    seen: set[str] = set()
+    for text in texts:
+        name, equals, rate = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--source-rate: found {text!r}, expected a source and its samples per second, such as camera=5")
+        if name in seen:
+            raise ConfigError(f"--source-rate: found source {name} twice, expected each once")
+        seen.add(name)
+        yield name, _hertz(rate, f"--source-rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more")
+
+
 def _rate(text: str) -> float:
     """Samples per second; `inf` for `max`: as many as admission lets in."""
     if text == "max":
         return math.inf
+    return _hertz(text, f"--rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more, or `max`")
+
+
+def _hertz(text: str, otherwise: str) -> float:
     try:
         rate = float(text)
     except ValueError:
         rate = -1.0
     if not LEAST_HZ <= rate < math.inf:
-        raise ConfigError(f"--rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more, or `max`")
+        raise ConfigError(otherwise)
     return rate

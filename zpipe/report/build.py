@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -44,8 +44,9 @@ REPORT = {
     "cpu_efficiency": float | None,
     "overhead_us_per_task": float | None,
     "sources": [
-        {"rank": int, "accuracy": float | None, "latency_ms": {"mean": float | None, "p95": float | None}}
-        | {"throughput_hz": float, "accuracy_wanted": float | None, "promised": dict | None, "drift": dict | None}
+        {"rank": int, "name": str, "weight": float, "priority": int, "throughput_hz": float, "goodput_hz": float}
+        | dict.fromkeys(("latency_ms", "queueing_ms"), dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), float | None))
+        | {"accuracy": float | None, "accuracy_wanted": float | None, "promised": dict | None, "drift": dict | None}
         | dict.fromkeys(("submitted", *KINDS[1:], "lost", "duplicate", "hung"), int)
     ],
     "operating_points": [{"name": str, "macs_share": float, "calibration": float, "test": float}],
@@ -72,6 +73,26 @@ REPORT = {
 }
 
 
+class Described(Protocol):
+    """What a report says of a source beside what became of its samples."""
+
+    @property
+    def rank(self) -> int:
+        """The node."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def weight(self) -> float:
+        """Gamma of PA-MDI."""
+
+    @property
+    def priority(self) -> int:
+        """The class of its tasks."""
+
+
 def build_report(
     log: RunLog,
     *,
@@ -93,6 +114,7 @@ def build_report(
     severity: Sequence[int] = (),
     operating_points: Sequence[OperatingPoint] = (),
     linked: Sequence[tuple[int, int]] = (),
+    sources: Sequence[Described] = (),
     promises: Mapping[int, tuple[float, Promise]] | None = None,
     drift: Mapping[int, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -115,6 +137,7 @@ def build_report(
         severity: of each evaluation sample; () = not known.
         operating_points: the bundle's, to compare the run with.
         linked: ranks of each link of the topology, lower first; `links` has those that were opened.
+        sources: those of the run, each with a row of the report even where it offered nothing.
         promises: {source: (the accuracy it wants, what the bundle's table promises)}.
         drift: {source: what the drift test said of its answers}, where it could be done.
     """
@@ -151,7 +174,7 @@ def build_report(
         "overhead_us_per_task": 1e6 * (cpu - stage_cpu) / tasks if tasks and cpu else None,
         "sources": [
             {**row, **_promise(promises, row["rank"]), "drift": (drift or {}).get(row["rank"])}
-            for row in _source_rows(log, columns, answered, seconds)
+            for row in _source_rows(log, columns, answered, seconds, sources)
         ],
         "operating_points": point_rows(operating_points, sum(stage_macs)),
         "severities": _severity_rows(columns, answered, severity, len(stage_macs)),
@@ -173,24 +196,33 @@ def _counts(log: RunLog, kinds: np.ndarray[Any, Any]) -> dict[str, int]:
 
 
 def _source_rows(
-    log: RunLog, columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], seconds: float
+    log: RunLog,
+    columns: dict[str, np.ndarray[Any, Any]],
+    answered: np.ndarray[Any, Any],
+    seconds: float,
+    sources: Sequence[Described],
 ) -> list[dict[str, Any]]:
-    """What became of the samples of each source that offered any."""
-    rows, broken = [], log.broken
-    for rank in np.unique(columns["source"]).tolist():
+    """What became of the samples of each source."""
+    rows, broken, described = [], log.broken, {source.rank: source for source in sources}
+    for rank in sorted({*np.unique(columns["source"]).tolist(), *described}):
         mine = columns["source"] == rank
-        kinds = columns["kind"][mine]
-        latency = spread(1e3 * columns["latency"][mine & answered])
+        kinds, right = columns["kind"][mine], mine & answered
+        source = described.get(rank)
         rows.append(
             {
                 "rank": rank,
+                "name": source.name if source else f"source-{rank}",
+                "weight": source.weight if source else 1.0,
+                "priority": source.priority if source else 0,
                 "submitted": len(kinds),
                 **{kind: int((kinds == number).sum()) for number, kind in enumerate(KINDS) if kind},
                 "lost": int((kinds == 0).sum()),
                 **{name: found[rank] for name, found in broken.items()},
-                "throughput_hz": int((mine & answered).sum()) / seconds if seconds else 0.0,
-                "accuracy": _accuracy(columns, mine & answered),
-                "latency_ms": {"mean": latency["mean"], "p95": latency["p95"]},
+                "throughput_hz": int(right.sum()) / seconds if seconds else 0.0,
+                "goodput_hz": int((right & ~columns["late"]).sum()) / seconds if seconds else 0.0,
+                "accuracy": _accuracy(columns, right),
+                "latency_ms": spread(1e3 * columns["latency"][right]),
+                "queueing_ms": spread(1e3 * columns["queued"][right]),
             }
         )
     return rows

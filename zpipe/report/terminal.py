@@ -10,6 +10,8 @@ from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnot
 
 #: More nodes than this are shown as a spread.
 MOST_NODES = 40
+#: More sources than this, too.
+MOST_SOURCES = 16
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,6 +26,7 @@ def render(report: dict[str, Any]) -> RenderableType:
     parts = (
         _headline,
         _latency,
+        *((_sources,) if len(report["sources"]) > 1 else ()),
         _exits,
         *severities,
         *((_chaos,) if "chaos" in report else ()),
@@ -64,6 +67,26 @@ def _latency(report: dict[str, Any]) -> RenderableType:
     table = plain_table(("ms", "left"), *[(stat, "right") for stat in stats])
     for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms")):
         table.add_row(name, *[number(report[key][stat]) for stat in stats])
+    return table  # type: ignore[no-any-return]
+
+
+def _sources(report: dict[str, Any]) -> RenderableType:
+    """A line for each source, the most urgent first."""
+    rows = sorted(report["sources"], key=lambda row: (-row["priority"], -row["weight"], row["rank"]))
+    if len(rows) > MOST_SOURCES:
+        return _many(f"{len(rows):,} sources", rows, {"submitted": ",.0f", "goodput_hz": ".1f"})
+    figures = ("weight", "class", "samples", "results", "mean ms", "p50", "p95", "p99", "accuracy")
+    table = plain_table(("source", "left"), *[(name, "right") for name in figures])
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['weight']:g}",
+            str(row["priority"]),
+            f"{row['submitted']:,}",
+            f"{row['result']:,}",
+            *[number(row["latency_ms"][stat]) for stat in ("mean", "p50", "p95", "p99")],
+            percent(row["accuracy"]),
+        )
     return table  # type: ignore[no-any-return]
 
 
@@ -112,7 +135,8 @@ def _chaos(report: dict[str, Any]) -> RenderableType:
 
 def _nodes(report: dict[str, Any]) -> RenderableType:
     if len(report["nodes"]) > MOST_NODES:
-        return _many_nodes(report["nodes"])
+        forms = {"busy": ".0%", "batch_mean": ".1f", "queue_p95": ".0f", "tasks": ",.0f"}
+        return _many(f"{len(report['nodes']):,} nodes", report["nodes"], forms)
     process = not report["simulated"]
     names = ("node", "stages", "busy", "batch", "queue p95", "max", "tasks", *(("CPU s", "RSS MB") if process else ()), "sent MB")
     table = plain_table(*[(name, "left" if name == "stages" else "right") for name in names])
@@ -131,12 +155,17 @@ def _nodes(report: dict[str, Any]) -> RenderableType:
     return table  # type: ignore[no-any-return]
 
 
-def _many_nodes(nodes: list[dict[str, Any]]) -> RenderableType:
-    """The spread over nodes: nobody reads a thousand rows."""
-    table = plain_table((f"{len(nodes):,} nodes", "left"), *[(name, "right") for name in ("least", "median", "mean", "most")])
-    forms = {"busy": ".0%", "batch_mean": ".1f", "queue_p95": ".0f", "tasks": ",.0f"}
+def _many(name: str, rows: list[dict[str, Any]], forms: dict[str, str]) -> RenderableType:
+    """The spread over rows: nobody reads a thousand of them.
+
+    Args:
+        name: what they are, and how many.
+        rows: of nodes or sources.
+        forms: {key: how its value is written}.
+    """
+    table = plain_table((name, "left"), *[(column, "right") for column in ("least", "median", "mean", "most")])
     for key, form in forms.items():
-        values = sorted(node[key] for node in nodes)
+        values = sorted(row[key] for row in rows)
         shown = (values[0], values[len(values) // 2], sum(values) / len(values), values[-1])
         table.add_row(key.replace("_", " "), *[format(value, form) for value in shown])
     return table  # type: ignore[no-any-return]

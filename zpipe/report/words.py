@@ -15,13 +15,18 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
+def source_words(row: dict[str, Any]) -> str:
+    """A source as people know it: `source camera`, or `source 0` where it has no name of its own."""
+    return f"source {row['rank']}" if row["name"] == f"source-{row['rank']}" else f"source {row['name']}"
+
+
 def accuracy_lines(report: dict[str, Any]) -> list[str]:
     """What sources wanted, what they were promised, what came out."""
     lines = []
     for row in report["sources"]:
         promised = row["promised"]
         if promised is not None:
-            who = f"source {row['rank']}: " if len(report["sources"]) > 1 else ""
+            who = f"{source_words(row)}: " if len(report["sources"]) > 1 else ""
             test = "" if promised["test"] is None else f", {percent(promised['test'])} on test"
             said = f"the table has {percent(promised['calibration'])} on calibration{test}"
             lines.append(f"{who}accuracy wanted {percent(row['accuracy_wanted'])}: {said}, here {percent(row['accuracy'])}")
@@ -37,7 +42,7 @@ def _drift(row: dict[str, Any]) -> str:
     drift = row["drift"]
     stage = max(range(len(drift["shares"])), key=lambda at: abs(drift["shares"][at] - drift["expected_shares"][at]))
     return (
-        f"source {row['rank']}: {'harder' if drift['harder'] else 'easier'} inputs than the calibration data "
+        f"{source_words(row)}: {'harder' if drift['harder'] else 'easier'} inputs than the calibration data "
         f"(p = {drift['p_value']:.1g}): {percent(drift['shares'][stage], 0)} left at stage {stage}, "
         f"{percent(drift['expected_shares'][stage], 0)} did there; its accuracies need not hold here"
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from zpipe.bundle import Bundle, load_bundle
 from zpipe.calibrate.drift import drift_rows
 from zpipe.configure import compared, fixed_thresholds, node_config, prepare, promises, source_config
 from zpipe.errors import ConfigError
-from zpipe.load import CONSTANT, POISSON, Order, Span, arrival_times, run_span, samples_of
+from zpipe.load import POISSON, Order, SourceLoad, Span, run_span, samples_of, shares, source_loads
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
 from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
@@ -40,8 +38,6 @@ DEFAULT_BUNDLE = "digits-mobilenetv2"
 WARM_UP_WINDOW = 16
 #: Progress is told so often, in simulated seconds.
 PROGRESS_SECONDS = 1.0
-#: Seeds of a run's further sources are this far apart: nobody tries as many neighbouring seeds.
-SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +50,7 @@ class SimOptions:
         window: samples under way in the closed loop of each source.
         rate_hz: None = closed loop; `inf` = as fast as admission lets in; else arrivals per second.
         arrivals: `poisson`, `constant`, or a file of arrival times, which several sources take in turns.
+        rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
         offload: an offload strategy.
         warm_up: samples before the measured ones.
@@ -71,6 +68,7 @@ class SimOptions:
     window: int = 32
     rate_hz: float | None = None
     arrivals: str = POISSON
+    rates: Mapping[str | int, float] = field(default_factory=dict)
     exit_point: str | None = None
     admission: str | None = None
     when_full: str | None = None
@@ -103,9 +101,9 @@ def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
 
     Args:
         topology: a topology, its file or its name.
-        options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `exit_point`, `admission`,
-            `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`, `offload`, `device`,
-            `service`, `hop`, `check`.
+        options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `rates`, `exit_point`,
+            `admission`, `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`, `offload`,
+            `device`, `service`, `hop`, `check`.
 
     Raises:
         ConfigError: topology, bundle or an option is wrong.
@@ -148,8 +146,10 @@ class _Run:
     def __init__(self, options: SimOptions, progress: Progress) -> None:
         self.options = options
         self.progress = progress
-        arrival_times(options.arrivals, options.rate_hz, seed=options.seed)  # refused before anything is made
         self.topology, self.bundle = _prepared(options)
+        self.loads = source_loads(
+            self.topology, arrivals=options.arrivals, rate_hz=options.rate_hz, rates=options.rates, seed=options.seed
+        )
         self.world = _world(self.topology, self.bundle, options)
         self.world.checked = options.check
         labels, self.severity = (known.tolist() for known in self.bundle.evaluation_labels())
@@ -162,7 +162,7 @@ class _Run:
         }
         self.world.resolved = self._resolved
         self.ended = 0
-        self._loads = 0  #: sources that still offer, or wait for outcomes
+        self._offering = 0  #: sources that still offer, or wait for outcomes
 
     def run(self) -> tuple[dict[str, Any], RunLog]:
         """Warms up, offers, reports."""
@@ -171,7 +171,11 @@ class _Run:
             self.progress("warming up", 0.0)
             self._warm_up(options.warm_up)
         span = run_span(
-            count=options.count, duration=options.duration, arrivals=options.arrivals, evaluation_samples=len(self.samples)
+            count=options.count,
+            duration=options.duration,
+            arrivals=options.arrivals,
+            evaluation_samples=len(self.samples),
+            loads=list(self.loads.values()),
         )
         for offering in self.offerings.values():
             offering.log = RunLog(first=offering.next_sample, source=offering.spec.rank)
@@ -192,49 +196,35 @@ class _Run:
 
     def _warm_up(self, samples: int) -> None:
         """A closed loop at each source; the measured samples then begin with whole rounds of the evaluation set again."""
-        for index, offering in enumerate(self.offerings.values()):
-            span = Span(samples=_share(samples, index, len(self.offerings)))
-            order = Order(self.samples, seed=self._seed(index))
-            self._start(offering, partial(ClosedLoop, order=order, span=span, window=WARM_UP_WINDOW))
+        parts = shares(samples, [SourceLoad()] * len(self.offerings))
+        for (rank, offering), part in zip(self.offerings.items(), parts, strict=True):
+            order = Order(self.samples, seed=self.loads[rank].seed)
+            self._start(offering, partial(ClosedLoop, order=order, span=Span(samples=part), window=WARM_UP_WINDOW))
         self._run_loads()
 
     def _offer(self, span: Span) -> None:
-        for index, offering in enumerate(self.offerings.values()):
-            order, mine = Order(self.samples, seed=self._seed(index)), replace(span, samples=self._samples_of(span, index))
-            times = self._times(index)
+        parts = shares(span.samples, list(self.loads.values()))
+        for (rank, offering), part in zip(self.offerings.items(), parts, strict=True):
+            load = self.loads[rank]
+            order, mine, times = Order(self.samples, seed=load.seed), replace(span, samples=part), load.times()
             if times is not None:
                 self._start(offering, partial(OpenLoop, order=order, times=mine.of(times)))
             else:
-                window = self.options.window if self.options.rate_hz is None else math.inf
-                self._start(offering, partial(ClosedLoop, order=order, span=mine, window=window))
+                self._start(offering, partial(ClosedLoop, order=order, span=mine, window=load.window(self.options.window)))
         self._run_loads()
 
     def _start(self, offering: Offering, load: Callable[..., OpenLoop | ClosedLoop]) -> None:
-        self._loads += 1
+        self._offering += 1
         offering.begin(load(offering, done=self._load_done))
 
     def _run_loads(self) -> None:
-        if self._loads:
+        if self._offering:
             self.world.run()
 
     def _load_done(self) -> None:
-        self._loads -= 1
-        if not self._loads:
+        self._offering -= 1
+        if not self._offering:
             self.world.stop()
-
-    def _times(self, index: int) -> Iterator[float] | None:
-        """Arrival times of one source."""
-        options, sources = self.options, len(self.offerings)
-        rate = None if options.rate_hz is None else options.rate_hz / sources
-        times = arrival_times(options.arrivals, rate, seed=self._seed(index))
-        return islice(times, index, None, sources) if times is not None and options.arrivals not in (POISSON, CONSTANT) else times
-
-    def _samples_of(self, span: Span, index: int) -> float:
-        return span.samples if math.isinf(span.samples) else _share(int(span.samples), index, len(self.offerings))
-
-    def _seed(self, index: int) -> int:
-        """A single source has the run's own seed, so that it offers what a live one would."""
-        return self.options.seed + SEED_STEP * index
 
     # ---- while it runs -------------------------------------------------------------------------
 
@@ -288,6 +278,7 @@ class _Run:
             severity=self.severity,
             operating_points=bundle.operating_points,
             linked=list(topology.limits),
+            sources=topology.sources,
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),
         )
@@ -296,11 +287,6 @@ class _Run:
             "nodes_running_share": sum(1 for node in hosting if node["tasks"]) / len(hosting),
             "service": _service_name(topology, options),
         }
-
-
-def _share(total: int, index: int, parts: int) -> int:
-    """How many of `total` fall to one of `parts`: the first ones take one more where it does not divide."""
-    return total // parts + (index < total % parts)
 
 
 def _grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) -> int:

@@ -140,19 +140,26 @@ def _percent(value: float | None) -> float | None:
 
 
 def _sources(rows: Sequence[Row]) -> str:
-    header = ["source", *KINDS[1:], "lost", "answers/s", "mean ms", "p95 ms", "accuracy (%)", "wanted (%)"]
+    """Of each source, the most urgent first: what became of its samples, and how long its answers took."""
+    stats = ("mean", "p50", "p95", "p99")
+    header = ["source", "rank", "weight", "class", "submitted", *KINDS[1:], "lost", "in time/s"]
+    header += [f"{stat} (ms)" for stat in stats] + ["queued, mean (ms)", "accuracy (%)", "wanted (%)"]
     lines: list[list[Value]] = [
         [
+            row["name"],
             row["rank"],
+            f"{row['weight']:g}",
+            row["priority"],
+            row["submitted"],
             *[row[kind] for kind in KINDS[1:]],
             row["lost"],
-            row["throughput_hz"],
-            row["latency_ms"]["mean"],
-            row["latency_ms"]["p95"],
+            row["goodput_hz"],
+            *[row["latency_ms"][stat] for stat in stats],
+            row["queueing_ms"]["mean"],
             _percent(row["accuracy"]),
             _percent(row["accuracy_wanted"]),
         ]
-        for row in rows[:MOST_ROWS]
+        for row in sorted(rows, key=lambda row: (-row["priority"], -row["weight"], row["rank"]))[:MOST_ROWS]
     ]
     return table(header, lines) + _more(len(rows))
 

@@ -147,6 +147,7 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         calibration_file=None if calibration_file is None else calibration_file.file_name(),
         calibration_samples=0 if calibration is None or calibration_file is None else calibration["samples"].whole(least=1),
         accuracy_table=() if table is None else _parse_table(table, len(stages)),
+        costs_only=root.maybe("costs_only") is not None,
     )
 
 
@@ -271,7 +272,7 @@ def verify_files(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> None
         BundleError: a file is absent, changed, or has no digest.
     """
     digests = Field(folder / MANIFEST, "digests", manifest.get("digests"))
-    used = [stage.file for stage in bundle.stages]
+    used = [] if bundle.costs_only else [stage.file for stage in bundle.stages]
     files = (bundle.evaluation_file, bundle.replay_file, bundle.bottleneck_file, bundle.calibration_file)
     used += [name for name in files if name is not None]
     for name in used:

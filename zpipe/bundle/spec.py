@@ -127,6 +127,7 @@ class Bundle:
         evaluation_generated: its inputs are made up, and its labels what the whole network says to them: accuracy on it tells how
             far answers agree with that, no more.
         emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
+        costs_only: what its stages take and give is all there is of them, no files: for the simulator and for emulated nodes.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Bundle:
     calibration_samples: int = 0
     accuracy_table: tuple[Promise, ...] = ()
     evaluation_generated: bool = False
+    costs_only: bool = False
 
     def __repr__(self) -> str:
         return (

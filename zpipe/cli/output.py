@@ -125,11 +125,11 @@ def show_suite(found: dict[str, Any], *, html_file: Path, json_file: Path) -> No
     """Writes an evaluation's page and figures, prints its claims, and ends with 1 when a run broke the promise."""
     from rich.console import Console
 
-    from zpipe.bench.suites.page import render_page
+    from zpipe.bench.suites import render_suite
     from zpipe.bench.suites.terminal import render_claims
 
     write_text(json_file, json.dumps(found, indent=1) + "\n")
-    write_text(html_file, render_page(found))
+    write_text(html_file, render_suite(found))
     console = Console()
     console.print(render_claims(found))
     console.print(f"{html_file} and {json_file} written", highlight=False)

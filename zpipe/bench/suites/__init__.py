@@ -1,14 +1,20 @@
 """Whole evaluations as one command: `zpipe bench --suite mdi-exit`.
 
+What all have:
+`work.py`        many simulations on all cores
+`statistics.py`  means over seeds with their intervals
+`judging.py`     a claim and its cases
+`frame.py`       a page's frame; `drawing.py` how figures look; `page.css`
+`terminal.py`    the claims in the terminal
+
+mdi-exit, one network over several boards:
+`mdi_exit.py`    what is run, in order
 `settings.py`    what is varied, with the reason for every figure; `variants`: a topology under each policy
 `curves.py`      the paper's two families: accuracy at a given data rate, data rate at a given accuracy, with the bounds
 `admission.py`   admission over time, and the sweep of its constants
 `live.py`        emulated boards over real links, and real computing
 `claims.py`      what was to be shown, computed from the tables
-`page.py`        the page: `plots.py` its figures, `tables.py` its tables, `page.css`
-`terminal.py`    the claims in the terminal
-`work.py`        many simulations on all cores
-
+`page.py`        the page: `plots.py` its figures, `tables.py` its tables
 Source: the shape of MDI-Exit's evaluation (arXiv:2408.05247): its topologies and our line4, its two families of curves, its
 baselines No-EE (`no-exit`), DDI and Local.
 """
@@ -18,24 +24,19 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zpipe.bench.suites import admission, curves, settings
-from zpipe.bench.suites.claims import claims
-from zpipe.bench.suites.live import live_parts
-from zpipe.bench.suites.settings import FULL, QUICK, Scale, Setting
+from zpipe.bench.suites import mdi_exit
 from zpipe.bench.suites.work import Progress
-from zpipe.bundle import load_bundle
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.report import machine
 
-__all__ = ["SCHEMA", "SUITES", "check_suite", "run_suite"]
+__all__ = ["SCHEMA", "SUITES", "check_suite", "render_suite", "run_suite"]
 
 SCHEMA = "zpipe.suite/1"
-#: {name: (full, quick)}
-SUITES = {"mdi-exit": (FULL, QUICK)}
+#: {name: what runs it}: each has `FULL` and `QUICK`, how much is run, and `measure`.
+SUITES: dict[str, Any] = {"mdi-exit": mdi_exit}
 
 
 async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, Any]:
@@ -45,7 +46,15 @@ async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, 
         ConfigError, BackendUnavailable: as `check_suite`; or no bundle that it needs is there.
     """
     check_suite(name)
-    return await run_scale(name, SUITES[name][quick], progress=progress, quick=quick)
+    suite = SUITES[name]
+    return await run_scale(name, suite.QUICK if quick else suite.FULL, progress=progress, quick=quick)
+
+
+def render_suite(found: dict[str, Any]) -> str:
+    """The page of what `run_suite` returned: HTML that needs nothing else."""
+    from zpipe.bench.suites.page import render_page
+
+    return render_page(found)
 
 
 def check_suite(name: str) -> None:
@@ -62,24 +71,10 @@ def check_suite(name: str) -> None:
         raise BackendUnavailable(f"--suite: found no {' and no '.join(absent)}, expected both; run: pip install 'zpipe[suite]'")
 
 
-async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool, live: bool = True) -> dict[str, Any]:
-    """The same at any scale; without the live parts, only simulations."""
+async def run_scale(name: str, scale: Any, *, progress: Progress, quick: bool, live: bool = True) -> dict[str, Any]:
+    """The same at any scale of that suite; without the live parts, only simulations."""
     started = time.monotonic()
-    where, missing = curves.present(scale)
-    if not where:
-        raise ConfigError(f"suite {name}: found none of its bundles, expected one: {'; '.join(missing)}")
-    told = partial(_told, progress)
-    found: dict[str, Any] = {
-        "settings": [_described(setting) for setting in where],
-        "rate_at_accuracy": await curves.rate_at_accuracy(where, scale, progress=told("data rate at a given accuracy", 0.0, 0.4)),
-        "accuracy_at_rate": await curves.accuracy_at_rate(where, scale, progress=told("accuracy at a given data rate", 0.4, 0.8)),
-        "cuts": curves.cuts(where),
-    }
-    first = where[0]
-    load_hz = _default_rate(found, first)
-    found["over_time"] = await admission.over_time(first, scale, load_hz=load_hz, progress=told("admission over time", 0.8, 0.84))
-    found["sweep"] = await admission.sweep(first, scale, progress=told("constants", 0.84, 0.9))
-    found["live"] = await live_parts(scale, progress=told("live", 0.9, 1.0)) if live else {"where": "not run", "rows": []}
+    found = await SUITES[name].measure(scale, progress=progress, live=live)
     return {
         "schema": SCHEMA,
         "suite": name,
@@ -88,46 +83,7 @@ async def run_scale(name: str, scale: Scale, *, progress: Progress, quick: bool,
         "machine": machine(),
         "seconds": round(time.monotonic() - started),
         "seeds": list(scale.seeds),
-        "missing": missing,
-        "broken": _broken(found),
-        "claims": claims(found, where),
         **_rounded(found),
-    }
-
-
-def _told(progress: Progress, name: str, start: float, end: float) -> Progress:
-    """Progress of a part, as a stretch of the whole."""
-    return lambda line, done: progress(f"{name}", start + (end - start) * done)
-
-
-def _broken(found: dict[str, Any]) -> list[str]:
-    """Runs in which samples were lost, answered twice or left hanging, a line each."""
-    labels = ("setting", "topology", "policy", "point", "offered_hz", "admission", "constant", "value", "boards")
-    rows = [*found["rate_at_accuracy"], *found["accuracy_at_rate"], *found["over_time"], *found["sweep"], *found["live"]["rows"]]
-    return [
-        f"{', '.join(str(row[label]) for label in labels if label in row)}: {row['broken']} samples lost, answered twice or hanging"
-        for row in rows
-        if row["broken"]
-    ]
-
-
-def _default_rate(found: dict[str, Any], where: Setting) -> float:
-    """What the mesh of the series carries at the bundle's default point, under MDI-Exit."""
-    name = load_bundle(where.bundle, verify=False).default_point.name
-    wanted = (where.name, admission.TOPOLOGY, settings.MDI, name)
-    rows = [row for row in found["rate_at_accuracy"] if (row["setting"], row["topology"], row["policy"], row["point"]) == wanted]
-    return float(rows[0]["rate_hz"][0])
-
-
-def _described(setting: Setting) -> dict[str, Any]:
-    bundle = load_bundle(setting.bundle, verify=False)
-    return {
-        "name": setting.name,
-        "title": setting.title,
-        "why": setting.why,
-        "bundle": bundle.name,
-        "default_point": bundle.default_point.name,
-        "default_accuracy": bundle.default_point.test.accuracy,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zpipe.bench.suites.judging import apart, case, judged
 from zpipe.bench.suites.settings import ACCURACY_SLACK, MDI, MDI_AUTO, MDI_INPUTS, SLOW_NODE, Setting
 
 Row = dict[str, Any]
@@ -109,35 +110,9 @@ def _claims() -> Iterator[Claim]:
     yield Claim(MDI_AUTO, text, _inputs_where_cheaper)
 
 
-def _judged(claim: Claim, tables: Tables) -> dict[str, Any]:
-    """It holds in a setting when it holds in every case there."""
-    judged, rows = [], []
-    for setting in tables.settings:
-        found = claim.cases(tables, setting)
-        why_not, cases = (found, []) if isinstance(found, str) else ("", found)
-        held = sum(case["holds"] for case in cases)
-        judged.append(
-            {
-                "setting": setting.name,
-                "holds": held == len(cases) if cases else None,
-                "held": held,
-                "cases": len(cases),
-                "not_asked": why_not if cases or why_not else "no such case was run",
-            }
-        )
-        rows += [{"setting": setting.name, **case} for case in cases]
-    return {
-        "policy": claim.policy,
-        "text": f"{claim.policy} {claim.text}",
-        "claimed": claim.claimed,
-        "holds": all(case["holds"] for case in rows),
-        "settings": judged,
-        "cases": rows,
-    }
-
-
-def _case(topology: str, holds: bool, figures: str, *, bound: str, why: str = "") -> Row:
-    return {"topology": topology, "holds": holds, "figures": figures, "bound": bound, "why": why}
+def _judged(claim: Claim, tables: Tables) -> Row:
+    found = {setting.name: claim.cases(tables, setting) for setting in tables.settings}
+    return judged(claim.policy, claim.text, found, claimed=claim.claimed)
 
 
 def _bound(row: Row) -> str:
@@ -149,7 +124,7 @@ def _bound(row: Row) -> str:
 
 def _more_rate(policy: str, other: str) -> Cases:
     def higher(mine: Row, theirs: Row) -> bool:
-        return _apart(mine["rate_hz"], theirs["rate_hz"])
+        return apart(mine["rate_hz"], theirs["rate_hz"])
 
     return lambda tables, setting: _compared(tables, setting, policy, other, higher)
 
@@ -159,7 +134,7 @@ def _matches_ddi(policy: str) -> Cases:
 
     def matched(mine: Row, theirs: Row) -> bool:
         close = mine["rate_hz"][0] >= (1.0 - TIE) * theirs["rate_hz"][0]
-        return close or not _apart(theirs["rate_hz"], mine["rate_hz"])
+        return close or not apart(theirs["rate_hz"], mine["rate_hz"])
 
     def cases(tables: Tables, setting: Setting) -> list[Row] | str:
         cut = tables.first_cuts[setting.bundle]
@@ -179,7 +154,7 @@ def _compared(tables: Tables, setting: Setting, policy: str, other: str, judge: 
             if mine is not None and theirs is not None:
                 holds = judge(mine, theirs)
                 why = "" if holds else _why_not_faster(mine, theirs)
-                cases.append(_case(topology, holds, _rates(mine, theirs), bound=_bound(mine), why=why))
+                cases.append(case(topology, holds, _rates(mine, theirs), bound=_bound(mine), why=why))
             else:
                 cases.append(_below_target(topology, tables.target(setting.name, topology), policy, other, mine))
     return cases
@@ -188,14 +163,9 @@ def _compared(tables: Tables, setting: Setting, policy: str, other: str, judge: 
 def _below_target(topology: str, target: float, policy: str, other: str, mine: Row | None) -> Row:
     """One of the two has no operating point that is accurate enough."""
     if mine is None:
-        return _case(topology, False, "no rate", bound="", why=f"none of the points tried reaches {target:.1%} under {policy}")
+        return case(topology, False, "no rate", bound="", why=f"none of the points tried reaches {target:.1%} under {policy}")
     figures = f"{_hz(mine['rate_hz'])} ({mine['point']}); none of the points tried reaches {target:.1%} under {other}"
-    return _case(topology, True, figures, bound=_bound(mine))
-
-
-def _apart(more: Sequence[float], less: Sequence[float]) -> bool:
-    """The first is more, and the 95 % intervals do not meet."""
-    return more[0] - more[1] > less[0] + less[1]
+    return case(topology, True, figures, bound=_bound(mine))
 
 
 def _rates(mine: Row, theirs: Row) -> str:
@@ -236,7 +206,7 @@ def _gain(mine: Row, theirs: Row) -> Row:
     why = "" if enough else f"less accurate than no-exit by more than {ACCURACY_SLACK:.1%}"
     if enough and not holds:
         why = f"{most:.2f}x is the most there could be"
-    return _case("mesh3", holds, figures, bound=_bound(mine), why=why)
+    return case("mesh3", holds, figures, bound=_bound(mine), why=why)
 
 
 def _share_of_bound(policy: str) -> Cases:
@@ -247,7 +217,7 @@ def _share_of_bound(policy: str) -> Cases:
             if row is not None:
                 share = row["rate_hz"][0] / row["bound_hz"]
                 rows.append(
-                    _case(topology, share >= BOUND_SHARE, f"{_hz(row['rate_hz'])}: {share:.0%} of the bound", bound=_bound(row))
+                    case(topology, share >= BOUND_SHARE, f"{_hz(row['rate_hz'])}: {share:.0%} of the bound", bound=_bound(row))
                 )
         return rows
 
@@ -261,7 +231,7 @@ def _inputs_where_cheaper(tables: Tables, setting: Setting) -> list[Row]:
     sent = rows[-1]["raw_inputs"][0]
     wanted = not tables.first_cuts[setting.bundle]["cheaper"]
     figures = f"raw inputs are {'fewer' if wanted else 'more'} bytes; {sent:.0%} of the samples went out raw"
-    return [_case("mesh5", (sent > 0.0) == wanted, figures, bound="")]
+    return [case("mesh5", (sent > 0.0) == wanted, figures, bound="")]
 
 
 # ---- accuracy at one data rate ---------------------------------------------------------------------
@@ -284,11 +254,11 @@ def _more_accuracy(policy: str, other: str) -> Cases:
 
 
 def _compared_right(topology: str, mine: dict[float, Row], theirs: dict[float, Row]) -> Row:
-    worse = [rate for rate in mine if _apart(theirs[rate]["right"], mine[rate]["right"])]
-    better = [rate for rate in mine if _apart(mine[rate]["right"], theirs[rate]["right"])]
+    worse = [rate for rate in mine if apart(theirs[rate]["right"], mine[rate]["right"])]
+    better = [rate for rate in mine if apart(mine[rate]["right"], theirs[rate]["right"])]
     pairs = "; ".join(f"{rate:g}/s: {mine[rate]['right'][0]:.1%} against {theirs[rate]['right'][0]:.1%}" for rate in sorted(mine))
     why = "" if not worse else f"worse at {', '.join(f'{rate:g}/s' for rate in sorted(worse))}"
     if not better and not worse:
         why = "no difference at any rate tried"
     bound = f"{next(iter(mine.values()))['bound_hz']:.1f}/s answered"
-    return _case(topology, bool(better) and not worse, pairs, bound=bound, why=why)
+    return case(topology, bool(better) and not worse, pairs, bound=bound, why=why)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from zpipe.bench.suites import plots, settings, tables
+from zpipe.bench.suites import frame, plots, settings, tables
 from zpipe.bench.suites.admission import THRESHOLD_LOAD, TOPOLOGY
 from zpipe.bench.suites.claims import Tables
-from zpipe.bench.suites.settings import ACCURACY_SLACK, CARRIED, DEADLINE_SECONDS, MDI, MDI_AUTO, MDI_INPUTS, POLICIES
-from zpipe.report.page.markup import bullets, document, figure, folded, grid, number, paragraph, section
+from zpipe.bench.suites.settings import ACCURACY_SLACK, CARRIED, CODEC, DEADLINE_SECONDS, MDI, MDI_AUTO, MDI_INPUTS, POLICIES
+from zpipe.report.page.markup import bullets, figure, folded, grid, number, paragraph, section
 
 Found = dict[str, Any]
 
@@ -25,6 +24,18 @@ _SAYS = {
     "mdi-static": "mdi-static: exits, but no choice of node and no adapting",
 }
 _OPEN_TO_PRINT = "addEventListener('beforeprint',()=>document.querySelectorAll('details').forEach(d=>d.open=true))"
+_LINKS = {
+    "verdict": "verdict",
+    "rate": "data rate at a given accuracy",
+    "accuracy": "accuracy at a given data rate",
+    "time": "over time",
+    "exits": "exits",
+    "bytes": "bytes",
+    "sweep": "constants",
+    "live": "live",
+    "summary": "all figures",
+    "made-on": "made on",
+}
 
 
 def render_page(found: Found) -> str:
@@ -44,33 +55,9 @@ def render_page(found: Found) -> str:
         tables.sweep(found),
         tables.live(found),
         tables.summary(found, asked),
-        tables.made_on(found),
+        frame.made_on(found, f"activations go as {CODEC}"),
     )
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    title = f"zpipe: suite {found['suite']}"
-    body = plots.numbered("\n".join(sections))
-    settings_count = f' style="--settings:{len(found["settings"])}"'
-    script = f"<script>{_OPEN_TO_PRINT}</script>"
-    return document(title, f"{_top(found)}\n{body}", style=style, head=script, attributes=settings_count)
-
-
-def _top(found: Found) -> str:
-    links = {
-        "verdict": "verdict",
-        "rate": "data rate at a given accuracy",
-        "accuracy": "accuracy at a given data rate",
-        "time": "over time",
-        "exits": "exits",
-        "bytes": "bytes",
-        "sweep": "constants",
-        "live": "live",
-        "summary": "all figures",
-        "made-on": "made on",
-    }
-    how = "quick" if found["quick"] else "full"
-    about = f"{how} run of {len(found['seeds'])} seeds on {found['machine']['cpu']}, commit {found['commit'] or 'unknown'}"
-    nav = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in links.items())
-    return f"<h1>zpipe: suite {escape(found['suite'])}</h1>{paragraph(about, 'soft')}<nav>{nav}</nav>"
+    return frame.whole_page(found, sections, _LINKS)
 
 
 # ---- the verdict -----------------------------------------------------------------------------------
@@ -81,14 +68,12 @@ def _verdict(found: Found, asked: Tables) -> str:
     lines = [line for row in found["settings"] if (line := _headline(asked, row, topology))]
     claimed = [claim for claim in found["claims"] if claim["claimed"]]
     held = sum(claim["holds"] for claim in claimed)
-    kept = "In every run each sample was answered or reported exactly once: none lost, none answered twice, none left hanging."
-    promise = bullets([f"broken: {line}" for line in found["broken"]]) if found["broken"] else paragraph(kept)
     return section(
         "verdict",
         "Verdict",
         paragraph(f"Highest rates on {topology}, at an accuracy at most {ACCURACY_SLACK:.1%} below the whole network's:"),
         bullets(lines),
-        promise,
+        frame.promise(found),
         bullets(found["missing"]) if found["missing"] else "",
         "<h3>What was to be shown</h3>",
         paragraph(
@@ -96,7 +81,7 @@ def _verdict(found: Found, asked: Tables) -> str:
             "setting's cases it holds. A line opens to show the cases, each with the most that its policy could reach (a linear "
             "program's bound), so that what nothing could have won can be told from what was lost."
         ),
-        *(_claim(claim, found) for claim in found["claims"]),
+        *(frame.claim_shown(claim, found) for claim in found["claims"]),
         "<h3>Settings</h3>",
         bullets(f"{row['name']}: {row['title']}. {row['why']}." for row in found["settings"]),
         tables.regimes(found),
@@ -118,25 +103,6 @@ def _headline(asked: Tables, row: dict[str, Any], topology: str) -> str:
             others = (f"{rates[policy] / rates[name]:.2f}x {name}" for name in ("no-exit", "local", "ddi") if name in rates)
             parts.append(f"{policy} carries {rates[policy]:.0f} samples/s ({', '.join(others)})")
     return f"{row['title']}: {'; '.join(parts)}." if parts else ""
-
-
-def _claim(claim: dict[str, Any], found: Found) -> str:
-    titles = {row["name"]: row["title"] for row in found["settings"]}
-    chips = []
-    for judged in claim["settings"]:
-        name = escape(judged["setting"])
-        if judged["holds"] is None:
-            why = escape(f"{titles[judged['setting']]}: not asked, {judged['not_asked']}")
-            chips.append(f'<span class="chip" title="{why}">{name} –</span>')
-        else:
-            kind, sign = ("good", "✓") if judged["holds"] else ("bad", "✗")
-            chips.append(f'<span class="chip {kind}">{name} {sign} {judged["held"]}/{judged["cases"]}</span>')
-    asked = [judged["holds"] for judged in claim["settings"] if judged["holds"] is not None]
-    verdict = "holds" if claim["holds"] else f"holds in {sum(asked)} of {len(asked)} settings" if any(asked) else "does not hold"
-    kind = "good" if claim["holds"] else "bad"
-    said = f'<span>{escape(claim["text"])}: <b class="{kind}">{verdict}</b></span>'
-    line = f'<summary>{said}<span class="chips">{"".join(chips)}</span></summary>'
-    return f'<details class="claim">{line}{tables.cases(claim)}</details>'
 
 
 # ---- the two families ------------------------------------------------------------------------------

@@ -6,31 +6,18 @@ less than CARRIED of the offered samples were answered.
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zpipe.bench.suites.drawing import STYLE, TINY, Mark, new_figure, sample, svg
 from zpipe.bench.suites.settings import CARRIED, MDI, MDI_AUTO, MDI_INPUTS
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """How a policy is drawn: the later on the list, the larger, so that those on top of it leave a rim to be seen."""
-
-    colour: str
-    marker: str
-    size: float
 
 
 MARKS = {
@@ -46,32 +33,6 @@ MARKS = {
 BOUNDED = (MDI, MDI_INPUTS)
 #: Exits from first to last; no policy's colours.
 EXITS = ("#d6e4f0", "#a9c6de", "#7aa1c2", "#4a759f", "#1d4369")
-_INK = "#333333"
-
-#: Inches; a point of the font is about a pixel and a half where the page is as wide as a phone.
-_SMALL, _TINY = (3.2, 2.5), (2.2, 1.9)
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "zpipe",
-    "font.size": 8,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
-}
-
-
 # ---- the two families of curves --------------------------------------------------------------------
 
 
@@ -82,8 +43,8 @@ def rate_at_accuracy(rows: Sequence[Row], *, says: str) -> str:
         rows: of one setting and topology.
         says: what the figure shows, for those who do not see it.
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure("accuracy (%)", "data rate (samples/s)")
+    with rc_context(STYLE):
+        figure, axes = new_figure("accuracy (%)", "data rate (samples/s)")
         for policy, mine in _by_policy(rows):
             mine.sort(key=lambda row: row["accuracy"][0])
             accuracies = [100.0 * row["accuracy"][0] for row in mine]
@@ -91,7 +52,7 @@ def rate_at_accuracy(rows: Sequence[Row], *, says: str) -> str:
                 axes.plot(accuracies, [row["bound_hz"] for row in mine], ":", color=MARKS[policy].colour, linewidth=1.0)
             _line(axes, policy, accuracies, [row["rate_hz"] for row in mine], [row["answered"] for row in mine])
         axes.set_ylim(bottom=0.0)
-        return _svg(figure, says)
+        return svg(figure, says)
 
 
 def accuracy_at_rate(rows: Sequence[Row], *, says: str) -> str:
@@ -101,8 +62,8 @@ def accuracy_at_rate(rows: Sequence[Row], *, says: str) -> str:
         rows: of one setting and topology.
         says: what the figure shows, for those who do not see it.
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure("data rate offered (samples/s)", "right and in time (% of offered)")
+    with rc_context(STYLE):
+        figure, axes = new_figure("data rate offered (samples/s)", "right and in time (% of offered)")
         for policy, mine in _by_policy(rows):
             mine.sort(key=lambda row: row["offered_hz"])
             if policy in BOUNDED:
@@ -111,7 +72,7 @@ def accuracy_at_rate(rows: Sequence[Row], *, says: str) -> str:
             _line(axes, policy, [row["offered_hz"] for row in mine], right, [row["answered"] for row in mine], highest=100.0)
         axes.set_xlim(left=0.0)
         axes.set_ylim(top=101.0)
-        return _svg(figure, says)
+        return svg(figure, says)
 
 
 def _by_policy(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row]]]:
@@ -162,7 +123,7 @@ def over_time(rows: Sequence[Row], *, among: Sequence[Row], says: str) -> str:
         ("queue", "queue at source\n(tasks)"),
         ("point", "operating point\n(0: cheapest)"),
     )
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.8), layout="constrained")
         panels = figure.subplots(len(shown), sharex=True)
         for axes, (name, label) in zip(panels, shown, strict=True):
@@ -171,7 +132,7 @@ def over_time(rows: Sequence[Row], *, among: Sequence[Row], says: str) -> str:
             axes.set_ylabel(label)
         panels[-1].set_xlabel("time (s)")
         figure.align_ylabels()
-        return _svg(figure, says)
+        return svg(figure, says)
 
 
 def exit_shares(rows: Sequence[Row], *, says: str) -> str:
@@ -182,8 +143,8 @@ def exit_shares(rows: Sequence[Row], *, says: str) -> str:
         says: what the figure shows, for those who do not see it.
     """
     rows = sorted(rows, key=lambda row: row["offered_hz"])
-    with rc_context(_STYLE):
-        figure, axes = _figure("offered (samples/s)", "answers (%)", size=_TINY)
+    with rc_context(STYLE):
+        figure, axes = new_figure("offered (samples/s)", "answers (%)", size=TINY)
         below = [0.0] * len(rows)
         for exit_index in range(len(rows[0]["exits"])):
             shares = [100.0 * row["exits"][exit_index] for row in rows]
@@ -192,7 +153,7 @@ def exit_shares(rows: Sequence[Row], *, says: str) -> str:
         axes.set_xticks(range(len(rows)), [f"{row['offered_hz']:g}" for row in rows])
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0.0, 100.0)
-        return _svg(figure, says)
+        return svg(figure, says)
 
 
 def exit_colour(index: int) -> str:
@@ -208,8 +169,8 @@ def bytes_per_sample(rows: Sequence[Row], topologies: Sequence[str], *, says: st
         topologies: from top to bottom.
         says: what the figure shows, for those who do not see it.
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure("sent on all links (kB per sample)", "", size=(3.6, 1.0 + 0.28 * len(topologies)))
+    with rc_context(STYLE):
+        figure, axes = new_figure("sent on all links (kB per sample)", "", size=(3.6, 1.0 + 0.28 * len(topologies)))
         for policy, mine in _by_policy(rows):
             mark = MARKS[policy]
             at = [topologies.index(row["topology"]) for row in mine]
@@ -218,62 +179,9 @@ def bytes_per_sample(rows: Sequence[Row], topologies: Sequence[str], *, says: st
         axes.set_yticks(range(len(topologies)), topologies)
         axes.invert_yaxis()
         axes.margins(y=0.08)
-        return _svg(figure, says)
+        return svg(figure, says)
 
 
 def policy_mark(policy: str) -> str:
-    """For legends: a line with the policy's marker."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(0.36, 0.16))
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        axes.set_axis_off()
-        axes.plot([0, 1, 2], [0, 0, 0], color=MARKS[policy].colour, marker=MARKS[policy].marker, markevery=[1])
-        return _svg(figure, policy)
-
-
-# ---- SVG that stands in a page ---------------------------------------------------------------------
-
-
-def _figure(x: str, y: str, size: tuple[float, float] = _SMALL) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
-
-
-#: What matplotlib writes and a page does without, in this order: names of groups, clipping (nothing is outside its axes), fonts
-#: (the page's own), namespaces that HTML knows, decimals that no screen shows.
-_SPARED = (
-    (re.compile(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>|<clipPath.*?</clipPath>", re.DOTALL), ""),
-    (re.compile(r'(<g) id="[^"]*"'), r"\1"),
-    (re.compile(r' clip-path="[^"]*"| xmlns(?::xlink)?="[^"]*"| version="[^"]*"'), ""),
-    (re.compile(r"xlink:href"), "href"),
-    (re.compile(r" font-family: [^;]*;"), ""),
-    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
-    (re.compile(r"(\d\.\d\d)\d+"), r"\1"),
-    (re.compile(r"<defs>\s*</defs>|(?<=>)\s+(?=<)| *\n(?=[\"A-Zz])"), ""),
-)
-
-
-def _svg(figure: Figure, says: str) -> str:
-    """The figure as an element that is as wide as its place."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    for pattern, instead in _SPARED:
-        text = pattern.sub(instead, text)
-    view = re.search(r'viewBox="[^"]*"', text)
-    assert view is not None
-    return re.sub(r"^<svg[^>]*>", f'<svg {view[0]} role="img" aria-label="{escape(says)}">', text)
-
-
-def numbered(page: str) -> str:
-    """The page with its figures' markers told apart: they are named after what they look like, so the same in many figures."""
-    numbers = itertools.count()
-
-    def own(svg: re.Match[str]) -> str:
-        return re.sub(r'( id="| href="#)(\w+)', rf"\g<1>\g<2>-{next(numbers)}", svg[0])
-
-    return re.sub(r"<svg .*?</svg>", own, page, flags=re.DOTALL)
+    """For legends."""
+    return sample(MARKS[policy], policy)

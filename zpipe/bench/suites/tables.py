@@ -7,14 +7,10 @@ from typing import Any
 
 from zpipe.bench.suites.admission import TOPOLOGY
 from zpipe.bench.suites.claims import Tables
-from zpipe.bench.suites.settings import ACCURACY_SLACK, CODEC, MDI, POLICIES
-from zpipe.report.page.markup import Cell, Value, bullets, folded, paragraph, section, table
+from zpipe.bench.suites.settings import ACCURACY_SLACK, MDI, POLICIES
+from zpipe.report.page.markup import Cell, Value, folded, paragraph, section, table
 
 Found = dict[str, Any]
-
-
-def _yes(holds: bool) -> Cell:
-    return Cell("holds", "good") if holds else Cell("does not hold", "bad")
 
 
 def _percent(value: Sequence[float]) -> list[float]:
@@ -23,17 +19,6 @@ def _percent(value: Sequence[float]) -> list[float]:
 
 def _kilo(value: Sequence[float]) -> list[float]:
     return [each / 1e3 for each in value]
-
-
-def cases(claim: dict[str, Any]) -> str:
-    """What a claim rests on, and where it was not asked."""
-    rows = [
-        (case["setting"], case["topology"], _yes(case["holds"]), case["figures"], case["bound"], case["why"])
-        for case in claim["cases"]
-    ]
-    not_asked = [f"{each['setting']}: not asked, {each['not_asked']}" for each in claim["settings"] if each["holds"] is None]
-    header = ("setting", "topology", "", "figures", "the most there could be", "why not")
-    return table(header, rows) + (bullets(not_asked) if not_asked else "")
 
 
 def regimes(found: Found) -> str:
@@ -210,18 +195,3 @@ def _summary_row(asked: Tables, setting: str, topology: str, policy: str) -> lis
         _percent(row["raw_inputs"]),
         _percent(row["macs_share"]),
     ]
-
-
-def made_on(found: Found) -> str:
-    """Machine, versions, commit and command."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    lines = [
-        f"command: zpipe bench --suite {found['suite']}{' --quick' if found['quick'] else ''}",
-        f"took {found['seconds'] / 60:.1f} minutes; seeds {', '.join(map(str, found['seeds']))}",
-        f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}",
-        f"versions: {versions}",
-        f"commit: {found['commit'] or 'unknown'}",
-        f"activations go as {CODEC}; all tables of this page are in the JSON beside it ({found['schema']})",
-    ]
-    return section("made-on", "Made on", bullets(lines))

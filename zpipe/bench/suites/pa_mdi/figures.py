@@ -1,0 +1,106 @@
+"""The figures of the page: a policy keeps its colour and marker in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from zpipe.bench.suites.drawing import INK, STYLE, Mark, new_figure, sample, svg
+from zpipe.bench.suites.pa_mdi.claims import others_ms
+from zpipe.bench.suites.pa_mdi.settings import AR_MDI, CLOSED, FIFO, MDI, MS_MDI, PA_MDI
+
+Row = dict[str, Any]
+
+MARKS = {
+    PA_MDI: Mark("#D55E00", "o", 4.5),
+    AR_MDI: Mark("#000000", "^", 4.5),
+    MS_MDI: Mark("#009E73", "D", 4.0),
+    FIFO: Mark("#CC79A7", "v", 4.5),
+    MDI: Mark("#0072B2", "s", 4.0),
+}
+#: Sources without a policy's mark: they have no colour of their own.
+_X = {CLOSED: "data points of each source under way"}
+
+
+def inference_time(policies: Mapping[str, Mapping[float, Row]], *, kind: str, least_ms: float, says: str) -> str:
+    """Mean inference time over load, a line per policy: above the time-sensitive source, below the mean of the others.
+
+    Args:
+        policies: {policy: {load: row}} of one setting, number of sources and kind of load.
+        kind: of load.
+        least_ms: dotted: what a data point of the time-sensitive source takes where all boxes are idle.
+        says: what the figure shows, for those who do not see it.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.2, 4.0), layout="constrained")
+        above, below = figure.subplots(2, sharex=True, sharey=True)
+        for policy, rows in reversed(list(policies.items())):
+            loads = sorted(rows)
+            _line(above, policy, loads, [rows[load]["latency_ms"][0] for load in loads])
+            _line(below, policy, loads, [[others_ms(rows[load]), 0.0] for load in loads])
+        above.axhline(least_ms, linestyle=":", color=INK, linewidth=1.0)
+        for axes, who in ((above, "time-sensitive source"), (below, "other sources")):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_ylabel("mean inference time (s)")
+            axes.set_title(who, fontsize=8, color=INK, loc="left")
+        _over(below, kind, sorted({load for rows in policies.values() for load in rows}))
+        return svg(figure, says)
+
+
+def reductions(sweeps: Sequence[tuple[int, Mapping[float, Row]]], *, kind: str, published: Mapping[str, float], says: str) -> str:
+    """What pa-mdi changes of the time-sensitive source's mean inference time under each baseline; dotted: the published figure.
+
+    Args:
+        sweeps: (sources, {load: row of pa-mdi}): two sources drawn through, three dashed.
+        kind: of load.
+        published: {baseline: fraction}.
+        says: what the figure shows, for those who do not see it.
+    """
+    with rc_context(STYLE):
+        figure, axes = new_figure("", "change by pa-mdi (%)")
+        for (_, rows), dashes in zip(sweeps, ("-", "--"), strict=False):
+            loads = sorted(rows)
+            for name in published:
+                values = [rows[load]["reduction"][name] for load in loads]
+                _line(axes, name, loads, [[-100.0 * mean, 100.0 * half] for mean, half in values], dashes=dashes)
+        for name, share in published.items():
+            axes.axhline(-100.0 * share, linestyle=":", color=MARKS[name].colour, linewidth=1.2)
+        axes.axhline(0.0, color=INK, linewidth=0.6)
+        axes.set_ylim(-100.0, min(50.0, max(5.0, axes.get_ylim()[1])))
+        _over(axes, kind, sorted({load for _, rows in sweeps for load in rows}))
+        return svg(figure, says)
+
+
+def _line(axes: Axes, policy: str, x: Sequence[float], intervals: Sequence[Sequence[float]], *, dashes: str = "-") -> None:
+    """A policy's line with its 95 % intervals."""
+    mark = MARKS[policy]
+    means = [value[0] for value in intervals]
+    axes.plot(x, means, dashes, color=mark.colour, marker=mark.marker, markersize=mark.size)
+    for where, (mean, half) in zip(x, intervals, strict=True):
+        if half:
+            low = max(mean - half, 0.05 * mean) if mean > 0.0 else mean - half
+            axes.vlines(where, low, mean + half, color=mark.colour, linewidth=0.8)
+
+
+def _over(axes: Axes, kind: str, loads: Sequence[float]) -> None:
+    axes.set_xlabel(_X.get(kind, "arrivals (share of what all boxes can compute)"))
+    if kind == CLOSED:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+
+
+def _seconds(milliseconds: float, position: int) -> str:
+    return f"{milliseconds / 1e3:g}"
+
+
+def policy_mark(policy: str) -> str:
+    """For legends."""
+    return sample(MARKS[policy], policy)

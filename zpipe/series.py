@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zpipe.policy import NodePolicy
@@ -55,6 +55,26 @@ class AdmissionSeries:
         if len(self.rows) >= MOST_ROWS:
             self.rows = self.rows[::2]
             self.step_seconds *= 2.0
+
+
+def merged_series(series: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows that several sources recorded each for itself, as one: the sums, at the moments of the one with fewest rows.
+
+    Of the others the last row before each moment counts: it is a step old at most.
+    """
+    whole = []
+    cursors = [0] * len(series)
+    for row in min(series, key=len):
+        rows: list[Mapping[str, Any]] = []
+        for index, other in enumerate(series):
+            while cursors[index] + 1 < len(other) and other[cursors[index] + 1]["t"] <= row["t"]:
+                cursors[index] += 1
+            rows.extend(other[cursors[index] : cursors[index] + 1])
+        summed = {key: _sum([each[key] for each in rows]) for key in row if key not in ("t", "point")}
+        points = [each["point"] for each in rows]
+        point = points[0] if len(points) == 1 else sum(points) / len(points)
+        whole.append({"t": row["t"], **summed, "point": point})
+    return whole
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

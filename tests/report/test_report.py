@@ -115,6 +115,24 @@ def test_each_source_has_a_row_even_one_that_offered_nothing() -> None:
     assert (idle["name"], idle["submitted"], idle["latency_ms"]["p99"], idle["accuracy"]) == ("source-2", 0, None, None)
 
 
+def test_a_log_goes_to_another_process_and_comes_back_whole(tmp_path: Path) -> None:
+    log = log_of(3, 4, 5, first=7)
+    log.source = 2
+    log.outcome(result(7, label=3, stage=1), now=0.5)
+    log.outcome(result(7), now=0.5)
+    log.outcome(ended(8, "failed", "torn"), now=9.0)
+    log.outcome(result(99), now=0.5)
+    log.ended(now=9.0)
+    log.save(tmp_path / "log.npz")
+    again = RunLog.load(tmp_path / "log.npz")
+    assert again.columns().keys() == log.columns().keys()
+    for name, column in log.columns().items():
+        np.testing.assert_equal(again.columns()[name], column)
+    assert (again.first, again.source, again.strangers, again.causes) == (7, 2, 1, {"failed: torn": 1})
+    assert (again.duplicate, again.hung, again.broken) == (log.duplicate, log.hung, log.broken) == (1, 2, log.broken)
+    assert list(again.deadlines) == list(log.deadlines)
+
+
 def test_second_outcome_is_a_duplicate_of_one_id_and_the_first_one_counts() -> None:
     log = log_of(0, 0)
     log.outcome(result(0, label=0), now=0.1)

@@ -73,6 +73,24 @@ def test_children_serve_and_end_with_the_pipeline() -> None:
     run(main)
 
 
+def test_nobody_submits_at_further_sources_of_a_local_pipeline() -> None:
+    nodes = [{"rank": rank, "stages": stages} for rank, stages in enumerate(([0], [1, 2, 3, 4], [0]))]
+    sources = [{"rank": 0}, {"rank": 2, "name": "mapping"}]
+    two = from_dict({"name": "two", "bundle": str(HALF), "nodes": nodes, "links": "line", "sources": sources})
+
+    async def main() -> None:
+        async with zpipe.Pipeline.local(two) as p:
+            await p.submit(p.bundle.evaluation().images[0])
+            stats = await p.stats()
+            assert [stats[rank]["delivery"]["submitted"] for rank in (0, 2)] == [1, 0]
+            started(p).processes[2].kill()
+            with pytest.raises(ZpipeError, match=r"^source mapping \(rank 2\) ended by itself \(exit code -9\)$"):
+                await started(p).crashed
+        assert codes(started(p)) == [0, -9]
+
+    run(main)
+
+
 def test_rank_with_a_site_is_started_there_and_the_others_on_this_machine() -> None:
     async def main() -> None:
         sites = {1: Site("127.0.0.3:0", ("env", "ZPIPE_TEST_SITE=there"))}

@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from zpipe.bench.run import BenchOptions, Progress, run_bench
+from zpipe.bench.options import BenchOptions, Progress
+from zpipe.bench.run import run_bench
 from zpipe.topology import NO_EXIT, Topology, load_topology
 
 #: Samples that are offered: some hundred tasks over each link of a line.

@@ -18,6 +18,7 @@ from zpipe.errors import ConfigError
 @cli.command(epilog=example("zpipe bench --topology mesh3.yaml --rate 40 --duration 10"))
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
+@click.option("--source", metavar="NAME", help="With --attach: which of several sources to be, by name or rank.")
 @INSECURE
 @click.option("--lab", is_flag=True, help="In the edge lab: a namespace for each board, links as the topology says (Linux, root).")
 @click.option(
@@ -65,7 +66,7 @@ def bench(
     html_file: Path | None,
     **options: Any,
 ) -> None:
-    """Start every rank of a topology, drive it with the bundle's evaluation set, print a table."""
+    """Start every rank of a topology, drive its sources with the bundle's evaluation set, print a table."""
     from zpipe.bench.run import BenchOptions, compare_bench, run_bench
 
     if suite is not None:

@@ -12,7 +12,7 @@ from zpipe.report.build import REPORT, SCHEMA, build_report, check_schema, sprea
 from zpipe.report.comparison import comparison, render_comparison
 from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, merged
 from zpipe.report.machine import machine
-from zpipe.report.nodes import grown, link_rows, node_rows, quantile
+from zpipe.report.nodes import grown, link_rows, node_rows, quantile, sources_grown
 from zpipe.report.terminal import render
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "quantile",
     "render",
     "render_comparison",
+    "sources_grown",
     "spread",
 ]

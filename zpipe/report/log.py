@@ -144,6 +144,32 @@ class RunLog:
         for cause, times in other.causes.items():
             self.causes[cause if cause in self.causes or len(self.causes) < MOST_CAUSES else "other causes"] += times
 
+    def save(self, file: Path) -> None:
+        """Writes it down for another process; `load` reads it."""
+        columns = {name: np.array(column) for name, column in vars(self).items() if isinstance(column, array)}
+        rest = {
+            "first": self.first,
+            "source": self.source,
+            "repeated": sorted(self._repeated),
+            "hung": sorted(self._hung),
+            "causes": dict(self.causes),
+            "strangers": self.strangers,
+        }
+        np.savez(file, rest=np.array(json.dumps(rest)), **columns)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, file: Path) -> RunLog:
+        """What `save` wrote."""
+        with np.load(file, allow_pickle=False) as saved:
+            rest = json.loads(str(saved["rest"]))
+            log = cls(first=rest["first"], source=rest["source"])
+            for name, column in vars(log).items():
+                if isinstance(column, array):
+                    column.frombytes(saved[name].tobytes())
+        log._repeated, log._hung = set(rest["repeated"]), set(rest["hung"])
+        log.causes, log.strangers = Counter(rest["causes"]), rest["strangers"]
+        return log
+
     def samples_jsonl(self, path: Path) -> None:
         """One JSON line per sample: its id, its index in the evaluation set, how it ended, what was answered and what is true."""
         with path.open("w", encoding="utf-8") as file:

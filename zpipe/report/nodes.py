@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -92,6 +92,13 @@ def grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) -
     """How much a counter grew at all nodes together between two looks; at those started again between them, since then."""
     first = _same_start(before, after)
     return sum(int(stats[key]) - int(first.get(stats["rank"], {}).get(key, 0)) for stats in after)
+
+
+def sources_grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str, ranks: Iterable[int]) -> int:
+    """By how much a count of the sources at these ranks grew, over all of them; of those that answered both times."""
+    first = {stats["rank"]: stats["delivery"][key] for stats in before if "delivery" in stats}
+    last = {stats["rank"]: stats["delivery"][key] for stats in after if "delivery" in stats}
+    return sum(int(last[rank] - first[rank]) for rank in ranks if rank in first and rank in last)
 
 
 def _same_start(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -6,6 +6,7 @@
     out  {"ready": true}                                       every neighbour said Hello
     out  {"error": "one line"}                                 instead of any of the above; exit code 2
 
+At a rank that is a source it is one at which nobody submits samples; `zpipe.bench.source` begins as this and then offers its load.
 It lives until its standard input ends, so it cannot outlive whoever started it; on Linux the kernel wakes one that is stopped
 (SIGSTOP) when its parent dies, so that it sees that end. Ctrl-C is for the parent to act on.
 """
@@ -19,8 +20,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zpipe.allocator import keep_freed_memory
 from zpipe.bundle import load_bundle
@@ -29,9 +32,14 @@ from zpipe.emulation import bundle_to_run
 from zpipe.errors import ZpipeError
 from zpipe.runtime.loops import run
 from zpipe.runtime.node import Node
-from zpipe.topology import from_dict
+from zpipe.topology import Topology, from_dict
+
+if TYPE_CHECKING:
+    from zpipe.runtime.pipeline import Pipeline
 
 log = logging.getLogger("zpipe.child")
+
+T = TypeVar("T")
 
 #: From linux/prctl.h: the signal this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -45,46 +53,127 @@ def say(message: dict[str, Any]) -> None:
         pass
 
 
-async def _lines() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=1 << 20)
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    return reader
+class Orphaned(Exception):
+    """The parent is gone: there is nobody left to tell anything."""
 
 
-async def serve() -> int:
-    """The whole life of a child; returns its exit code."""
-    lines = await _lines()
-    stop, orphaned = asyncio.Event(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    spec = json.loads(await lines.readline() or b"null")
-    if spec is None:
-        return 0
+class Parent:
+    """Whoever started this process, at the other end of its pipes.
+
+    Args:
+        lines: what it says.
+        spec: what it said first.
+
+    Attributes:
+        topology: read from that.
+        rank: what to be.
+        trace: where to record rounds, None for nowhere.
+        gone: set once it says nothing more.
+    """
+
+    def __init__(self, lines: asyncio.StreamReader, spec: dict[str, Any]) -> None:
+        self.spec = spec
+        self.topology: Topology = from_dict(spec["topology"])
+        self.rank: int = spec["rank"]
+        self.trace = Path(spec["trace"]) if spec.get("trace") else None
+        self.gone = asyncio.Event()
+        self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._hearing = asyncio.ensure_future(self._hear(lines))
+
+    async def message(self) -> dict[str, Any]:
+        """The next one.
+
+        Raises:
+            Orphaned: there will be none.
+        """
+        message = await self._messages.get()
+        if message is None:
+            raise Orphaned
+        return message
+
+    async def meet(self, address: str) -> dict[int, str]:
+        """Says where this rank is; {rank: address} of the others."""
+        say({"address": address})
+        return {int(rank): address for rank, address in (await self.message())["addresses"].items()}
+
+    async def while_there(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does the work, unless the parent goes meanwhile.
+
+        Raises:
+            Orphaned: it did.
+        """
+        done, gone = asyncio.ensure_future(work), asyncio.ensure_future(self.gone.wait())
+        try:
+            await asyncio.wait((done, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                raise Orphaned
+            return done.result()
+        finally:
+            gone.cancel()
+            done.cancel()
+            await asyncio.wait((done,))
+
+    async def _hear(self, lines: asyncio.StreamReader) -> None:
+        while line := await lines.readline():
+            self._messages.put_nowait(json.loads(line))
+        self._messages.put_nowait(None)
+        self.gone.set()
+
+
+async def parent() -> Parent:
+    """Waits to be told what to be.
+
+    Raises:
+        Orphaned: nobody says it.
+        ConfigError: it cannot be.
+    """
+    lines = asyncio.StreamReader(limit=1 << 20)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    line = await lines.readline()
+    if not line:
+        raise Orphaned
+    spec = json.loads(line)
     # The parent's script may lie beside the module of an executor of its own.
     sys.path.extend(folder for folder in spec.get("path", ()) if folder not in sys.path)
-    trace = Path(spec["trace"]) if spec.get("trace") else None
-    topology = from_dict(spec["topology"])
-    bundle = bundle_to_run(topology, load_bundle(spec["bundle"], verify=False))
-    node = Node(topology, spec["rank"], bundle=bundle, trace=trace)
+    return Parent(lines, spec)
+
+
+@asynccontextmanager
+async def as_source(by: Parent, **options: Any) -> AsyncIterator[Pipeline]:
+    """The pipeline of a rank that is a source, once it has met its neighbours; `options` as for `Pipeline.connect`."""
+    from zpipe.runtime.pipeline import Pipeline  # nodes need none
+
+    pipeline = Pipeline(by.topology, by.rank, launch=False, meet=by.meet, trace=by.trace, **options)
+    async with pipeline:
+        await by.while_there(pipeline.ready())
+        say({"ready": True})
+        yield pipeline
+
+
+async def serve() -> None:
+    """The whole life of a child."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    by = await parent()
+    if by.topology.source_at(by.rank) is not None:
+        async with as_source(by):
+            await by.while_there(stop.wait())
+        return
+    bundle = bundle_to_run(by.topology, load_bundle(by.spec["bundle"], verify=False))
+    node = Node(by.topology, by.rank, bundle=bundle, trace=by.trace)
     try:
-        say({"address": await node.bind()})
-        line = await lines.readline()
-        if not line:
-            return 0
-        addresses = {int(rank): address for rank, address in json.loads(line)["addresses"].items()}
-        node.connect(node.topology.with_addresses(addresses))
-        watch = asyncio.ensure_future(_until_end(lines, stop, orphaned))
+        node.connect(node.topology.with_addresses(await by.meet(await node.bind())))
+        watch = asyncio.ensure_future(_until_gone(by, stop))
         greet = asyncio.ensure_future(_greet(node))
         try:
             await node.serve(stop)
-            if not orphaned.is_set():
-                await node.drain(hurry=orphaned)
+            if not by.gone.is_set():
+                await node.drain(hurry=by.gone)
         finally:
             watch.cancel()
             greet.cancel()
     finally:
         await node.aclose()
-    return 0
 
 
 async def _greet(node: Node) -> None:
@@ -92,10 +181,8 @@ async def _greet(node: Node) -> None:
     say({"ready": True})
 
 
-async def _until_end(lines: asyncio.StreamReader, stop: asyncio.Event, orphaned: asyncio.Event) -> None:
-    while await lines.read(4096):
-        pass
-    orphaned.set()
+async def _until_gone(by: Parent, stop: asyncio.Event) -> None:
+    await by.gone.wait()
     stop.set()
 
 
@@ -105,15 +192,17 @@ def wake_when_orphaned() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
 
 
-def main() -> int:
-    """Entry point; errors go to the parent in one line."""
+def live(life: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """A child's whole process; errors go to the parent in one line. Returns its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_when_orphaned()
     raise_limit()
     keep_freed_memory()
     logging.basicConfig(level=os.environ.get("ZPIPE_LOG", "ERROR"), format="%(message)s")
     try:
-        return run(serve())
+        run(life())
+    except Orphaned:
+        pass
     except ZpipeError as exc:
         say({"error": " ".join(str(exc).split())})
         return 2
@@ -121,7 +210,8 @@ def main() -> int:
         log.debug("what happened:", exc_info=True)
         say({"error": " ".join(f"unexpected {type(exc).__name__}: {exc}".split())})
         return 1
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(live(serve))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ START_SECONDS = 900.0
 STOP_SECONDS = 5.0
 #: What a child that was told to end gets for what it holds, before it is killed and started anew.
 END_SECONDS = 30.0
+#: What a child may say in one line: the states of a source over a whole run are most of it.
+LONGEST_LINE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class Site:
     command_prefix: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What runs a rank instead of `zpipe.runtime.child`; it starts and ends as that does, and says more meanwhile.
+
+    Attributes:
+        module: run as `python -m`.
+        told: what it is told at its start beside what every rank is told.
+        heard: takes each message it says once it has met its neighbours.
+    """
+
+    module: str
+    told: Mapping[str, Any]
+    heard: Callable[[dict[str, Any]], None]
+
+
 class Launcher:
     """Starts ranks, tells them of each other, and ends them: also when one of them crashes.
 
@@ -52,6 +69,7 @@ class Launcher:
         ranks: which to start.
         sites: where; a rank that is not in it, on this machine.
         trace: a folder where each records its policy's rounds.
+        programs: {rank: what runs it}, where that is more than a node.
 
     Attributes:
         processes: #: {rank: the process it runs in now}
@@ -67,12 +85,14 @@ class Launcher:
         *,
         sites: Mapping[int, Site] | None = None,
         trace: Path | None = None,
+        programs: Mapping[int, Program] | None = None,
     ) -> None:
         self.topology = topology
         self.bundle = bundle
         self.ranks = tuple(ranks)
         self._sites = sites or {}
         self._trace = trace
+        self._programs = programs or {}
         self.processes: dict[int, asyncio.subprocess.Process] = {}
         self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.restarts: Counter[int] = Counter()
@@ -103,7 +123,7 @@ class Launcher:
         for viewer in self.ranks:
             seen = {**addresses, **(detours or {}).get(viewer, {})}
             self._told[viewer] = {str(rank): address for rank, address in seen.items()}
-            self._tell(viewer, {"addresses": self._told[viewer]})
+            self.tell(viewer, {"addresses": self._told[viewer]})
 
     async def ready(self) -> None:
         """Returns once every rank has met its neighbours.
@@ -155,7 +175,7 @@ class Launcher:
             await self._end(self.processes[rank], 0.0)
             return
         await self._answer(rank, "address")
-        self._tell(rank, {"addresses": self._told[rank]})
+        self.tell(rank, {"addresses": self._told[rank]})
         await self._answer(rank, "ready")
         self._watch(rank)
 
@@ -180,21 +200,24 @@ class Launcher:
     # ---- inside --------------------------------------------------------------------------------
 
     async def _spawn(self, rank: int) -> None:
+        program = self._programs.get(rank)
         self.processes[rank] = await asyncio.create_subprocess_exec(
             *self._sites.get(rank, Site()).command_prefix,
             sys.executable,
             "-m",
-            "zpipe.runtime.child",
+            program.module if program is not None else "zpipe.runtime.child",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
             start_new_session=True,  # Ctrl-C reaches the parent alone, who ends us in order
         )
         trace = None if self._trace is None else str(trace_file(self._trace, rank, restarts=self.restarts[rank]))
         topology = self.topology.with_addresses({rank: self._bound[rank]}) if rank in self._bound else self.topology
         spec = {"topology": topology.to_dict(), "rank": rank, "bundle": str(self.bundle.path), "trace": trace, "path": sys.path}
-        self._tell(rank, spec)
+        self.tell(rank, {**spec, **(program.told if program is not None else {})})
 
-    def _tell(self, rank: int, message: dict[str, Any]) -> None:
+    def tell(self, rank: int, message: Mapping[str, Any]) -> None:
+        """Says a message, JSON values, to the process of a rank that is no mere node."""
         stdin = self.processes[rank].stdin
         assert stdin is not None
         stdin.write(json.dumps(message).encode() + b"\n")
@@ -206,15 +229,15 @@ class Launcher:
             line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
         except asyncio.TimeoutError:
             raise ConfigError(
-                f"node {rank} did not start within {START_SECONDS:.0f} s; set ZPIPE_LOG=DEBUG to see what it does"
+                f"{self._who(rank)} did not start within {START_SECONDS:.0f} s; set ZPIPE_LOG=DEBUG to see what it does"
             ) from None
         if not line:
             await self._end(process, STOP_SECONDS)  # a pipe may end before its process does
             found = f"exit code {process.returncode}"
-            raise ConfigError(f"node {rank} ended at start with {found}; its own message stands above")
+            raise ConfigError(f"{self._who(rank)} ended at start with {found}; its own message stands above")
         message = json.loads(line)
         if "error" in message:
-            raise ConfigError(f"node {rank}: {message['error']}")
+            raise ConfigError(f"{self._who(rank)}: {message['error']}")
         return message[key]
 
     def _signal(self, rank: int, number: signal.Signals) -> None:
@@ -233,13 +256,23 @@ class Launcher:
 
     async def _watched(self, rank: int, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        line = await process.stdout.readline()  # nothing more is said but an error, or the end
+        said, program = "", self._programs.get(rank)
+        while line := await process.stdout.readline():  # a node says nothing more but an error
+            message = json.loads(line)
+            if "error" in message:
+                said = f": {message['error']}"
+            elif program is not None:
+                program.heard(message)
         code = await process.wait()
         if self._closing or self.crashed.done():
             return
-        said = f": {json.loads(line)['error']}" if line else ""
-        log.warning("node %d ended with exit code %d%s", rank, code, said)
-        self.crashed.set_exception(ZpipeError(f"node {rank} ended by itself (exit code {code}){said}"))
+        log.warning("%s ended with exit code %d%s", self._who(rank), code, said)
+        self.crashed.set_exception(ZpipeError(f"{self._who(rank)} ended by itself (exit code {code}){said}"))
+
+    def _who(self, rank: int) -> str:
+        """A rank, for people."""
+        source = self.topology.source_at(rank)
+        return f"node {rank}" if source is None else f"source {source.name} (rank {rank})"
 
     async def _end(self, process: asyncio.subprocess.Process, seconds: float) -> None:
         """Waits for a process to end by itself, then ends it by force."""

@@ -25,7 +25,7 @@ from zpipe.policy.messages import Resolve, SampleCancelled, SampleSubmitted
 from zpipe.runtime import whereabouts
 from zpipe.runtime.driver import Driver, zeromq
 from zpipe.runtime.entrance import Intake, Places
-from zpipe.runtime.launch import Launcher, Site
+from zpipe.runtime.launch import Launcher, Program, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
 from zpipe.runtime.outcomes import outcome_of, result_or_raise
 from zpipe.runtime.starting import load_and_launch, monitor_of
@@ -42,6 +42,8 @@ NO_SAMPLE = -1
 Done = Callable[[Outcome], None]
 #: Given {rank: address} once all are bound: {viewer: {rank: address}} where that viewer is to reach a rank elsewhere.
 Detours = Callable[[Mapping[int, str]], Awaitable[Mapping[int, Mapping[int, str]]]]
+#: Given this rank's address once it is bound: {rank: address} of the others, as this one is to reach them.
+Meet = Callable[[str], Awaitable[Mapping[int, str]]]
 
 
 class Pipeline:
@@ -62,7 +64,7 @@ class Pipeline:
     def __init__(
         self,
         topology: Topology | str | Path,
-        rank: int | None,
+        source: str | int | None,
         *,
         launch: bool,
         exit_point: str | None = None,
@@ -72,24 +74,21 @@ class Pipeline:
         seed: int | None = None,
         trace: str | Path | None = None,
         sites: Mapping[int, Site] | None = None,
+        programs: Mapping[int, Program] | None = None,
         insecure: bool = False,
         detours: Detours | None = None,
+        meet: Meet | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
         given = topology if isinstance(topology, Topology) else load_topology(topology)
         if insecure or (sites and not given.security.keys):  # boards made of this machine are nobody else's to reach
             given = given.without_keys()
         loaded, self.bundle = prepare(given)
-        spec = loaded.source if rank is None else loaded.source_at(rank)
-        if spec is None:
-            sources = ", ".join(str(source.rank) for source in loaded.sources)
-            raise ConfigError(
-                f"{loaded.path or loaded.name}: rank: found {rank}, expected a source ({sources}); connect as one of these"
-            )
+        spec = loaded.source if source is None else loaded.source_named(source)
         if launch:
             sites = sites or {}
             loaded = loaded.with_addresses({node.rank: sites.get(node.rank, Site()).address for node in loaded.nodes})
-        else:
+        elif meet is None:
             loaded = by_hand(loaded)
         self.topology = loaded
         self.rank = spec.rank
@@ -100,7 +99,9 @@ class Pipeline:
             raise ConfigError(f"deadline: found {deadline}, expected seconds above 0")
         self._launch = launch
         self._sites = sites
+        self._programs = programs
         self._detours = detours
+        self._meet = meet
         self._note = note
         self._seed = seed
         self._trace = None if trace is None else trace_folder(Path(trace))
@@ -125,35 +126,45 @@ class Pipeline:
         self._note_left = ExitStack()  #: of where this pipeline is
 
     @classmethod
-    def local(cls, topology: Topology | str | Path, **options: Any) -> Pipeline:
-        """A pipeline whose every rank runs on this machine: this process is the source, the others are started and ended with it.
+    def local(cls, topology: Topology | str | Path, *, source: str | int | None = None, **options: Any) -> Pipeline:
+        """A pipeline whose every rank runs on this machine: this process is a source, the others are started and ended with it.
+
+        Where the topology has further sources, nobody submits samples there.
 
         Args:
             topology: a topology, its file or its name.
+            source: which one this program is, by name or rank; that of the lowest rank if not given.
             options: `exit_point` (an operating point of the bundle, or `no-exit`), `admission`, `when_full`, `deadline` (seconds),
                 `seed`; what is not given is the topology's. `trace`: a folder where every rank started here records its policy's
                 rounds, for `zpipe replay`. `sites`: {rank: Site} where this machine's boards are several, as in the edge lab.
-                `detours`: awaited once every rank is bound, it says who is to reach whom elsewhere, as through relays.
-                `note`: takes the line in which `executor: auto` says what it chose for this rank; the log does if not given.
+                `programs`: {rank: Program} where a rank is run by more than a node. `detours`: awaited once every rank is bound,
+                it says who is to reach whom elsewhere, as through relays. `note`: takes the line in which `executor: auto` says
+                what it chose for this rank; the log does if not given.
 
         Raises:
             ConfigError: topology, bundle or an option is wrong.
         """
-        return cls(topology, None, launch=True, **options)
+        return cls(topology, source, launch=True, **options)
 
     @classmethod
-    def connect(cls, topology: Topology | str | Path, *, rank: int | None = None, **options: Any) -> Pipeline:
+    def connect(
+        cls, topology: Topology | str | Path, *, rank: int | None = None, source: str | int | None = None, **options: Any
+    ) -> Pipeline:
         """A pipeline whose other ranks run already, or will: `zpipe node --rank N` on each board.
+
+        Several programs may be connected to one network at once, each as another of its sources.
 
         Args:
             topology: as for `local`; the same file as on the boards.
-            rank: of the source this program is; the lowest one if not given.
+            rank, source: which one this program is, `source="camera"` or `rank=3`; that of the lowest rank if not given.
             options: as for `local`. `insecure=True`: this program may listen at an address open to a network without keys.
 
         Raises:
-            ConfigError: as for `local`.
+            ConfigError: as for `local`; or the topology has no such source: the message lists those it has.
         """
-        return cls(topology, rank, launch=False, **options)
+        if rank is not None and source is not None:
+            raise ConfigError(f"source: found {source!r} beside rank {rank}, expected one of the two; drop the rank")
+        return cls(topology, rank if source is None else source, launch=False, **options)
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.topology.name} | {self._driver.policy if self._driver else 'not started'}>"
@@ -177,7 +188,9 @@ class Pipeline:
     async def _start(self) -> None:
         if self._launch and len(self.topology.nodes) > 1:
             others = [node.rank for node in self.topology.nodes if node.rank != self.rank]
-            self._launcher = Launcher(self.topology, self.bundle, others, sites=self._sites, trace=self._trace)
+            self._launcher = Launcher(
+                self.topology, self.bundle, others, sites=self._sites, trace=self._trace, programs=self._programs
+            )
         make = partial(executor_for, self.topology, self.bundle, self.rank, note=self._note)
         watch = partial(monitor_of, self.bundle, fixed_thresholds(self._config))
         executor, self._monitor, addresses = await load_and_launch(make, watch, self._launcher)
@@ -195,9 +208,11 @@ class Pipeline:
             pumped=self._places.wake,
             broken=self._on_broken,
             seed=self._seed,
-            trace=None if self._trace is None else trace_file(self._trace, self.rank),
+            trace=self._trace if self._trace is None or self._meet is not None else trace_file(self._trace, self.rank),
         )
         addresses[self.rank] = await self._driver.start()
+        if self._meet is not None:
+            self.topology = self.topology.with_addresses({**addresses, **await self._meet(addresses[self.rank])})
         if self._launcher is not None:
             detours = {} if self._detours is None else await self._detours(addresses)
             self._launcher.introduce(addresses, detours)

@@ -16,7 +16,7 @@ from zpipe.report import RunLog
 from zpipe.sim.world import World
 from zpipe.topology import SourceSpec
 
-#: How long past its deadline an outcome is waited for; what has none by then is lost (as in `zpipe.bench.run`).
+#: How long past its deadline an outcome is waited for; what has none by then is lost (as in `zpipe.bench.offering`).
 PATIENCE_SECONDS = 1.0
 
 

@@ -16,7 +16,7 @@ from zpipe.errors import ConfigError
 from zpipe.load import POISSON, Order, SourceLoad, Span, run_span, samples_of, shares, source_loads
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
-from zpipe.report import RunLog, build_report, link_rows, merged, node_rows
+from zpipe.report import RunLog, build_report, link_rows, merged, node_rows, sources_grown
 from zpipe.series import AdmissionSeries
 from zpipe.service import load_service
 from zpipe.sim.hop import HopProfile, load_hop_profile
@@ -34,7 +34,7 @@ Progress = Callable[[str, float], None]
 DEFAULT_DEVICE = "raspberry-pi-4"
 #: What generated topologies run where the caller names no other bundle.
 DEFAULT_BUNDLE = "digits-mobilenetv2"
-#: Samples under way at each source while warming up (as in `zpipe.bench.run`).
+#: Samples under way at each source while warming up (as in `zpipe.bench.offering`).
 WARM_UP_WINDOW = 16
 #: Progress is told so often, in simulated seconds.
 PROGRESS_SECONDS = 1.0
@@ -270,8 +270,8 @@ class _Run:
             links=link_rows(before, after, seconds, limits=topology.limits),
             series=series.rows,
             memory=[],
-            second_results=_grown(before, after, "second_results"),
-            resubmitted=_grown(before, after, "resubmitted"),
+            second_results=sources_grown(before, after, "second_results", self.offerings),
+            resubmitted=sources_grown(before, after, "resubmitted", self.offerings),
             shared_machine=False,
             simulated=True,
             generated_inputs=bundle.evaluation_generated,
@@ -287,13 +287,6 @@ class _Run:
             "nodes_running_share": sum(1 for node in hosting if node["tasks"]) / len(hosting),
             "service": _service_name(topology, options),
         }
-
-
-def _grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key: str) -> int:
-    """By how much a count of the sources grew, over all of them."""
-    return sum(
-        int(new["delivery"][key] - old["delivery"][key]) for old, new in zip(before, after, strict=True) if "delivery" in new
-    )
 
 
 # ---- making the world ----------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_bad_spec_is_one_line(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kill node 0 every 5s", "kill: found node 0, expected one of 1, 2 (the source's process is the bench itself)"),
+        ("kill node 0 every 5s", "kill: found node 0, expected one of 1, 2 (a source's process is the bench itself)"),
         ("kill node 7 every 5s", "kill: found node 7, expected one of 1, 2"),
         ("down 1s link 0-3 every 5s", "down: found link 0-3, expected one of 0-1, 0-2, 1-2"),
     ],
@@ -121,7 +121,7 @@ def test_target_that_does_not_exist_is_one_line(text: str, message: str) -> None
 
 def test_topology_without_other_nodes_is_one_line() -> None:
     for text in ("kill every 5s", "rolling", "reset every 5s"):
-        with pytest.raises(ConfigError, match="beside the source, expected some; choose another topology"):
+        with pytest.raises(ConfigError, match="beside the sources, expected some; choose another topology"):
             faults(parse_chaos(text), nodes=(), links=(), seed=0)
 
 

@@ -5,7 +5,7 @@ SPEC is one or more clauses joined by `;`, each an action, then how much and how
     kill [3s] [node 2] WHEN           SIGKILL; started again at once, or after 3 s
     terminate [3s] [node 2] WHEN      SIGTERM: the node ends in order; started again as after kill
     stop 2s [node 2] WHEN             SIGSTOP, and SIGCONT 2 s later
-    rolling [WHEN]                    terminate and start again every node but the source's, one after the other; without WHEN once
+    rolling [WHEN]                    terminate and start again every node but the sources', one after the other; without WHEN once
     down 2s [link 0-1] WHEN           nothing passes for 2 s, connections stay
     slow 1Mbit/s 3s [link 0-1] WHEN   so much bandwidth, each way, for 3 s
     reset [link 0-1] WHEN             every connection of the link breaks off
@@ -15,7 +15,7 @@ SPEC is one or more clauses joined by `;`, each an action, then how much and how
 
     WHEN = every 5s | poisson 5s (at random, every 5 s on average) | at 5s (once)
 
-Times count from the first measured sample and leave the calm out. A target that is not named is a random node (never the source)
+Times count from the first measured sample and leave the calm out. A target that is not named is a random node (never a source)
 or a random link. The same seed gives the same targets and times. A fault whose target is not back from the last one is skipped, and
 the timeline says so.
 

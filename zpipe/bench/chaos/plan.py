@@ -25,7 +25,7 @@ class ChaosPlan:
 
     Args:
         text: the spec.
-        topology: of the run; every node but the source's is started by it.
+        topology: of the run; every node but its own source's is started by it.
         seed: of targets, times and damage.
 
     Raises:
@@ -37,7 +37,7 @@ class ChaosPlan:
         self._topology = topology
         self._seed = seed
         self._between = [link.between for link in topology.links]
-        nodes = [node.rank for node in topology.nodes if node.rank != topology.source.rank]
+        nodes = [node.rank for node in topology.nodes if topology.source_at(node.rank) is None]
         self._faults = faults(self._chaos, nodes=nodes, links=self._between, seed=seed)
         self._links: LinkFaults | None = None
         self._relays: LoopbackLinks | None = None

@@ -65,12 +65,12 @@ def _check_target(clause: Clause, nodes: Sequence[int], links: Sequence[Link]) -
     known = [f"{a}-{b}" for a, b in links] if kind == "link" else [str(rank) for rank in nodes]
     if not known:
         raise ConfigError(
-            f"--chaos: {clause.action}: found no {kind or 'node'} beside the source, expected some; choose another topology"
+            f"--chaos: {clause.action}: found no {kind or 'node'} beside the sources, expected some; choose another topology"
         )
     absent = clause.node not in (None, *nodes) or clause.link not in (None, *links)
     if absent:
         named = f"node {clause.node}" if kind == "node" else f"link {clause.link[0]}-{clause.link[1]}" if clause.link else ""
-        also = " (the source's process is the bench itself)" if kind == "node" else ""
+        also = " (a source's process is the bench itself)" if kind == "node" else ""
         raise ConfigError(f"--chaos: {clause.action}: found {named}, expected one of {', '.join(known)}{also}")
 
 

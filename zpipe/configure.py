@@ -13,6 +13,7 @@ from zpipe.executors.base import EXECUTORS, is_executor_name
 from zpipe.model import AUTO_CODEC, FRAME_BYTES, FRAME_ROWS, NO_CODEC, Promise
 from zpipe.policy import NodePolicy
 from zpipe.policy.admission import ADMISSIONS, MdiThreshold
+from zpipe.policy.allocation import chain_of
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
@@ -144,6 +145,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
                 lane_bytes=lane_bytes(bundle, link.codec),
                 bandwidth_bps=link.bandwidth_bps,
                 latency_seconds=link.latency_seconds,
+                stages=topology.node(peer).stages,
                 fed_by_us_alone=not any(topology.lanes(other, peer) for other in topology.neighbours(peer) if other != rank),
             )
         )
@@ -162,6 +164,13 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         offload=topology.policy.offload,
         output_threshold=topology.policy.output_threshold,
         lane_order=lane_order(bundle, _mean_bytes(topology, bundle, rank)),
+        order=topology.policy.order,
+        classes=tuple(sorted({spec.priority for spec in topology.sources})),
+        min_share=topology.policy.min_share,
+        max_batch_low=topology.policy.max_batch_low,
+        macs=tuple(float(spec.macs) for spec in bundle.stages),
+        reach=reach(bundle),
+        chains=_chains(topology, rank),
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
     )
@@ -185,6 +194,19 @@ def _farther(topology: Topology, rank: int) -> dict[int, tuple[int, ...]]:
             for source in topology.farther(rank, peer):
                 found.setdefault(source, []).append(peer)
     return {source: tuple(peers) for source, peers in found.items()}
+
+
+def _chains(topology: Topology, rank: int) -> dict[int, tuple[int, int]]:
+    """{source: the ranks before and behind this node on its chain}; none where it is not on it."""
+    neighbours = {node.rank: topology.neighbours(node.rank) for node in topology.nodes}
+    hosts = [node.rank for node in topology.nodes if node.stages]
+    found = {}
+    for spec in topology.sources:
+        way = [-1, *chain_of(spec.rank, neighbours, hosts), -1]
+        if rank in way:
+            index = way.index(rank)
+            found[spec.rank] = way[index - 1], way[index + 1]
+    return found
 
 
 def source_config(

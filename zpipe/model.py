@@ -218,6 +218,7 @@ class Credit:
         carried: {stage: tasks of earlier epochs that still occupy a slot of this link}.
         holding_seconds: how long the receiver held number `expected - 1` when it wrote this; < 0 when it says nothing.
         missed: numbers below `expected` that never arrived, the latest of this epoch.
+        clear: {class: tasks of it and of those below that may hold a slot}, clear to compute (C8); empty where nothing has classes.
     """
 
     epoch: int
@@ -227,6 +228,7 @@ class Credit:
     carried: dict[int, int] = field(default_factory=dict)
     holding_seconds: float = -1.0
     missed: tuple[int, ...] = ()
+    clear: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -238,6 +240,10 @@ class Report:
         service_seconds: {stage: smoothed seconds per sample}.
         backlog_seconds: {stage: seconds of work for it there, whether queued, under way or waiting to be sent or taken back}.
         accepting: whether it takes tasks; not while it drains, or without an executor that works.
+        ahead_seconds: {class: seconds of work for it there, all that is left of each sample}; told by nodes that look ahead (A6).
+        usage: {class: share of its time that went into it of late, 0..1}, likewise.
+        withheld: {class: stages that it hosts and does not serve for it, as bits} (A8).
+        rates: {source: (multiply-adds a second from the source to this node, and from this node on)} along its chain (A9).
     """
 
     input_length: int
@@ -245,6 +251,10 @@ class Report:
     service_seconds: dict[int, float]
     backlog_seconds: dict[int, float]
     accepting: bool = True
+    ahead_seconds: dict[int, float] = field(default_factory=dict)
+    usage: dict[int, float] = field(default_factory=dict)
+    withheld: dict[int, int] = field(default_factory=dict)
+    rates: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ def test_results_are_as_long_as_on_the_wire(rows: int) -> None:
         Credit(SESSION, 0, (), 16, {}, -1.0),
         Credit(SESSION, 70_000, (69_990, 69_995), 70_014, {}, 0.25),
         Credit(SESSION, 500, tuple(range(300, 500)), 510, {1: 3, 2: 1}, 0.25, (20, 290)),
+        Credit(SESSION, 500, (), 510, clear={0: 4, 200: 300}),
     ],
 )
 def test_credits_are_as_long_as_on_the_wire(credit: Credit) -> None:
@@ -63,6 +64,9 @@ def test_credits_are_as_long_as_on_the_wire(credit: Credit) -> None:
 def test_reports_are_as_long_as_on_the_wire(stages: int) -> None:
     seconds = dict.fromkeys(range(stages), 0.01)
     report = Report(150, 3, seconds, seconds)
+    assert sizes.report(3, report) == encoded(ReportUpdate(3, report))
+    classes = dict.fromkeys((0, 1, 200)[:stages], 0.5)
+    report = Report(150, 3, seconds, seconds, True, classes, classes, {0: 2**stages}, {300: (1e9, 0.0)})
     assert sizes.report(3, report) == encoded(ReportUpdate(3, report))
 
 

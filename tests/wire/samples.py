@@ -78,7 +78,14 @@ SAMPLES: dict[str, Message] = {
     "TaskBatch, packed": packed_batch(),
     "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004, (80, 98))),
     "Blocked": Blocked(1, 4, 108),
+    "CreditUpdate, by class": CreditUpdate(3, Credit(4, 100, (), 108, clear={0: 3, 2: 300})),
     "ReportUpdate": ReportUpdate(3, Report(5, 1, {1: 0.004, 2: 0.5}, {1: 0.02}, accepting=False)),
+    "ReportUpdate, by class": ReportUpdate(
+        3,
+        Report(
+            5, 1, {1: 0.004}, {1: 0.02}, True, {0: 0.3, 255: 0.01}, {0: 0.75}, {0: 2**18 - 1}, {0: (1e9, 2.5e10), 300: (0.0, 1.0)}
+        ),
+    ),
     "Lost": Lost(2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost"), LostRow(SampleKey(0, 123456789, 9), 2, "é", 2**40)]),
     "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1, 3)]),
     "Ping": Ping(-1, 77, echo=False),

@@ -1,4 +1,4 @@
-"""Slots and credits of one link, both ends (rules L1-L3, C1-C6)."""
+"""Slots and credits of one link, both ends (rules L1-L3, C1-C8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zpipe.model import Credit
 from zpipe.policy.estimates import LinkEstimate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from zpipe.model import SampleKey, Task
 
@@ -26,6 +26,7 @@ class Sent(NamedTuple):
     attempt: int
     lane: int
     sent_at: float
+    priority: int = 0
 
 
 #: A NamedTuple's own constructor is a Python function, twice as dear; one of these is made for each task.
@@ -40,6 +41,7 @@ class OutgoingLink:
         window: slots at the receiver.
         lane_bytes: {lane: bytes one task has on the link}.
         estimate: of the link's speed; a blank one if not given.
+        lower: classes below the highest, where there are several (C8).
 
     Attributes:
         epoch: of the present connection; None while there is none.
@@ -48,6 +50,7 @@ class OutgoingLink:
         released: #: slots that came free since the start, over all connections.
         estimate: what the link's numbers tell of its speed.
         free: tasks of any lane `may_send`; where it is False some may all the same.
+        clear: #: {class: tasks of it and of those below that may be outstanding beside one of each lane} (C8); others as C2 says.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class OutgoingLink:
         *,
         lane_bytes: Mapping[int, float] | None = None,
         estimate: LinkEstimate | None = None,
+        lower: Sequence[int] = (),
     ) -> None:
         self.lanes = tuple(lanes)
         self._lane_bytes = lane_bytes or {}
@@ -71,6 +75,7 @@ class OutgoingLink:
         self._carried: dict[int, int] = {}
         self._shared_taken = 0  #: sum over lanes of max(0, taken - 1)
         self.free = False
+        self.clear = dict.fromkeys(lower, 0)
         self.expected = self.released = 0
         self.waiting_since: float | None = None  #: when we first had something to send and no credit; None otherwise
         self.asked_at: float | None = None  #: when the first Blocked went out that no Credit has answered yet (C6)
@@ -88,6 +93,7 @@ class OutgoingLink:
         self.outstanding = {}
         self.estimate.reset()
         self._carried = {}
+        self.clear = dict.fromkeys(self.clear, 0)
         self.free = False
         self.waiting_since = self.asked_at = None
         self._recount()
@@ -115,11 +121,18 @@ class OutgoingLink:
             return False
         return self._taken[lane] == 0 or self._shared_taken < self._shared
 
+    def is_clear(self, lane: int, priority: int) -> bool:
+        """Rule C8: whether a task of that class may be sent, where `may_send` holds. One of each lane may: it asks (RTC)."""
+        most = self.clear.get(priority)
+        if most is None or self._taken[lane] == 0:
+            return True
+        return sum(1 for sent in self.outstanding.values() if sent.priority <= priority) < most
+
     def send(self, task: Task, *, now: float) -> None:
         """Numbers `task` and notes it as outstanding; `may_send` held."""
         lane, number = task.stage, self.next_number
         task.number = number
-        self.outstanding[number] = _new_sent((task.key, task.attempt, lane, now))
+        self.outstanding[number] = _new_sent((task.key, task.attempt, lane, now, task.priority))
         self.next_number = number + 1
         taken = self._taken[lane]
         self._taken[lane] = taken + 1
@@ -156,7 +169,7 @@ class OutgoingLink:
         missed = [outstanding[number] for number in credit.missed if number in gone] if credit.missed else []
         taken = self._taken
         for number in gone:
-            _, _, lane, _ = outstanding.pop(number)
+            lane = outstanding.pop(number)[2]
             left = taken[lane] = taken[lane] - 1
             if left:
                 self._shared_taken -= 1
@@ -165,6 +178,8 @@ class OutgoingLink:
             self.expected = expected
         if credit.limit > self.limit:
             self.limit = credit.limit
+        for each in credit.clear.keys() & self.clear.keys():
+            self.clear[each] = credit.clear[each]
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
@@ -198,12 +213,22 @@ class IncomingLink:
         held: #: {number: lane} of this connection; len(held) + len(carried) <= window.
         carried: #: {(connection, number): lane} of earlier ones (C4).
         missed: #: numbers of this connection that never arrived, the latest.
+        lower: #: {(connection, number): class} of tasks below the highest class that hold a slot (C8).
+        clear: #: {class: as last told}; empty where there is one class.
+        clearance: says what to tell; set by who owns several links, where there are several classes.
+        asked: whether a task of a lower class came since its reader cleared it: it asks for more (RTC).
         gaps, repeats, overruns: losses seen, repeats dropped, tasks beyond the limit dropped.
     """
 
-    def __init__(self, lanes: Sequence[int], window: int) -> None:
+    def __init__(self, lanes: Sequence[int], window: int, *, highest: int = 0) -> None:
         self.lanes = tuple(lanes)
         self.window = window
+        self._highest = highest
+        self.lower: dict[tuple[int, int], int] = {}
+        self.clear: dict[int, int] = {}
+        self.clearance: Callable[[IncomingLink], dict[int, int]] | None = None
+        self.asked = False
+        self._lower_freed = 0
         self._shared = window - len(self.lanes)
         self._several = len(self.lanes) > 1
         self._quarter = max(1, window // 4)
@@ -251,6 +276,7 @@ class IncomingLink:
         self._told_limit = self._told_expected = self._told_taken = 0
         self._arrived_at = -1.0
         self._urgent = self.due = False
+        self.clear = dict.fromkeys(self.clear, 0)
 
     def shut(self) -> None:
         """Grants nothing more, on no later connection either (R6)."""
@@ -276,6 +302,9 @@ class IncomingLink:
         self.expected = number + 1
         self.held[number] = task.stage
         self._arrived_at = now
+        if task.priority < self._highest:
+            self.lower[self.connection, number] = task.priority
+            self.asked = True
         return True
 
     def _miss(self, until: int) -> None:
@@ -288,6 +317,10 @@ class IncomingLink:
     def release(self, connection: int, number: int) -> None:
         """Frees the slot of a task that exited, failed, was dropped or sent on."""
         held = self.held
+        if self.lower and self.lower.pop((connection, number), None) is not None:
+            self._lower_freed += 1
+            if 4 * self._lower_freed >= max(self.clear.values(), default=0):
+                self._urgent = True  # who waits for these has no other way to know
         if self._several and len(held) + len(self.carried) > self._shared and self._lane_blocked_by_release(connection, number):
             self._urgent = True
         if connection != self.connection or held.pop(number, None) is None:
@@ -326,6 +359,8 @@ class IncomingLink:
         """Whether the sender knows less than it could, of slots or of arrivals; told with the next report."""
         if self.epoch is None:
             return False
+        if self.clearance is not None and self.clear != self.clearance(self):
+            return True
         if self._shut and self._told_taken != len(self.held) + len(self.carried):
             return True  # no slot is granted, but what is done with must not be called lost when this node goes
         return self.limit != self._told_limit or self.expected != self._told_expected
@@ -339,7 +374,15 @@ class IncomingLink:
         for lane in self.carried.values():
             carried[lane] = carried.get(lane, 0) + 1
         holding = now - self._arrived_at if self._arrived_at >= 0.0 else -1.0
-        return Credit(self.epoch or 0, self.expected, tuple(self.held), self._told_limit, carried, holding, tuple(self.missed))
+        if self.clearance is not None:
+            self._lower_freed, self.clear = 0, self.clearance(self)
+        return Credit(
+            self.epoch or 0, self.expected, tuple(self.held), self._told_limit, carried, holding, tuple(self.missed), self.clear
+        )
+
+    def lower_held(self, priority: int) -> int:
+        """Slots that tasks of that class and those below hold."""
+        return sum(1 for each in self.lower.values() if each <= priority)
 
     def check(self) -> None:
         """Asserts the invariants."""
@@ -350,3 +393,4 @@ class IncomingLink:
         self._see_due()
         assert due == self.due, self
         assert all(lane in self.lanes for lane in (*self.held.values(), *self.carried.values())), self
+        assert self.lower.keys() <= {*((self.connection, number) for number in self.held), *self.carried}, self

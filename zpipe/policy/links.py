@@ -6,13 +6,15 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
+from zpipe.policy.clearance import Clearance
 from zpipe.policy.credit import IncomingLink, OutgoingLink
 from zpipe.policy.estimates import LinkEstimate
 from zpipe.policy.messages import BanPeer, GrantCredit, ResetLink, SendBlocked, SendReport
+from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import Neighbour
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sized
+    from collections.abc import Mapping, Sequence, Sized
 
     from zpipe.model import Report, SampleKey
     from zpipe.policy.messages import (
@@ -56,17 +58,24 @@ class Links:
     def __init__(self, config: NodeConfig, counts: NodeCounts) -> None:
         self._config = config
         self._counts = counts
+        classes = config.classes if config.order == PRIORITY else config.classes[-1:]
         self.neighbours = {
             neighbour.rank: Neighbour(
                 neighbour,
-                _outgoing(neighbour) if neighbour.lanes_out else None,
-                IncomingLink(neighbour.lanes_in, neighbour.window_in) if neighbour.lanes_in else None,
+                _outgoing(neighbour, lower=classes[:-1]) if neighbour.lanes_out else None,
+                IncomingLink(neighbour.lanes_in, neighbour.window_in, highest=classes[-1] if len(classes) > 1 else 0)
+                if neighbour.lanes_in
+                else None,
             )
             for neighbour in config.neighbours
         }
         self.returned = False
         self._largest = {n.rank: max((n.lane_bytes.get(lane, 0.0) for lane in n.lanes_out), default=0.0) for n in config.neighbours}
         self.incoming = {rank: n.incoming for rank, n in self.neighbours.items() if n.incoming is not None}
+        self._clearance = None
+        if len(classes) > 1 and self.incoming:
+            pool = max(link.window for link in self.incoming.values()) // 2 + 2 * config.max_batch
+            self._clearance = Clearance(classes[:-1], self.incoming.values(), pool=pool)
         self._outgoing = [n.outgoing for n in self.neighbours.values() if n.outgoing is not None]
         lanes = {lane for neighbour in config.neighbours for lane in neighbour.lanes_out}
         order = [lane for lane in config.lane_order if lane in lanes]
@@ -225,6 +234,8 @@ class Links:
             waiting: {lane: O}.
             now: as ever.
         """
+        if self._clearance is not None:
+            self._clearance.look_around()
         for neighbour in self.neighbours.values():
             incoming = neighbour.incoming
             if incoming is not None and incoming.credit_changed():
@@ -305,9 +316,9 @@ class Links:
             assert neighbour.up or not neighbour.suspected, neighbour
 
 
-def _outgoing(config: NeighbourConfig) -> OutgoingLink:
+def _outgoing(config: NeighbourConfig, *, lower: Sequence[int]) -> OutgoingLink:
     estimate = LinkEstimate(bandwidth_bps=config.bandwidth_bps, latency_seconds=config.latency_seconds)
-    return OutgoingLink(config.lanes_out, config.window_out, lane_bytes=config.lane_bytes, estimate=estimate)
+    return OutgoingLink(config.lanes_out, config.window_out, lane_bytes=config.lane_bytes, estimate=estimate, lower=lower)
 
 
 def _credit_again(neighbour: Neighbour) -> None:

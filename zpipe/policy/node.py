@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow, Report, ResultRow
+from zpipe.policy.allocation import Chains, Lookahead, Usage, Withholding
 from zpipe.policy.answers import Answers
 from zpipe.policy.delivery import Source
 from zpipe.policy.links import HEARTBEAT_SECONDS, Links
@@ -29,8 +30,9 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
+from zpipe.policy.offload import LEFT_FREE, OFFLOADS
 from zpipe.policy.outlet import Outlet
-from zpipe.policy.priority import SERVICE_ORDERS
+from zpipe.policy.priority import PRIORITY, PriorityOrder
 from zpipe.policy.state import NodeCounts, Run
 from zpipe.policy.tasks import TaskTable
 
@@ -67,6 +69,8 @@ class NodePolicy:
         self.counts = NodeCounts()
         self.source = Source(config.source, rank=config.rank) if config.source else None
         self._links = Links(config, self.counts)
+        self._service = dict(config.service_seconds)
+        ranked = config.order == PRIORITY
         self._tasks = TaskTable(
             rank=config.rank,
             stages=config.stages,
@@ -74,6 +78,7 @@ class NodePolicy:
             incoming=self._links.incoming,
             is_current=self.source.is_current if self.source else lambda key: False,
             counts=self.counts,
+            order=PriorityOrder(config.classes, min_share=config.min_share, max_batch_low=config.max_batch_low) if ranked else None,
         )
         self._answers = Answers(
             rank=config.rank,
@@ -84,23 +89,34 @@ class NodePolicy:
             tasks=self._tasks,
             counts=self.counts,
         )
+        offload, neighbours = OFFLOADS[config.offload](config.output_threshold), self._links.neighbours
+        self._lookahead = Lookahead(config, service=self._service, neighbours=neighbours) if offload.looks_ahead else None
+        self._usage = Usage(now=0.0) if offload.looks_ahead or offload.chained else None
+        self._withholding = self._chains = None
+        if self._usage is not None and offload.withholds:
+            self._withholding = Withholding(config, service=self._service, usage=self._usage, neighbours=neighbours)
+        if self._usage is not None and offload.chained:
+            usage = self._usage if offload.chained == LEFT_FREE else None
+            self._chains = Chains(config, service=self._service, usage=usage, neighbours=neighbours)
         self._outlet = Outlet(
             config,
+            offload,
             tasks=self._tasks,
             links=self._links,
             source=self.source,
             counts=self.counts,
             backlog=lambda now: sum(self._backlog(now).values()),
+            ahead=lambda priority, now: sum(value for each, value in self._ahead(now).items() if each >= priority),
+            lookahead=self._lookahead,
+            chains=self._chains,
             rng=rng,
         )
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
-        self._order = SERVICE_ORDERS[config.order]()
         self._last_stage = len(config.gates.temperatures) - 1
         self._runs: dict[int, Run] = {}  #: {run: a batch in the executor}, in the order given; `config.runs` at most
         self._most_runs = config.runs  #: 0 once the executor was lost
         self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
-        self._service = dict(config.service_seconds)
         self._reported_at = self._ran_at = -math.inf
         self._look_at = self._due_at = -math.inf  #: before it no Report is due; from it on one is due without news, if at work
         self._reported_length = 0
@@ -153,6 +169,8 @@ class NodePolicy:
             due_at = source.next_wakeup(slot_free=self._tasks.own_held < self.config.own_slots)
             if due_at < wakeup:
                 wakeup = due_at
+        if self._outlet.link_free_at < wakeup:
+            wakeup = self._outlet.link_free_at
         return None if wakeup == math.inf else wakeup
 
     @property
@@ -217,6 +235,8 @@ class NodePolicy:
                 self._links.on_send_completed(event)
             case ReportReceived():
                 self._links.on_report(event, now)
+                if self._lookahead is not None:
+                    self._lookahead.forget()
             case BlockedReceived():
                 self._links.on_blocked(event, now)
             case LostReceived():
@@ -266,6 +286,8 @@ class NodePolicy:
             if receive(task, now):
                 if task.stage == 0 or self._lost_executor:
                     self._place(task, now)
+                elif tasks.ranked:
+                    tasks.to_input(task, now)
                 else:
                     task.since = now
                     tasks.input[task.stage].append(task)
@@ -289,6 +311,8 @@ class NodePolicy:
         counts.tasks_run += len(rows)
         counts.batches += 1
         self._measure_service(stage, event.seconds / len(rows))
+        if self._usage is not None:
+            self._usage.ran(rows, event.seconds)
         if event.tokens:
             for task, token in zip(rows, event.tokens, strict=False):
                 task.token = token
@@ -386,6 +410,8 @@ class NodePolicy:
 
     def _measure_service(self, stage: int, seconds: float) -> None:
         old = self._service.get(stage, 0.0)
+        if self._lookahead is not None and not old:
+            self._lookahead.forget()
         self._service[stage] = old + SERVICE_GAIN * (seconds - old) if old else seconds
 
     # ---- decisions -----------------------------------------------------------------------------
@@ -412,7 +438,7 @@ class NodePolicy:
         runs: Sequence[RunStage] = ()
         if len(self._runs) < self._most_runs and (tasks.input_length or (tasks.output_length and self._outlet.takes_back)):
             runs = self._choose_runs(now)
-            if runs and tasks.output_length and self._outlet.weighs:
+            if runs and tasks.output_length and (self._outlet.weighs or tasks.ranked):
                 self._outlet.flush(commands, now)  # this node has work again: what else waits may do better elsewhere
         if not report_due and now >= self._look_at:
             report_due = self._look_around(now)  # what was decided may be news
@@ -485,8 +511,10 @@ class NodePolicy:
     def _choose_runs(self, now: float) -> list[RunStage]:
         """Finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
         tasks, source, chosen = self._tasks, self.source, []
+        if tasks.ranked and self._outlet.takes_back:
+            tasks.take_back_ranked(self.config.max_batch)
         while len(self._runs) < self._most_runs and (tasks.input_length or (not self._runs and self._outlet.take_back())):
-            batch = tasks.take_batch(self._order, self.config.max_batch, self._service, now)
+            batch = tasks.take_batch(self.config.max_batch, self._service, now)
             if batch:
                 chosen.append(self._start_run(tuple(batch), now))
             if source is not None:
@@ -518,6 +546,22 @@ class NodePolicy:
                 backlog[stage] += left
         return backlog
 
+    def _ahead(self, now: float) -> dict[int, float]:
+        """{class: seconds of work here, all that is left of each sample}; of O what this node may take back (A6)."""
+        assert self._lookahead is not None
+        lasts, tasks = self._lookahead.here(), self._tasks
+        ahead: dict[int, float] = {}
+        for stage, queue in tasks.input.items():
+            for task in queue:
+                ahead[task.priority] = ahead.get(task.priority, 0.0) + lasts.get(stage, 0.0)
+            for task in tasks.output.get(stage, ()):
+                ahead[task.priority] = ahead.get(task.priority, 0.0) + lasts.get(stage, 0.0)
+        for run in self._runs.values():
+            left = min(now - run.began_at, len(run.tasks) * self._service.get(run.stage, 0.0)) / len(run.tasks)
+            for task in run.tasks:
+                ahead[task.priority] = ahead.get(task.priority, 0.0) + max(0.0, lasts.get(run.stage, 0.0) - left)
+        return ahead
+
     def _guess(self) -> float:
         """Gamma of a stage that never ran here."""
         service = self._service.values()
@@ -527,7 +571,19 @@ class NodePolicy:
 
     def _load(self, now: float) -> Report:
         length = self._tasks.input_length + self._rows_running
-        return Report(length, self._tasks.output_length, dict(self._service), self._backlog(now), self._accepting)
+        report = Report(length, self._tasks.output_length, dict(self._service), self._backlog(now), self._accepting)
+        if self._usage is not None:
+            self._usage.look_around(now)
+        if self._lookahead is not None and self._usage is not None:
+            self._lookahead.forget()
+            report.ahead_seconds, report.usage = self._ahead(now), dict(self._usage.by_class)
+        if self._withholding is not None:
+            self._withholding.look_around(now)
+            report.withheld = dict(self._withholding.withheld)
+        if self._chains is not None:
+            self._chains.look_around()
+            report.rates = dict(self._chains.rates)
+        return report
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""

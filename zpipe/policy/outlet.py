@@ -1,4 +1,4 @@
-"""What leaves a node: I or O, which neighbour, in which frame (rules A1, A2, A4)."""
+"""What leaves a node: I or O, which neighbour, in which frame (rules A1, A2, A4, A6-A9)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zpipe.policy.messages import Forward
-from zpipe.policy.offload import OFFLOADS, Candidate, Here
+from zpipe.policy.offload import Candidate, Here
 
 if TYPE_CHECKING:
     import random
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Sequence
 
     from zpipe.model import SampleKey, Task
+    from zpipe.policy.allocation import Chains, Lookahead
+    from zpipe.policy.credit import OutgoingLink
     from zpipe.policy.delivery import Source
     from zpipe.policy.links import Links
     from zpipe.policy.messages import Command
+    from zpipe.policy.offload import Offload
     from zpipe.policy.state import Neighbour, NodeConfig, NodeCounts
     from zpipe.policy.tasks import TaskTable
 
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 #: A link that is given more work than this takes nothing that could run here as well: what waits in O can still be decided anew,
 #: and a small activation does not stand behind a pile of large ones. Ours: in the simulator 20 and 50 ms did equally well.
 LINK_QUEUE_SECONDS = 0.05
+
+#: Of a lower class a link is given nothing before it is done with what it has, but for this: wake-ups are no more exact, and what
+#: is under way when a higher class comes is a frame at most (A7).
+LINK_IDLE_SECONDS = 0.001
 
 #: A frame of more tasks than a batch's takes its link no longer than this: its first task waits for the last.
 FRAME_SECONDS = 0.002
@@ -35,28 +42,37 @@ class Outlet:
 
     Args:
         config: of the node.
+        offload: its strategy.
         tasks: O, and the slots a task leaves free.
         links: who takes which lane, with how much credit.
         source: whose `oldest` its own tasks tell.
         counts: of the node.
         backlog: |I| * Gamma of this node, given the time.
+        ahead: seconds of work here that goes before a task of a class, given that class and the time.
+        lookahead: of strategies that look ahead.
+        chains: of strategies that go along them.
         rng: the dice.
 
     Attributes:
         weighs: whether the strategy looks at loads.
         serving: whether this node can run what it hosts (R6).
         takes_back: whether O may hold what is hosted here (A3).
+        link_free_at: when a link is done that a task of a lower class waits for; `inf`: none does.
     """
 
     def __init__(
         self,
         config: NodeConfig,
+        offload: Offload,
         *,
         tasks: TaskTable,
         links: Links,
         source: Source | None,
         counts: NodeCounts,
         backlog: Callable[[float], float],
+        ahead: Callable[[int, float], float],
+        lookahead: Lookahead | None,
+        chains: Chains | None,
         rng: random.Random,
     ) -> None:
         self._config = config
@@ -65,10 +81,15 @@ class Outlet:
         self._source = source
         self._counts = counts
         self._backlog = backlog
+        self._ahead = ahead
+        self._lookahead = lookahead
+        self._chains = chains
+        self._highest = config.classes[-1]
         self._rng = rng
-        self._offload = OFFLOADS[config.offload](config.output_threshold)
+        self._offload = offload
         self.weighs = self._offload.weighs
         self.serving = True
+        self.link_free_at = math.inf
         self.takes_back = not tasks.input.keys().isdisjoint(tasks.output)
         #: {lane: those who take it, each with its link}
         self._takers = {lane: [(n, n.outgoing) for n in takers if n.outgoing is not None] for lane, takers in links.takers.items()}
@@ -79,13 +100,17 @@ class Outlet:
         tasks, stage = self._tasks, task.stage
         if stage == 0 and task.key.source not in self._config.farther:
             return True
+        if self._chains is not None:
+            return self._chains.keeps(task)
         # raw inputs in O: by rule A1 they would be in I, were they not allowed to go out
         raw = len(tasks.output[0]) if 0 in tasks.output and 0 in tasks.input else 0
         return self._offload.keep(stage=stage, input_length=tasks.input_length + raw, output_length=tasks.output_length - raw)
 
     def take_back(self) -> bool:
         """Rule A3: this node is idle and runs a task of O itself, where it hosts the stage of one."""
-        return self.takes_back and self._tasks.output_length > 0 and self._tasks.take_back(self._wanted)
+        if not self.takes_back or not self._tasks.output_length:
+            return False
+        return self._tasks.take_back(self._wanted, wanted_too=self._chains is None)
 
     def _wanted(self, lane: int) -> bool:
         """Whether some neighbour takes tasks of this lane, now or when it has room."""
@@ -94,13 +119,53 @@ class Outlet:
     def flush(self, commands: list[Command], now: float) -> None:
         """Sends what may go (A2), one frame per neighbour and batch."""
         hosts = self._tasks.input if self.serving else ()
+        if self._tasks.ranked:
+            self._flush_ranked(hosts, commands, now)
+            return
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
         for lane, queue in self._tasks.output.items():
             if queue:
-                hosted = lane in hosts
+                hosted = lane in hosts and self._chains is None  # what goes along a chain is another's part
                 if not (hosted and better_waits):
                     self._serve(lane, queue, commands, hosted=hosted, now=now)
                     better_waits = better_waits or (hosted and len(queue) > 0)
+
+    def _flush_ranked(self, hosts: Container[int], commands: list[Command], now: float) -> None:
+        """The same where A7 orders: the lane with the highest class first, and a class that may not go holds up none below it."""
+        self.link_free_at = math.inf
+        lanes = [(lane, queue) for lane, queue in self._tasks.output.items() if queue]
+        lanes.sort(key=_by_class)
+        for lane, queue in lanes:
+            self._serve_ranked(lane, queue, commands, hosted=lane in hosts, now=now)
+
+    def _serve_ranked(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
+        """Sends of one lane what may go; a frame holds one class."""
+        tasks = self._tasks
+        frames: dict[tuple[int, int], tuple[list[Task], int]] = {}  #: {(neighbour, class): its last frame, and what that takes}
+        index, waits = 0, -1  #: waits: a class of which nothing may go
+        while index < len(queue):
+            task = queue[index]
+            stale = tasks.is_stale(task, now)
+            neighbour = None if stale or task.priority == waits else self._choose_neighbour(task, hosted=hosted, now=now)
+            if neighbour is None and not stale:
+                waits = task.priority
+                index += 1
+                continue
+            del queue[index]
+            tasks.output_length -= 1
+            if neighbour is None:
+                tasks.drop_stale(task)
+                continue
+            self._send(task, neighbour, now)
+            name = neighbour.config.rank, task.priority
+            frame, most = frames.get(name, (None, 0))
+            if frame is None or len(frame) >= most:
+                assert neighbour.outgoing is not None
+                assert neighbour.outgoing.epoch is not None
+                frame = []
+                frames[name] = frame, self._frame_rows(neighbour, lane, lower=task.priority < self._highest)
+                commands.append(Forward(neighbour.config.rank, neighbour.outgoing.epoch, lane, frame))
+            frame.append(task)
 
     def _serve(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
         """Sends of one lane what may go. It is tried after every event, and most often nothing may."""
@@ -140,10 +205,16 @@ class Outlet:
                 commands.append(Forward(rank, neighbour.outgoing.epoch, lane, frame))
             frame.append(task)
 
-    def _frame_rows(self, neighbour: Neighbour, lane: int) -> int:
-        """A2: how many tasks of a lane a frame holds. More than a batch's only where the first hardly waits for the last."""
+    def _frame_rows(self, neighbour: Neighbour, lane: int, *, lower: bool = False) -> int:
+        """A2: how many tasks of a lane a frame holds. More than a batch's only where the first hardly waits for the last.
+
+        Of a class below the highest no more at all: who comes behind it would wait for it.
+        """
         link, rows = neighbour.outgoing, self._config.frame_rows.get(lane, 0)
         assert link is not None
+        if lower:
+            size, most = neighbour.config.lane_bytes.get(lane, 0.0), link.bandwidth_bps / 8.0 * FRAME_SECONDS
+            return max(1, self._config.max_batch if self._config.max_batch * size <= most else int(most / size))
         if rows > self._config.max_batch:
             size, most = neighbour.config.lane_bytes.get(lane, 0.0), link.bandwidth_bps / 8.0 * FRAME_SECONDS
             rows = rows if rows * size <= most else int(most / size)
@@ -162,6 +233,7 @@ class Outlet:
                 shorter_than = -math.inf  # no |I| is; the estimate below is not yet bounded by 0
             if lane == 0:
                 within = self._config.farther.get(task.key.source, ())
+        ranked, lower = self._tasks.ranked, task.priority < self._highest
         able = []
         for neighbour, link in self._takers[lane]:  # `takes` and `input_length` of a neighbour stand here without their calls
             if not neighbour.sends or not neighbour.accepting or neighbour.suspected or link.estimate.busy_until > latest:
@@ -172,17 +244,74 @@ class Outlet:
                 if link.waiting_since is None:
                     link.waiting_since = now
                 continue
+            if ranked and lower and not self._may_take_lower(task, link, now):
+                continue
             length = neighbour.reported_length - link.released + neighbour.released_then
             sent = link.next_number - neighbour.arrived_then
             if (length + sent if sent > 0 else length) < shorter_than:
                 able.append(neighbour)
         if not able:
             return None
+        if self._chains is not None:
+            return self._next_on_chain(task, able)
+        if self._lookahead is not None:
+            return self._earliest_end(task, able, self._lookahead, hosted=hosted, now=now)
         if not hosted:
             return able[0] if len(able) == 1 else min(able, key=lambda neighbour: _candidate(neighbour, lane, now).cost_seconds)
         candidates = [_candidate(neighbour, lane, now) for neighbour in able]
         candidates.sort(key=_cost)
         here = Here(self._backlog(now), output_length)
+        chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
+        return None if chosen is None else self._links.neighbours[chosen.peer]
+
+    def _may_take_lower(self, task: Task, link: OutgoingLink, now: float) -> bool:
+        """Whether a link is clear for a task below the highest class (C8), and done with what it was given (A7)."""
+        if not link.is_clear(task.stage, task.priority):
+            return False
+        free_at = link.estimate.busy_until
+        if free_at > now + LINK_IDLE_SECONDS:
+            self.link_free_at = min(self.link_free_at, free_at)
+            return False
+        return True
+
+    def _next_on_chain(self, task: Task, able: Sequence[Neighbour]) -> Neighbour | None:
+        """Rule A9: the next node, and where that is gone any other."""
+        assert self._chains is not None
+        rank = self._chains.next(task.key)
+        for neighbour in able:
+            if neighbour.config.rank == rank:
+                return neighbour
+        follower = self._links.neighbours.get(rank)
+        gone = follower is None or not follower.takes or task.stage not in follower.config.lanes_out
+        return able[0] if gone else None
+
+    def _earliest_end(
+        self, task: Task, able: Sequence[Neighbour], lookahead: Lookahead, *, hosted: bool, now: float
+    ) -> Neighbour | None:
+        """Rule A6: where what is left of the task is done first; who withholds the stage comes last (A8)."""
+        lane, priority = task.stage, task.priority
+        willing: Sequence[Neighbour] = able
+        if self._offload.withholds and any(neighbour.withholds(lane, priority) for neighbour in able):
+            willing = [neighbour for neighbour in able if not neighbour.withholds(lane, priority)]
+            if not willing and (hosted or any(n.takes and not n.withholds(lane, priority) for n in self._links.takers[lane])):
+                return None
+            willing = willing or able
+        candidates = []
+        for neighbour in willing:
+            lasts = lookahead.at(neighbour.config.rank)
+            assert neighbour.outgoing is not None
+            candidates.append(
+                Candidate(
+                    neighbour.config.rank,
+                    neighbour.outgoing.transfer_seconds(lane, now=now),
+                    neighbour.ahead_seconds(priority, lasts, now=now),
+                    work_seconds=lasts.get(lane, 0.0),
+                )
+            )
+        candidates.sort(key=_cost)
+        if not hosted:
+            return self._links.neighbours[candidates[0].peer]
+        here = Here(self._ahead(priority, now), self._tasks.output_length, lookahead.here().get(lane, 0.0))
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 
@@ -219,6 +348,10 @@ def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:
         neighbour.input_length,
         neighbour.report_number,
     )
+
+
+def _by_class(lane: tuple[int, deque[Task]]) -> int:
+    return -lane[1][0].priority
 
 
 def _cost(candidate: Candidate) -> float:

@@ -28,6 +28,7 @@ class NeighbourConfig:
         lane_bytes: {stage: bytes one task for it has on the link to it}.
         bandwidth_bps, latency_seconds: what the topology says of the link, a first guess; `inf` and 0 where it says nothing.
         fed_by_us_alone: whether nobody else may send it tasks: what it answers, it was given by us, or made up (R7).
+        stages: that it hosts.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class NeighbourConfig:
     bandwidth_bps: float = math.inf
     latency_seconds: float = 0.0
     fed_by_us_alone: bool = False
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ class NodeConfig:
         frame_rows: {stage: so many tasks for it may share a frame, where `max_batch` is smaller} (A2).
         output_threshold: T_O of Alg. 1, tasks.
         lane_order: lanes of O in the order they are served; those it does not name come behind, rising.
+        order: of service, `fifo` or `priority` (A7).
+        classes: of all sources, rising.
+        min_share: of this node's time, for a class that waits below others (A7).
+        max_batch_low: most tasks in a batch of any class but the highest; 0: `max_batch`.
+        macs: multiply-adds of each stage.
+        reach: share of samples that get to each stage.
+        chains: {source: the ranks before and behind this node on its chain, -1: none} (A9).
         hang_seconds: R5.
         source: None where no samples enter.
     """
@@ -78,6 +87,12 @@ class NodeConfig:
     output_threshold: int = 50
     lane_order: tuple[int, ...] = ()
     order: str = "fifo"
+    classes: tuple[int, ...] = (0,)
+    min_share: float = 0.05
+    max_batch_low: int = 0
+    macs: tuple[float, ...] = ()
+    reach: tuple[float, ...] = ()
+    chains: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     report_seconds: float = 0.1
     hang_seconds: float = 5.0
     source: SourceConfig | None = None
@@ -197,6 +212,33 @@ class Neighbour:
         """|I| * Gamma there, estimated likewise."""
         seconds = self.reported_backlog + self.change * self.seconds_each
         return seconds if seconds > 0.0 else 0.0
+
+    def ahead_seconds(self, priority: int, lasts: Mapping[int, float], *, now: float) -> float:
+        """Seconds of work there that goes before a task of that class, estimated.
+
+        As last reported, less the time since, plus what was sent and could not have been counted yet.
+
+        Args:
+            priority: the class.
+            lasts: {stage: seconds that a sample has left there}.
+            now: the time.
+        """
+        seconds = 0.0
+        if self.report is not None:
+            told = sum(value for each, value in self.report.ahead_seconds.items() if each >= priority)
+            seconds = max(0.0, told - (now - self.reported_at))
+        link = self.outgoing
+        if link is not None:
+            for number, sent in reversed(link.outstanding.items()):
+                if number < self.arrived_then:
+                    break
+                if sent.priority >= priority:
+                    seconds += lasts.get(sent.lane, 0.0)
+        return seconds
+
+    def withholds(self, stage: int, priority: int) -> bool:
+        """Whether it hosts that stage and would rather not serve it for that class (A8)."""
+        return self.report is not None and bool(self.report.withheld.get(priority, 0) >> stage & 1)
 
     @property
     def up(self) -> bool:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
-from zpipe.policy.priority import fill_batch
+from zpipe.policy.priority import fill_batch, first_stage, insert_ranked, is_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from zpipe.model import SampleKey, Task
     from zpipe.policy.credit import IncomingLink
-    from zpipe.policy.priority import ServiceOrder
+    from zpipe.policy.priority import PriorityOrder
     from zpipe.policy.state import NodeCounts
 
 
@@ -47,8 +47,10 @@ class TaskTable:
         incoming: {neighbour: the link whose slots its tasks hold}.
         is_current: whether a sample of this node's own is still open.
         counts: of the node.
+        order: rule A7, None: first come, first served.
 
     Attributes:
+        ranked: whether queues are in the order of rule A7, else first in first.
         input: #: {stage: I, first in first}.
         output: #: {lane: O}; lanes in the order in which a scarce link serves them.
         input_length, output_length: #: |I| and |O| over all stages.
@@ -67,8 +69,11 @@ class TaskTable:
         incoming: Mapping[int, IncomingLink],
         is_current: Callable[[SampleKey], bool],
         counts: NodeCounts,
+        order: PriorityOrder | None = None,
     ) -> None:
         self._rank = rank
+        self._order = order
+        self.ranked = order is not None
         self._incoming = incoming
         self._is_current = is_current
         self._counts = counts
@@ -148,15 +153,21 @@ class TaskTable:
             self.own_held += 1
 
     def to_input(self, task: Task, now: float) -> None:
-        """To the end of I."""
+        """To the end of I, or to its place there."""
         task.since = now
-        self.input[task.stage].append(task)
+        if self.ranked:
+            insert_ranked(self.input[task.stage], task)
+        else:
+            self.input[task.stage].append(task)
         self.input_length += 1
 
     def to_output(self, task: Task, now: float) -> None:
-        """To the end of O."""
+        """To the end of O, or to its place there."""
         task.since = now
-        self.output[task.stage].append(task)
+        if self.ranked:
+            insert_ranked(self.output[task.stage], task)
+        else:
+            self.output[task.stage].append(task)
         self.output_length += 1
 
     def run_again_alone(self, tasks: Sequence[Task]) -> None:
@@ -168,15 +179,18 @@ class TaskTable:
 
     # ---- out -----------------------------------------------------------------------------------
 
-    def take_batch(self, order: ServiceOrder, max_batch: int, service_seconds: Mapping[int, float], now: float) -> list[Task]:
+    def take_batch(self, max_batch: int, service_seconds: Mapping[int, float], now: float) -> list[Task]:
         """The next batch out of I, without what nobody waits for; empty when I is."""
         while self.input_length:
-            stage = order.leader(self.input, now=now) if self._only_stage is None else self._only_stage
-            queue = self.input[stage]
-            if max_batch == 1:
-                taken = [queue.popleft()]
+            if self._order is not None:
+                taken = self._order.take(self.input, max_batch=max_batch, service_seconds=service_seconds, now=now)
             else:
-                taken = fill_batch(queue, max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
+                stage = first_stage(self.input) if self._only_stage is None else self._only_stage
+                queue = self.input[stage]
+                if max_batch == 1:
+                    taken = [queue.popleft()]
+                else:
+                    taken = fill_batch(queue, max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
             self.input_length -= len(taken)
             stale = [task for task in taken if self.is_stale(task, now)]
             if not stale:
@@ -188,23 +202,45 @@ class TaskTable:
                 return batch
         return []
 
-    def take_back(self, wanted: Callable[[int], bool]) -> bool:
+    def take_back(self, wanted: Callable[[int], bool], *, wanted_too: bool = True) -> bool:
         """Rule A3: a head of O whose stage is hosted here goes to I.
 
         The oldest of those that nobody can take; else that of the lane which is worth least to a link.
 
         Args:
             wanted: whether some neighbour could take tasks of a lane, now or later.
+            wanted_too: whether those may be taken back that one could.
         """
         heads = [queue[0] for stage, queue in self.output.items() if queue and stage in self.input]
         if not heads:
             return False
-        task = min((head for head in heads if not wanted(head.stage)), key=lambda head: head.since, default=heads[-1])
+        unwanted = [head for head in heads if not wanted(head.stage)]
+        if not unwanted and not wanted_too:
+            return False
+        task = min(unwanted, key=lambda head: head.since, default=heads[-1])
         self.output[task.stage].popleft()
         self.output_length -= 1
         self.input[task.stage].append(task)
         self.input_length += 1
         return True
+
+    def take_back_ranked(self, most: int) -> None:
+        """Rule A3 where A7 orders: if the first of what is hosted here waits in O it goes to I, with others for its batch."""
+        heads = [queue[0] for stage, queue in self.output.items() if queue and stage in self.input]
+        if not heads:
+            return
+        first = heads[0]
+        for head in heads[1:]:
+            if is_before(head, first):
+                first = head
+        if any(queue and not is_before(first, queue[0]) for queue in self.input.values()):
+            return
+        queue, taken = self.output[first.stage], 0
+        while queue and taken < most and queue[0].priority == first.priority:
+            insert_ranked(self.input[first.stage], queue.popleft())
+            self.output_length -= 1
+            self.input_length += 1
+            taken += 1
 
     def leave(self, task: Task) -> None:
         """The task is no longer here: its slot is free."""

@@ -6,7 +6,7 @@ two durations of a task row count with the size they have on a live node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from zpipe.model import Credit, LostRow, Report, ResultRow, Task
 
@@ -61,7 +61,8 @@ def credit(sender: int, credit: Credit) -> int:
     numbers = CLOCK_BYTES + _integer(credit.expected) + _distances(credit.expected, credit.held) + _integer(credit.limit)
     carried = _array(2 * len(credit.carried)) + 2 * len(credit.carried)
     missed = _distances(credit.expected, credit.missed)
-    return START_BYTES + _integer(sender) + numbers + carried + FLOAT_BYTES + missed + DIGEST_BYTES
+    clear = _pairs(credit.clear) if credit.clear else 0
+    return START_BYTES + _integer(sender) + numbers + carried + FLOAT_BYTES + missed + clear + DIGEST_BYTES
 
 
 def report(sender: int, report: Report) -> int:
@@ -70,7 +71,20 @@ def report(sender: int, report: Report) -> int:
         _array(2 * len(seconds)) + (1 + FLOAT_BYTES) * len(seconds) for seconds in (report.service_seconds, report.backlog_seconds)
     )
     lengths = _integer(report.input_length) + _integer(report.output_length)
-    return START_BYTES + _integer(sender) + lengths + maps + 1 + DIGEST_BYTES  # 1: accepting
+    classes = 0
+    if report.ahead_seconds or report.usage or report.withheld or report.rates:
+        classes = sum(_by_class(values) for values in (report.ahead_seconds, report.usage))
+        classes += _pairs(report.withheld)
+        classes += _array(3 * len(report.rates)) + sum(_integer(source) + 2 * FLOAT_BYTES for source in report.rates)
+    return START_BYTES + _integer(sender) + lengths + maps + 1 + classes + DIGEST_BYTES  # 1: accepting
+
+
+def _pairs(values: Mapping[int, int]) -> int:
+    return _array(2 * len(values)) + sum(_integer(item) for pair in values.items() for item in pair)
+
+
+def _by_class(values: Mapping[int, float]) -> int:
+    return _array(2 * len(values)) + sum(_integer(each) + FLOAT_BYTES for each in values)
 
 
 def blocked(sender: int, next_number: int) -> int:

@@ -38,11 +38,14 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         accuracy:                 what this source wants, such as 0.95: the thresholds come from the bundle's accuracy table, as
                                   long as policy.exit is default
     policy: local                 an offload strategy, or the keys below
-        offload: local            local, cheapest, ddi, mdi
+        offload: local            local, cheapest, ddi, mdi; for several sources pa-mdi, ar-mdi, ms-mdi, fifo (zpipe.policy.offload)
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
         report_interval: 100 ms
         output_threshold: 50      T_O of MDI-Exit's Alg. 1
         offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: where they are fewer bytes
+        order: fifo               fifo or priority (pa-mdi: priority): by class, then age (policy rule A7); with priority also
+        min_share: 0.05           of each node's time, for every class that waits below another
+        max_batch_low: 0          most tasks in a batch of any class but the highest; 0 = the node's max_batch
     security:                     who may connect; where it is absent nodes bind loopback addresses only
         keys: keys                the folder of keys that `zpipe keygen` made, beside the topology file
     security: none                everybody who can reach the nodes; the same as --insecure

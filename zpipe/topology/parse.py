@@ -14,17 +14,20 @@ from zpipe.topology.keys import parse_security
 from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, one_of
 from zpipe.topology.sources import parse_sources, rank_of
 from zpipe.topology.spec import (
+    RANKED,
     LinkSpec,
     NodeSpec,
     OffloadInput,
+    Order,
     PolicySpec,
     Topology,
     has_port,
 )
 
 LINK_CODECS = (*CODECS, AUTO_CODEC)
-OFFLOADS = ("local", "cheapest", "ddi", "mdi")
+OFFLOADS = ("local", "cheapest", "ddi", "mdi", "pa-mdi", "ar-mdi", "ms-mdi", "fifo")
 OFFLOAD_INPUT: Mapping[object, OffloadInput] = {True: "yes", False: "no", "yes": "yes", "no": "no", "auto": "auto"}
+ORDERS = ("fifo", "priority")
 SHAPES = ("line", "ring", "mesh")
 
 #: A batch is one tensor and one run of the exit gate, on a GPU one block of it.
@@ -210,8 +213,12 @@ def _policy(at: At, value: object) -> PolicySpec:
         value = {"offload": value} if value in OFFLOADS else value
     if isinstance(value, str):
         raise at.wrong(value, one_of(OFFLOADS, value))
-    read = Fields(at, value, known=("offload", "exit", "report_interval", "output_threshold", "offload_input"))
+    read = Fields(at, value, known=_POLICY_KEYS)
     offload = read.text("offload", default.offload, names=OFFLOADS)
+    order = cast(Order, read.text("order", "priority" if offload in RANKED else default.order, names=ORDERS))
+    for key in ("min_share", "max_batch_low"):
+        if key in read and order != "priority":
+            raise (at / key).error("it with order fifo, which knows no classes", "order: priority, or none of it")
     return PolicySpec(
         offload=offload,
         exit_point=read.text("exit", default.exit_point),
@@ -220,7 +227,26 @@ def _policy(at: At, value: object) -> PolicySpec:
         ),
         output_threshold=read.integer("output_threshold", default.output_threshold),
         offload_input=_offload_input(at / "offload_input", read.raw("offload_input"), offload),
+        order=order,
+        min_share=read.number("min_share", default.min_share, valid=_is_share, expected="a number from 0 to below 0.5"),
+        max_batch_low=read.integer("max_batch_low", default.max_batch_low, maximum=MAX_BATCH),
     )
+
+
+_POLICY_KEYS = (
+    "offload",
+    "exit",
+    "report_interval",
+    "output_threshold",
+    "offload_input",
+    "order",
+    "min_share",
+    "max_batch_low",
+)
+
+
+def _is_share(x: float) -> bool:
+    return 0.0 <= x < 0.5
 
 
 def _offload_input(at: At, value: object, offload: str) -> OffloadInput:

@@ -16,8 +16,11 @@ from zpipe.topology.keys import SecuritySpec
 
 WhenFull = Literal["block", "latest", "deadline"]
 OffloadInput = Literal["no", "yes", "auto"]
+Order = Literal["fifo", "priority"]
 
 LOCAL_ADDRESS = "127.0.0.1:0"
+#: Strategies whose service order is by class unless the topology says more.
+RANKED = ("pa-mdi",)
 #: `exit:` names that are no operating points.
 DEFAULT_POINT, NO_EXIT = "default", "no-exit"
 #: How samples come to a source, where it is no file of arrival times.
@@ -167,6 +170,9 @@ class PolicySpec:
         output_threshold: T_O of MDI-Exit's Alg. 1, tasks.
         offload_input: whether raw inputs may go out, from their source and away from it; `auto`: where they are fewer bytes than
             what goes on after stage 0.
+        order: of service; `priority`: by class, then age (policy rule A7).
+        min_share: of each node's time, 0..1, for every class that waits below another.
+        max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
     """
 
     offload: str = "local"
@@ -174,6 +180,9 @@ class PolicySpec:
     report_interval_seconds: float = 0.1
     output_threshold: int = 50
     offload_input: OffloadInput = "no"
+    order: Order = "fifo"
+    min_share: float = 0.05
+    max_batch_low: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +389,7 @@ class Topology:
             "report_interval": self.policy.report_interval_seconds,
             "output_threshold": self.policy.output_threshold,
             "offload_input": self.policy.offload_input,
+            **self._service_order(),
         }
         return {
             "name": self.name,
@@ -392,6 +402,13 @@ class Topology:
             "path": str(self.path) if self.path else None,
             **({} if self.shared_memory else {"shared_memory": False}),
         }
+
+    def _service_order(self) -> dict[str, Any]:
+        """What differs from first come, first served."""
+        policy = self.policy
+        if policy.order == "fifo":
+            return {"order": "fifo"} if policy.offload in RANKED else {}
+        return {"order": policy.order, "min_share": policy.min_share, "max_batch_low": policy.max_batch_low}
 
     def canonical(self) -> dict[str, Any]:
         """What must be the same at every node: all but paths, where nodes listen and when samples come; of security the keys."""

@@ -22,10 +22,11 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
      2 Refused        control  key, here, there
      3 Task           data     epoch, codec, stage, [task row]                                             + buffer
      4 Credit         control  epoch, expected, [expected - held number], limit, [stage, slots, ...], holding_seconds,
-                               [expected - missed number]
+                               [expected - missed number] | [class, slots, ...]
      5 Blocked        data     epoch, next_number
      6 Report         control  input_length, output_length, [stage, service_seconds, ...], [stage, backlog_seconds, ...],
-                               accepting (bool)
+                               accepting (bool) | [class, ahead_seconds, ...], [class, usage, ...],
+                               [class, withheld, ...], [source, rate up to here, rate from here on, ...]
      7 Lost           control  [lost row]
      8 Result         control  [result row]
      9 Ping           control  token, echo (bool), padding (bin)
@@ -50,6 +51,8 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
 - confidence is the gate's float32, carried exactly as float64; a rounding error (0.001) outside 0..1 passes.
 - strings are UTF-8, in the documents too: a lone surrogate, escaped or not, is no text. Those that people are shown (key, here,
   there, cause, reason) the receiver takes in as one line of 240 characters, whatever does not print escaped (`one_line`).
+- what stands behind a `|` is there, all of it, where samples are of several classes, else absent. A class is 0 to 255; withheld
+  is a set of stages as bits, stage 0 the lowest.
 - holding_seconds is -1.0 when the receiver does not say.
 - label is one of the bundle's classes.
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the

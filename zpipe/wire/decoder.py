@@ -20,8 +20,10 @@ from xxhash import xxh3_64_digest, xxh3_64_intdigest
 from zpipe.errors import MAX_TEXT, WireError, one_line
 from zpipe.model import CONFIDENCE_SLACK, Credit, LostRow, Report, ResultRow, SampleKey, Task, new_key
 from zpipe.wire.kinds import (
+    CLASS_TYPES,
     HEADER_TYPES,
     LOST_ROW_TYPES,
+    MAX_CLASS,
     MAX_MICROSECONDS,
     MAX_RANK,
     MEMORY,
@@ -121,7 +123,7 @@ def _fields(body: bytes, limits: WireLimits) -> Fields:
     types = HEADER_TYPES.get(fields[1])
     if types is None:
         raise WireError(f"message kind {fields[1]}, expected 1 to {max(HEADER_TYPES)}")
-    if tuple(map(type, fields)) != types:
+    if tuple(map(type, fields)) != types and tuple(map(type, fields)) != (*types, *CLASS_TYPES.get(fields[1], ())):
         found = ", ".join(type(field).__name__ for field in fields[:12])
         raise WireError(f"{Kind(fields[1]).name}: header of ({found}), expected ({', '.join(each.__name__ for each in types)})")
     if not NO_RANK <= fields[2] <= MAX_RANK:
@@ -251,7 +253,7 @@ def _refused(fields: Fields, limits: WireLimits) -> Refused:
 
 
 def _credit(fields: Fields, limits: WireLimits) -> CreditUpdate:
-    _, _, sender, epoch, expected, distances, limit, carried, holding, missing = fields
+    _, _, sender, epoch, expected, distances, limit, carried, holding, missing, *clear = fields
     if not 0 <= epoch | expected | limit <= MAX_INT:  # any of them, as in a task's row
         for name, value in (("epoch", epoch), ("expected", expected), ("limit", limit)):
             _check_count("CREDIT", name, value)
@@ -260,7 +262,8 @@ def _credit(fields: Fields, limits: WireLimits) -> CreditUpdate:
     if not (holding == NO_HOLDING or 0.0 <= holding < math.inf):
         raise WireError(f"CREDIT: holding seconds {holding}, expected >= 0 or {NO_HOLDING}")
     carried_slots = _by_stage("CREDIT", carried, int, limits) if carried else {}
-    return CreditUpdate(sender, Credit(epoch, expected, held, limit, carried_slots, holding, missed))
+    clear_slots = _by_class("CREDIT", clear[0], int) if clear else {}
+    return CreditUpdate(sender, Credit(epoch, expected, held, limit, carried_slots, holding, missed, clear_slots))
 
 
 def _below(expected: int, name: str, distances: Fields) -> tuple[int, ...]:
@@ -271,11 +274,29 @@ def _below(expected: int, name: str, distances: Fields) -> tuple[int, ...]:
 
 
 def _report(fields: Fields, limits: WireLimits) -> ReportUpdate:
-    _, _, sender, input_length, output_length, service, backlog, accepting = fields
+    _, _, sender, input_length, output_length, service, backlog, accepting, *classes = fields
     _check_count("REPORT", "input length", input_length)
     _check_count("REPORT", "output length", output_length)
     service_seconds, backlog_seconds = (_by_stage("REPORT", service, float, limits), _by_stage("REPORT", backlog, float, limits))
-    return ReportUpdate(sender, Report(input_length, output_length, service_seconds, backlog_seconds, accepting))
+    report = Report(input_length, output_length, service_seconds, backlog_seconds, accepting)
+    if classes:
+        ahead, usage, withheld, rates = classes
+        report.ahead_seconds, report.usage = _by_class("REPORT", ahead, float), _by_class("REPORT", usage, float)
+        report.withheld, report.rates = _by_class("REPORT", withheld, int), _rates(rates)
+    return ReportUpdate(sender, report)
+
+
+def _rates(flat: Fields) -> dict[int, tuple[float, float]]:
+    """[source, rate, rate, ...] as {source: (rate, rate)}."""
+    sources, rates = flat[::3], list(zip(flat[1::3], flat[2::3], strict=False))
+    if any(type(value) is not float or not 0.0 <= value <= MAX_INT for pair in rates for value in pair):
+        raise WireError(f"REPORT: {_short(flat)}, expected two floats >= 0 per source")
+    if any(type(source) is not int or not 0 <= source <= MAX_RANK for source in sources):
+        raise WireError(f"REPORT: {_short(flat)} names a source out of range")
+    by_source = dict(zip(sources, rates, strict=False))
+    if len(by_source) != len(sources) or 3 * len(sources) != len(flat):
+        raise WireError(f"REPORT: {_short(flat)}, expected each source once with its two rates")
+    return by_source
 
 
 def _lost(fields: Fields, limits: WireLimits) -> Lost:
@@ -374,6 +395,19 @@ def _by_stage(kind: str, flat: Fields, value_type: type[int | float], limits: Wi
     if len(by_stage) != len(stages) or len(stages) != len(values):
         raise WireError(f"{kind}: {_short(flat)}, expected each stage once with its value")
     return by_stage
+
+
+def _by_class(kind: str, flat: Fields, value_type: type[int | float]) -> dict[int, Any]:
+    """[class, value, class, value ...] as {class: value}; values are finite and not negative."""
+    classes, values = flat[::2], flat[1::2]
+    if any(type(value) is not value_type or not 0 <= value <= MAX_INT for value in values):
+        raise WireError(f"{kind}: {_short(flat)}, expected {value_type.__name__}s >= 0 per class")
+    if any(type(each) is not int or not 0 <= each <= MAX_CLASS for each in classes):
+        raise WireError(f"{kind}: {_short(flat)} names a class beyond {MAX_CLASS}")
+    by_class = dict(zip(classes, values, strict=False))
+    if len(by_class) != len(classes) or len(classes) != len(values):
+        raise WireError(f"{kind}: {_short(flat)}, expected each class once with its value")
+    return by_class
 
 
 def _document(kind: str, data: bytes) -> dict[str, Any]:

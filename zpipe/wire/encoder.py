@@ -12,7 +12,7 @@ import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import MAX_TEXT
-from zpipe.model import Credit, Task
+from zpipe.model import Credit, Report, Task
 from zpipe.wire.kinds import MAX_MICROSECONDS, MAX_RANK, MEMORY, NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
@@ -129,7 +129,7 @@ def _header(message: Message) -> tuple[Any, ...]:
         case ReportUpdate(sender, report):
             service, backlog = (_flat(report.service_seconds), _flat(report.backlog_seconds))
             lengths = (report.input_length, report.output_length)
-            return (WIRE_VERSION, Kind.REPORT, sender, *lengths, service, backlog, report.accepting)
+            return (WIRE_VERSION, Kind.REPORT, sender, *lengths, service, backlog, report.accepting, *_classes(report))
         case Blocked(sender, epoch, next_number):
             return (WIRE_VERSION, Kind.BLOCKED, sender, epoch, next_number)
         case Lost(sender, lost):
@@ -168,11 +168,21 @@ def _credit(credit: Credit) -> tuple[Any, ...]:
     held = [expected - number for number in credit.held]
     carried = [item for pair in credit.carried.items() for item in pair]
     missed = [expected - number for number in credit.missed]
-    return (credit.epoch, expected, held, credit.limit, carried, float(holding) if holding >= 0.0 else NO_HOLDING, missed)
+    clear = ([item for pair in credit.clear.items() for item in pair],) if credit.clear else ()
+    return (credit.epoch, expected, held, credit.limit, carried, float(holding) if holding >= 0.0 else NO_HOLDING, missed, *clear)
+
+
+def _classes(report: Report) -> tuple[Any, ...]:
+    """What nodes tell that look at classes, or at chains of nodes; nothing where there is nothing to tell."""
+    if not (report.ahead_seconds or report.usage or report.withheld or report.rates):
+        return ()
+    withheld = [item for pair in report.withheld.items() for item in pair]
+    rates = [item for source, pair in report.rates.items() for item in (source, *map(float, pair))]
+    return (_flat(report.ahead_seconds), _flat(report.usage), withheld, rates)
 
 
 def _flat(seconds: Mapping[int, float]) -> list[float]:
-    """{stage: seconds} as [stage, seconds, stage, seconds ...]: the header holds no maps."""
+    """{stage or class: value} as [stage, value, stage, value ...]: the header holds no maps."""
     return [item for stage, value in seconds.items() for item in (stage, float(value))]
 
 

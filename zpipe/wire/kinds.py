@@ -38,8 +38,13 @@ HEADER_TYPES: dict[int, tuple[type, ...]] = {
     Kind.BYE: (int, int, int, str),
 }
 
+#: {kind: types of what may follow its fields}, all or none, where samples are of several classes.
+CLASS_TYPES: dict[int, tuple[type, ...]] = {Kind.CREDIT: (tuple,), Kind.REPORT: (tuple, tuple, tuple, tuple)}
+
 #: Ranks above this name no node of any topology, and no answer makes as many hops.
 MAX_RANK = 65535
+#: ... and of a class.
+MAX_CLASS = 255
 
 #: Types of one row of a Task, a Result, a Lost.
 TASK_ROW_TYPES: tuple[type, ...] = (int,) * 10 + (float, float, float, tuple)

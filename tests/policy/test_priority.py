@@ -65,8 +65,8 @@ def ranked(*tasks: Task) -> deque[Task]:
     return found
 
 
-def of(sample: int, stage: int, priority: int, born: float, *, alone: bool = False) -> Task:
-    return task(sample, stage, priority=priority, born=born, alone=alone)
+def of(sample: int, stage: int, priority: int, since: float, *, alone: bool = False) -> Task:
+    return task(sample, stage, priority=priority, since=since, alone=alone)
 
 
 def take(order: PriorityOrder, queues: dict[int, deque[Task]], *, max_batch: int = 8, seconds: float = 0.0) -> list[int]:
@@ -77,7 +77,7 @@ def order(*, classes: tuple[int, ...] = (0, 1), min_share: float = 0.0, max_batc
     return PriorityOrder(classes, min_share=min_share, max_batch_low=max_batch_low)
 
 
-def test_a_ranked_queue_has_the_higher_class_first_and_in_a_class_the_older_sample() -> None:
+def test_a_ranked_queue_has_the_higher_class_first_and_in_a_class_who_came_first() -> None:
     waiting = ranked(of(0, 1, 0, 5.0), of(1, 1, 1, 9.0), of(2, 1, 0, 1.0), of(3, 1, 1, 2.0), of(4, 1, 1, 9.0))
     assert samples([*waiting]) == [3, 1, 4, 2, 0], "equal ones stay in the order they came"
 
@@ -87,7 +87,7 @@ def test_the_higher_class_goes_first_whatever_its_stage() -> None:
     assert [take(order(), queues) for _ in range(2)] == [[2], [0, 1]]
 
 
-def test_of_one_class_the_sample_begun_first_is_finished_first() -> None:
+def test_of_one_class_who_came_first_goes_first_whatever_its_stage() -> None:
     queues = {1: ranked(of(0, 1, 0, 3.0)), 2: ranked(of(1, 2, 0, 1.0)), 3: ranked(of(2, 3, 0, 2.0))}
     assert [take(order(), queues) for _ in range(3)] == [[1], [2], [0]]
 

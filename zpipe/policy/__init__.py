@@ -43,6 +43,10 @@ rules below by their numbers.
       told by now, sends Blocked(next number) *behind its tasks*, on the data plane: whatever it had sent before has arrived or is
       lost, so the receiver closes the gap and answers with Credit. (On the control plane it could overtake tasks on their way.)
   C7. Credit also names the latest numbers that never arrived (`missed`); their sender tells their source at once (R1).
+  C8. Where A7 orders and there are several classes, Credit says per class, but for the highest, how many tasks of it and of those
+      below may hold a slot (`clear`): clear to compute, granted for a class. A node shares one pool of such slots among the links
+      that use it, so two nodes never fill a third at once, and the rest of each window is the highest class's. The slot that C2
+      reserves for every lane is anybody's: a task on it is the request to compute, and no circle of waiting closes.
 
 **D. Delivery at the source**
   D1. Every submitted sample ends in exactly one outcome: result, rejected, expired or failed.
@@ -96,6 +100,18 @@ rules below by their numbers.
       have been counted yet, less what was released since. D comes from the numbers of tasks and the Credits that name them
       (zpipe.policy.estimates). A change of |I| by more than a quarter is reported before the interval is over, by nodes
       whose strategy weighs it.
+  A6. Strategies that look ahead (pa-mdi, fifo) send a task where what is left of it is done first: D + what goes before it there +
+      what it takes, as if one node did all of it that it hosts. What goes before it is told by class and shrinks as time goes by.
+  A7. Service order `priority`: the higher class first, in a class who came first; a batch or a frame is of one class. A lower class
+      that waits is owed `min_share` of the time, and goes next when that is enough for a task. A link is given nothing of a lower
+      class before it is done with what it has. So what a higher class waits for is at most one service and one frame a hop of a
+      lower one, and `min_share`.
+  A8. Model allocation (pa-mdi): a node may withhold stages from a class where they take it much longer than at a neighbour with
+      time to spare, higher classes' share of its time counted. Few stages at a time, and only those are kept away who have
+      another to go to: nothing is lost by it.
+  A9. Chains (ar-mdi, ms-mdi): the nodes of a chain from a source share its stages out in proportion to their measured rates, or to
+      what other sources leave of them. Each tells its neighbours on the chain the sum of rates on its side; a task goes on once
+      its next stage lies beyond this node's part.
 """
 
 from __future__ import annotations

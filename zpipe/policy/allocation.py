@@ -17,6 +17,8 @@ USAGE_SECONDS, ALLOCATE_SECONDS = 2.0, 0.5
 WITHHOLD_FACTOR, SERVE_FACTOR = 2.0, 1.5
 #: A neighbour that is used beyond this share is no place to send more.
 FULL_USAGE = 0.85
+#: The highest stage a set of them as bits can tell.
+MOST_BITS = 62
 #: What a source is left of a node's rate at least, however much others use it: who had nothing would never be seen to be faster.
 LEAST_FREE = 0.05
 
@@ -24,24 +26,29 @@ LEAST_FREE = 0.05
 class Usage:
     """Shares of this node's time by class and by source, smoothed.
 
+    Args:
+        classes, sources: of the topology; what belongs to no other is not counted, whatever a neighbour says.
+        now: the time.
+
     Attributes:
-        by_class, by_source: #: {class or source: 0..1}; those that came to nothing are forgotten.
+        by_class, by_source: #: {class or source: 0..1}.
     """
 
-    def __init__(self, *, now: float) -> None:
-        self.by_class: dict[int, float] = {}
-        self.by_source: dict[int, float] = {}
-        self._classes: dict[int, float] = {}
-        self._sources: dict[int, float] = {}
+    def __init__(self, classes: Iterable[int], sources: Iterable[int], *, now: float) -> None:
+        self.by_class = dict.fromkeys(classes, 0.0)
+        self.by_source = dict.fromkeys(sources, 0.0)
+        self._classes = dict.fromkeys(self.by_class, 0.0)
+        self._sources = dict.fromkeys(self.by_source, 0.0)
         self._since = now
 
     def ran(self, tasks: Sequence[Task], seconds: float) -> None:
         """A batch took so long."""
         each = seconds / len(tasks)
         for task in tasks:
-            self._classes[task.priority] = self._classes.get(task.priority, 0.0) + each
-            source = task.key.source
-            self._sources[source] = self._sources.get(source, 0.0) + each
+            if task.priority in self._classes:
+                self._classes[task.priority] += each
+            if task.key.source in self._sources:
+                self._sources[task.key.source] += each
 
     def look_around(self, now: float) -> None:
         """A report interval is over."""
@@ -49,9 +56,11 @@ class Usage:
         if elapsed <= 0.0:
             return
         weight = 1.0 - math.exp(-elapsed / USAGE_SECONDS)
-        self.by_class = _smoothed(self.by_class, self._classes, elapsed, weight)
-        self.by_source = _smoothed(self.by_source, self._sources, elapsed, weight)
-        self._classes, self._sources, self._since = {}, {}, now
+        for shares, seconds in ((self.by_class, self._classes), (self.by_source, self._sources)):
+            for each, old in shares.items():
+                shares[each] = old + weight * (min(1.0, seconds[each] / elapsed) - old)
+                seconds[each] = 0.0
+        self._since = now
 
     def above(self, priority: int) -> float:
         """The share of higher classes."""
@@ -60,12 +69,6 @@ class Usage:
     def of_others(self, source: int) -> float:
         """The share of other sources."""
         return min(1.0, sum(share for each, share in self.by_source.items() if each != source))
-
-
-def _smoothed(old: Mapping[int, float], seconds: Mapping[int, float], elapsed: float, weight: float) -> dict[int, float]:
-    shares = {each: old.get(each, 0.0) for each in (*old, *seconds)}
-    found = {each: share + weight * (min(1.0, seconds.get(each, 0.0) / elapsed) - share) for each, share in shares.items()}
-    return {each: share for each, share in found.items() if share > 1e-4}
 
 
 class Lookahead:
@@ -180,7 +183,7 @@ class Withholding:
         bits, left = self.withheld.get(priority, 0), self._at_once
         stretch = 1.0 / max(LEAST_FREE, 1.0 - self._usage.above(priority))
         for stage, seconds in self._service.items():
-            if not left:
+            if not left or stage > MOST_BITS:
                 break
             other = self._elsewhere(stage, priority)
             factor = SERVE_FACTOR if bits >> stage & 1 else WITHHOLD_FACTOR

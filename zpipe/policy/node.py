@@ -32,7 +32,7 @@ from zpipe.policy.messages import (
 )
 from zpipe.policy.offload import LEFT_FREE, OFFLOADS
 from zpipe.policy.outlet import Outlet
-from zpipe.policy.priority import PRIORITY, PriorityOrder
+from zpipe.policy.priority import PRIORITY, PriorityOrder, is_before
 from zpipe.policy.state import NodeCounts, Run
 from zpipe.policy.tasks import TaskTable
 
@@ -91,7 +91,9 @@ class NodePolicy:
         )
         offload, neighbours = OFFLOADS[config.offload](config.output_threshold), self._links.neighbours
         self._lookahead = Lookahead(config, service=self._service, neighbours=neighbours) if offload.looks_ahead else None
-        self._usage = Usage(now=0.0) if offload.looks_ahead or offload.chained else None
+        self._usage = (
+            Usage(config.classes, {*config.nearer, config.rank}, now=0.0) if offload.looks_ahead or offload.chained else None
+        )
         self._withholding = self._chains = None
         if self._usage is not None and offload.withholds:
             self._withholding = Withholding(config, service=self._service, usage=self._usage, neighbours=neighbours)
@@ -106,7 +108,7 @@ class NodePolicy:
             source=self.source,
             counts=self.counts,
             backlog=lambda now: sum(self._backlog(now).values()),
-            ahead=lambda priority, now: sum(value for each, value in self._ahead(now).items() if each >= priority),
+            ahead=self._ahead_of,
             lookahead=self._lookahead,
             chains=self._chains,
             rng=rng,
@@ -169,7 +171,7 @@ class NodePolicy:
             due_at = source.next_wakeup(slot_free=self._tasks.own_held < self.config.own_slots)
             if due_at < wakeup:
                 wakeup = due_at
-        if self._outlet.link_free_at < wakeup:
+        if self._outlet.link_free_at < wakeup and self._tasks.output_length:
             wakeup = self._outlet.link_free_at
         return None if wakeup == math.inf else wakeup
 
@@ -552,15 +554,37 @@ class NodePolicy:
         lasts, tasks = self._lookahead.here(), self._tasks
         ahead: dict[int, float] = {}
         for stage, queue in tasks.input.items():
-            for task in queue:
-                ahead[task.priority] = ahead.get(task.priority, 0.0) + lasts.get(stage, 0.0)
-            for task in tasks.output.get(stage, ()):
+            for task in (*queue, *tasks.output.get(stage, ())):
                 ahead[task.priority] = ahead.get(task.priority, 0.0) + lasts.get(stage, 0.0)
         for run in self._runs.values():
-            left = min(now - run.began_at, len(run.tasks) * self._service.get(run.stage, 0.0)) / len(run.tasks)
+            done = self._done_of_each(run, now)
             for task in run.tasks:
-                ahead[task.priority] = ahead.get(task.priority, 0.0) + max(0.0, lasts.get(run.stage, 0.0) - left)
+                ahead[task.priority] = ahead.get(task.priority, 0.0) + max(0.0, lasts.get(run.stage, 0.0) - done)
         return ahead
+
+    def _ahead_of(self, task: Task, now: float) -> float:
+        """Seconds of work here that goes before a task that waits in O (A6): of what runs and comes behind it, this batch alone."""
+        assert self._lookahead is not None
+        lasts, tasks = self._lookahead.here(), self._tasks
+        goes_before = is_before if tasks.ranked else _came_before
+        seconds = 0.0
+        for stage, queue in tasks.input.items():
+            count = sum(1 for other in queue if goes_before(other, task))
+            waiting = tasks.output.get(stage)
+            if waiting:
+                count += sum(1 for other in waiting if other is not task and goes_before(other, task))
+            if count:
+                seconds += count * lasts.get(stage, 0.0)
+        for run in self._runs.values():
+            done, service = self._done_of_each(run, now), self._service.get(run.stage, 0.0)
+            for other in run.tasks:
+                seconds += max(0.0, (lasts.get(run.stage, 0.0) if goes_before(other, task) else service) - done)
+        return seconds
+
+    def _done_of_each(self, run: Run, now: float) -> float:
+        """Seconds of work done by now for each task of a batch."""
+        rows = len(run.tasks)
+        return min(now - run.began_at, rows * self._service.get(run.stage, 0.0)) / rows
 
     def _guess(self) -> float:
         """Gamma of a stage that never ran here."""
@@ -614,3 +638,8 @@ class NodePolicy:
         if self.source is not None:
             self.source.check()
             assert not self.source.told, self
+
+
+def _came_before(task: Task, other: Task) -> bool:
+    """First come, first served."""
+    return task.since < other.since

@@ -48,7 +48,7 @@ class Outlet:
         source: whose `oldest` its own tasks tell.
         counts: of the node.
         backlog: |I| * Gamma of this node, given the time.
-        ahead: seconds of work here that goes before a task of a class, given that class and the time.
+        ahead: seconds of work here that goes before a task, given it and the time.
         lookahead: of strategies that look ahead.
         chains: of strategies that go along them.
         rng: the dice.
@@ -70,7 +70,7 @@ class Outlet:
         source: Source | None,
         counts: NodeCounts,
         backlog: Callable[[float], float],
-        ahead: Callable[[int, float], float],
+        ahead: Callable[[Task, float], float],
         lookahead: Lookahead | None,
         chains: Chains | None,
         rng: random.Random,
@@ -311,7 +311,7 @@ class Outlet:
         candidates.sort(key=_cost)
         if not hosted:
             return self._links.neighbours[candidates[0].peer]
-        here = Here(self._ahead(priority, now), self._tasks.output_length, lookahead.here().get(lane, 0.0))
+        here = Here(self._ahead(task, now), self._tasks.output_length, lookahead.here().get(lane, 0.0))
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 

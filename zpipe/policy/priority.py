@@ -54,10 +54,13 @@ def within_budget(leader: Task, max_batch: int, seconds_per_sample: float, now: 
 
 
 def is_before(task: Task, other: Task) -> bool:
-    """Rule A7: the higher class first; in a class the older sample, so that what was begun is finished first."""
+    """Rule A7: the higher class first, in a class who came here first.
+
+    Not the older sample: it would run to its end where it began, while those behind it wait for stage 0 and may not go elsewhere.
+    """
     if task.priority != other.priority:
         return task.priority > other.priority
-    return task.born < other.born
+    return task.since < other.since
 
 
 def insert_ranked(queue: deque[Task], task: Task) -> None:
@@ -72,7 +75,7 @@ def insert_ranked(queue: deque[Task], task: Task) -> None:
 
 
 def first_of_classes(queues: Mapping[int, deque[Task]]) -> dict[int, tuple[Task, int, int]]:
-    """{class: (its oldest waiting task, stage, place in that queue)} of queues that rule A7 orders."""
+    """{class: (its first waiting task, stage, place in that queue)} of queues that rule A7 orders."""
     firsts: dict[int, tuple[Task, int, int]] = {}
     for stage, queue in queues.items():
         last = -1
@@ -80,7 +83,7 @@ def first_of_classes(queues: Mapping[int, deque[Task]]) -> dict[int, tuple[Task,
             if task.priority != last:
                 last = task.priority
                 found = firsts.get(last)
-                if found is None or task.born < found[0].born:
+                if found is None or task.since < found[0].since:
                     firsts[last] = task, stage, index
     return firsts
 

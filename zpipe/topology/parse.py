@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import cast
 
 from zpipe.model import AUTO_CODEC, CODECS
 from zpipe.topology.check import check_links

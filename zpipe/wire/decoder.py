@@ -190,6 +190,7 @@ def _task(row: Any, stage: int, sender: int, epoch: int, exits: int, now: float)
         # One bit of any of them is one of theirs all together: negative where one is, too large where one is.
         not 0 <= number | source | session | sample | attempt | part | priority | oldest <= MAX_INT
         or source > MAX_RANK
+        or priority > MAX_CLASS
         or attempt < 1
         or not NO_BUDGET <= budget <= MAX_MICROSECONDS
         or not 0 <= age <= MAX_MICROSECONDS

@@ -166,7 +166,7 @@ def test_fields_this_version_cannot_place_are_refused(columns: list[str] | None,
         ([["SendFailed", 1, True]], "found True, expected int"),
         ([["SampleCancelled", 1, None]], "found None, expected str"),
         ([["SampleSubmitted", 1, "soon", 0.0, 0, 1.0]], "found 'soon', expected a number"),
-        ([["CreditReceived", 1, [0, 0, [], 4, [], 0.0, []]]], r"found \[\], expected an object"),
+        ([["CreditReceived", 1, [0, 0, [], 4, [], 0.0, [], {}]]], r"found \[\], expected an object"),
     ],
 )
 def test_a_line_of_other_types_is_refused(plain: Any, message: str) -> None:

@@ -267,6 +267,8 @@ class Outlet:
     def _may_take_lower(self, task: Task, link: OutgoingLink, now: float) -> bool:
         """Whether a link is clear for a task below the highest class (C8), and done with what it was given (A7)."""
         if not link.is_clear(task.stage, task.priority):
+            if link.waiting_since is None:
+                link.waiting_since = now
             return False
         free_at = link.estimate.busy_until
         if free_at > now + LINK_IDLE_SECONDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,8 @@ def _batch(batch: TaskBatch, limits: WireLimits, now: float) -> None:
 
 def _task(task: Task, batch: TaskBatch, limits: WireLimits, now: float) -> None:
     _key(task.key, task.attempt)
-    _counts(task.part, task.priority, task.oldest, task.number)
+    _counts(task.part, task.oldest, task.number)
+    _claim(0 <= task.priority <= 255, task)
     _seconds(task.weight, task.queued_seconds, task.service_seconds, *task.thresholds)
     _claim(len(task.thresholds) <= len(limits.stage_inputs), task)
     _claim(task.stage == batch.stage and task.peer == batch.sender and task.epoch == batch.epoch, task)
@@ -138,6 +139,8 @@ def _credit(credit: Credit, limits: WireLimits) -> None:
     _claim(all(type(number) is int and 0 <= number < credit.expected for number in credit.held), credit)
     _stages(credit.carried, limits)
     _counts(*credit.carried.values())
+    _classes(credit.clear)
+    _counts(*credit.clear.values())
     if credit.holding_seconds != -1.0:
         _seconds(credit.holding_seconds)
 
@@ -147,6 +150,14 @@ def _report(report: Report, limits: WireLimits) -> None:
     for seconds in (report.service_seconds, report.backlog_seconds):
         _stages(seconds, limits)
         _seconds(*seconds.values())
+    for by_class in (report.ahead_seconds, report.usage):
+        _classes(by_class)
+        _seconds(*by_class.values())
+    _classes(report.withheld)
+    _counts(*report.withheld.values())
+    for source, rates in report.rates.items():
+        _claim(type(source) is int and 0 <= source <= 65535 and len(rates) == 2, report)
+        _seconds(*rates)
 
 
 def _lost(row: LostRow, limits: WireLimits) -> None:
@@ -174,6 +185,11 @@ def _claim(holds: bool, what: object) -> None:
 def _counts(*values: Any) -> None:
     for value in values:
         _claim(type(value) is int and 0 <= value < 2**63, f"count {value!r:.100}")
+
+
+def _classes(values: Mapping[int, Any]) -> None:
+    for each in values:
+        _claim(type(each) is int and 0 <= each <= 255, f"class {each!r:.100}")
 
 
 def _seconds(*values: Any) -> None:

@@ -348,7 +348,7 @@ class Siege:
                 (rng.choice((0.0, 0.5, 1.0, 1e300)),)
                 * (len(self._bundle.stages) - stage if rng.random() < 0.9 else rng.randrange(6)),
                 part=self._rarely(0, 1, 2**62),
-                priority=rng.choice((0, 0, 2**63 - 1)),
+                priority=rng.choice((0, 0, 255)),
                 weight=rng.choice((0.0, 1.0, 1e300)),
                 oldest=self._rarely(0, *(5,) * 15, 2**63 - 1),
                 number=max(0, first + index),

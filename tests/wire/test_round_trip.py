@@ -52,13 +52,26 @@ documents = st.dictionaries(
 )
 
 
+classes = st.integers(0, 255)
+rates = st.dictionaries(ranks, st.tuples(st.floats(0.0, 2.0**62), st.floats(0.0, 2.0**62)))
+
+
 @st.composite
 def credit_values(draw: st.DrawFn) -> Credit:
     expected = draw(counts)
     held = draw(st.lists(st.integers(0, expected - 1), max_size=64)) if expected else []
     carried = draw(st.dictionaries(stages, counts))
     missed = tuple(draw(st.lists(st.integers(0, expected - 1), max_size=8))) if expected else ()
-    return Credit(draw(counts), expected, tuple(held), draw(counts), carried, draw(st.just(-1.0) | seconds), missed)
+    return Credit(
+        draw(counts),
+        expected,
+        tuple(held),
+        draw(counts),
+        carried,
+        draw(st.just(-1.0) | seconds),
+        missed,
+        draw(st.dictionaries(classes, counts)),
+    )
 
 
 control_messages: st.SearchStrategy[Message] = st.one_of(
@@ -71,7 +84,18 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         ReportUpdate,
         ranks,
-        st.builds(Report, counts, counts, st.dictionaries(stages, seconds), st.dictionaries(stages, seconds), st.booleans()),
+        st.builds(
+            Report,
+            counts,
+            counts,
+            st.dictionaries(stages, seconds),
+            st.dictionaries(stages, seconds),
+            st.booleans(),
+            st.dictionaries(classes, seconds),
+            st.dictionaries(classes, seconds),
+            st.dictionaries(classes, counts),
+            rates,
+        ),
     ),
     st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, lines, st.integers(0, 2**63 - 1)), min_size=1, max_size=20)),
     st.builds(
@@ -109,7 +133,7 @@ def tasks(draw: st.DrawFn) -> Task:
         1,
         tuple(draw(st.lists(st.floats(0.0, 10.0), max_size=3))),
         part=draw(counts),
-        priority=draw(counts),
+        priority=draw(st.integers(0, 255)),
         weight=draw(seconds),
         oldest=draw(counts),
         queued_seconds=draw(seconds),

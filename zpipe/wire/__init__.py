@@ -40,6 +40,7 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
     result row        source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued_seconds,
                       service_seconds
 
+- a priority is a class, 0 to 255.
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
 - the topology of a Hello may hold `shared_memory` beside the topology's own keys: text of 240 characters at most, an invitation to
   share memory with the sender, or the answer to one (`zpipe.transport.shared` says how the buffers of Tasks travel then). It is

@@ -1,27 +1,34 @@
 """What `--trace` costs, and whether the timeline made of it holds what the run's report says.
 
-    python -m bench.trace cost [PAIRS]    CPU per sample of a line of four with and without it, interleaved: 24 pairs in 5 minutes
+    python -m bench.trace cost [STARTS]   CPU per sample of a line of four with and without it, in turns: 8 starts in 3 minutes
     python -m bench.trace timeline        a mesh of three emulated boards, one killed on the way; half a minute
     python -m bench.trace clocks          how well clocks that are known to differ are brought together; needs root; 20 s
 
-All write their part of bench/results/trace.json. *cost*: `zpipe bench` on line4, closed loop, every rank traced or none, pairs in
-changing order; CPU is user and system time of all processes, stages included, per result. *timeline* leaves its example,
-bench/results/timeline.json.gz, and holds its counts against the report, by Perfetto's own trace processor where that is there
-(`bench.perfetto`), and by the reader of the tests, which checks each event. *clocks*: line4 with ranks 1 to 3 in time namespaces of
-their own, whose clocks are thousands of seconds apart; the error of the estimate stands beside what it claims to be off at most.
+All write their part of bench/results/trace.json. *cost*: line4 in the closed loop of `zpipe bench`, block after block of samples;
+all ranks record during the one, none during the next, which has the same samples (`bench/toggled`): from start to start the
+processes differ by more than tracing costs. CPU is user and system time of all of them, stages included, per result. A trace with
+gaps replays to nothing; that whole ones do is for the tests. *timeline*
+leaves its example, bench/results/timeline.json.gz, and holds its counts against the report, by Perfetto's own trace processor where
+that is there (`bench.perfetto`), and by the reader of the tests, which checks each event. *clocks*: line4 with ranks 1 to 3 in time
+namespaces of their own, whose clocks are thousands of seconds apart; the error of the estimate stands beside what it claims to be
+off at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import zpipe
 from bench.made import commit
@@ -29,19 +36,37 @@ from bench.perfetto import TraceProcessor, why_not
 from tests.timeline.reader import read
 from tests.timeline.test_namespaces import in_another_time
 from tests.timeline.test_namespaces import why_not as no_namespaces
+from zpipe.bench.drive import Watch, closed_loop
+from zpipe.bundle import Evaluation
+from zpipe.load import Order, Span
 from zpipe.report import machine
+from zpipe.runtime import loops
 from zpipe.runtime.launch import Site
 from zpipe.timeline import merge
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "trace.json"
 EXAMPLE = ROOT / "bench" / "results" / "timeline.json.gz"
-COST = ("--topology", "line4.yaml", "--count", "1200", "--warm-up", "200")
-TIMELINE = ("--topology", "mesh3.yaml", "--executor", "emulated", "--device", "raspberry-pi-3", "--rate", "120", "--seed", "3")
+TIMELINE: tuple[str, ...] = (
+    "--topology",
+    "mesh3.yaml",
+    "--executor",
+    "emulated",
+    "--device",
+    "raspberry-pi-3",
+    "--rate",
+    "120",
+    "--seed",
+    "3",
+)
 TIMELINE += ("--duration", "5", "--warm-up", "0", "--chaos", "kill 2s node 2 at 1.5s")
 #: What issue 8 asks for.
 MOST_SHARE = 0.05
 RESAMPLES = 10_000
+#: Of the cost, for each start of the four nodes: pairs of blocks, and blocks before them.
+PAIRS, WARM_UP_BLOCKS, BLOCK_SAMPLES = 24, 2, 300
+#: Samples under way, as in `zpipe bench`.
+WINDOW = 32
 #: Of the clocks' run.
 SAMPLES = 1000
 
@@ -60,38 +85,87 @@ def bench(*arguments: str | Path) -> dict[str, Any]:
 # ---- what it costs -----------------------------------------------------------------------------
 
 
-def cost(pairs: int) -> None:
-    rows = []
-    for number in range(pairs):
-        row = {}
-        for traced in (False, True) if number % 2 else (True, False):
-            with tempfile.TemporaryDirectory() as folder:
-                trace = ("--trace", Path(folder) / "traces") if traced else ()
-                report = bench(*COST, "--seed", str(number), *trace)
-                written = sum(file.stat().st_size for file in Path(folder).rglob("*.trace"))
-            name = "on" if traced else "off"
-            row[name] = 1e6 * sum(node["cpu_s"] for node in report["nodes"]) / report["counts"]["result"]
-            if traced:
-                row["bytes"] = written / 1400  # the samples before the measured ones are traced, too
-        rows.append(row)
-        print(f"{number + 1:3} of {pairs}: {row['off']:7.0f} µs without, {row['on']:7.0f} with", flush=True)
-    shares = [row["on"] / row["off"] - 1.0 for row in rows]
+def cost(starts: int) -> None:
+    with tempfile.NamedTemporaryFile() as switch:
+        switch.write(b"\1")
+        switch.flush()
+        paths = (str(ROOT / "bench" / "toggled"), str(ROOT), os.environ.get("PYTHONPATH", ""))
+        # Of the processes that are started from here.
+        os.environ |= {"ZPIPE_BENCH_SWITCH": switch.name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        measure_cost(starts)
+
+
+def measure_cost(starts: int) -> None:
+    rows: list[list[tuple[float, float]]] = []
+    written = 0
+    for number in range(starts):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(loops.run(in_turns(Path(folder) / "traces", number)))
+            written += sum(file.stat().st_size for file in (Path(folder) / "traces").iterdir())
+        off, on = map(statistics.mean, zip(*rows[-1], strict=True))
+        print(f"{number + 1:3} of {starts}: {off:7.1f} µs without, {on:7.1f} with: {100 * (on / off - 1):+.1f} %", flush=True)
+    pairs = [pair for row in rows for pair in row]
+    shares = [on / off - 1.0 for off, on in pairs]
     low, high = interval(shares)
+    share, size = statistics.mean(shares), written / (BLOCK_SAMPLES * (len(pairs) + starts * WARM_UP_BLOCKS))
     part = {
-        "command": f"zpipe bench {' '.join(COST)} --seed N [--trace FOLDER]",
-        "pairs": pairs,
-        "us_per_sample_off": statistics.median(row["off"] for row in rows),
-        "us_per_sample_on": statistics.median(row["on"] for row in rows),
-        "share_mean": statistics.mean(shares),
+        "command": f"python -m bench.trace cost {starts}",
+        "starts": starts,
+        "pairs": len(pairs),
+        "samples": BLOCK_SAMPLES,
+        "us_per_sample_off": statistics.mean(off for off, _ in pairs),
+        "us_per_sample_on": statistics.mean(on for _, on in pairs),
+        "share_mean": share,
         "share_interval_95": [low, high],
         "share_median": statistics.median(shares),
-        "bytes_per_sample": statistics.median(row["bytes"] for row in rows),
+        "bytes_per_sample": size,
         "held": high < MOST_SHARE,
-        "rows": rows,
+        "rows": [[[round(each, 1) for each in pair] for pair in row] for row in rows],
     }
-    said = f"{100 * part['share_mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] more CPU per sample with --trace"
-    print(f"{said} (wanted < {100 * MOST_SHARE:g} %); {part['bytes_per_sample']:.0f} bytes a sample")
+    said = f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] more CPU per sample with --trace"
+    print(f"{said} (wanted < {100 * MOST_SHARE:g} %); median {100 * statistics.median(shares):.1f} %; {size:.0f} bytes a sample")
     write("cost", part)
+
+
+async def in_turns(folder: Path, start: int) -> list[tuple[float, float]]:
+    """Microseconds of CPU per sample, (without, with), of blocks of the same samples; which one is first changes."""
+    from bench.toggled.sitecustomize import switch
+
+    async with zpipe.Pipeline.local("line4.yaml", trace=folder) as pipeline:
+        evaluation = pipeline.bundle.evaluation()
+
+        async def block(traced: bool, seed: int) -> float:
+            switch[0] = traced
+            before = cpu_seconds()
+            await load(pipeline, evaluation, seed)
+            return 1e6 * (cpu_seconds() - before) / BLOCK_SAMPLES
+
+        for number in range(WARM_UP_BLOCKS):
+            await block(True, number)
+        pairs = []
+        for number in range(PAIRS):
+            seed = start * PAIRS + number
+            spent = {traced: await block(traced, seed) for traced in ((False, True) if number % 2 else (True, False))}
+            pairs.append((spent[False], spent[True]))
+    return pairs
+
+
+async def load(pipeline: zpipe.Pipeline, evaluation: Evaluation, seed: int) -> None:
+    """A block in the closed loop of `zpipe bench`; every sample has its result."""
+    kinds: Counter[str] = Counter()
+    watch = Watch(lambda index: None, lambda outcome, index: kinds.update((outcome.kind,)))
+    order, span = Order(range(len(evaluation.labels)), seed=seed), Span(samples=BLOCK_SAMPLES)
+    await closed_loop(pipeline, evaluation.images, order, watch, window=WINDOW, span=span, patience_seconds=60.0)
+    assert kinds == {"result": BLOCK_SAMPLES}, kinds
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and all it started, by the scheduler's clock: `times` counts hundredths of a second."""
+    spent = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            spent += int((thread / "schedstat").read_text(encoding="ascii").split()[0])
+    return spent / 1e9
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -216,8 +290,8 @@ def write(name: str, part: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["cost", *pairs]:
-            cost(int(pairs[0]) if pairs else 24)
+        case ["cost", *starts]:
+            cost(int(starts[0]) if starts else 8)
         case ["timeline"]:
             timeline()
         case ["clocks"]:

@@ -23,9 +23,7 @@ log = logging.getLogger("zpipe.trace")
 VERSION = 2
 #: A trace ends here, so that a forgotten one cannot fill a board's card: some 10^6 samples.
 LIMIT_BYTES = 1_000_000_000
-#: The head of an array of three, which begins a round; that of an array of two is as long.
-_ROUND = b"\x93"
-#: Written together ...
+#: Written together, about ...
 BUFFER_BYTES = 1 << 16
 #: ... and at least so often: what a killed process did in its last moments is what its trace is read for.
 FLUSH_SECONDS = 0.25
@@ -98,7 +96,9 @@ class Recorder:
         self._policy = policy
         self._note = note or (lambda line: log.warning("%s", line))
         self._limit_bytes = limit_bytes
-        self._rounds = self._bytes = 0
+        self._rounds = self._written = 0
+        self._packer = codec.packer()  #: of what waits to be written
+        self._whole = 0  #: its bytes up to the end of the last round
         self._flushed_at = -math.inf
         try:
             self.path, file = _opened(path)
@@ -110,23 +110,29 @@ class Recorder:
         if self.path != path:
             self._note(f"{path}: found a file there, so the trace goes to {self.path}")
         header = {"trace": VERSION, "zpipe": __version__, "rank": policy.config.rank, "seed": seed, "epoch": _epoch()}
-        self._write(codec.pack({**header, "fields": codec.fields(), "config": policy.config}))
+        self._packer.pack({**header, "fields": codec.fields(), "config": policy.config})
+        self._round_ended()
         self._flush()
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """The policy's answer, which is in the trace afterwards; so is an exception."""
         if self._file is None:
             return self._policy.handle_all(events, now=now)
-        heard = _ROUND + codec.pack((now, events))[1:]  # before the policy changes the tasks in it
+        packer = self._packer
+        packer.pack_array_header(3)
+        packer.pack(now)
+        packer.pack(events)  # before the policy changes the tasks in it
         try:
             commands = self._policy.handle_all(events, now=now)
         except Exception as exc:
-            self._write(heard + codec.pack(raised(exc)))
+            packer.pack(raised(exc))
+            self._round_ended()
             self.close()
             raise
-        self._write(heard + codec.pack(commands))
+        packer.pack(commands)
+        self._round_ended()
         self._rounds += 1
-        if now - self._flushed_at >= FLUSH_SECONDS:
+        if now - self._flushed_at >= FLUSH_SECONDS or self._whole >= BUFFER_BYTES:
             self._flushed_at = now
             self._flush()
         return commands
@@ -138,26 +144,31 @@ class Recorder:
             return
         try:
             with file:
-                file.write(codec.pack({"end": end}))
+                file.write(self._waiting() + codec.pack({"end": end}))
         except OSError as exc:
             self._tell_failure(exc)
 
-    def _write(self, data: bytes) -> None:
-        assert self._file is not None
-        self._bytes += len(data)
-        if self._bytes > self._limit_bytes:
+    def _round_ended(self) -> None:
+        size = self._packer.getbuffer().nbytes
+        if self._written + size > self._limit_bytes:
             self._note(f"{self.path}: the trace ends after {self._rounds} rounds, at its limit of {self._limit_bytes} bytes")
             self.close("limit")
             return
-        try:
-            self._file.write(data)
-        except OSError as exc:
-            self._give_up(exc)
+        self._whole = size
+
+    def _waiting(self) -> bytes:
+        """The whole rounds not yet written; then nothing waits any more."""
+        found: bytes = self._packer.bytes()[: self._whole]
+        self._packer.reset()
+        self._whole = 0
+        self._written += len(found)
+        return found
 
     def _flush(self) -> None:
         if self._file is None:
             return
         try:
+            self._file.write(self._waiting())
             self._file.flush()
         except OSError as exc:
             self._give_up(exc)

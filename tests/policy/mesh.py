@@ -13,6 +13,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from zpipe.policy.allocation import chain_of
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
 from zpipe.policy.messages import (
@@ -52,7 +53,11 @@ SERVICE_SECONDS = 0.004
 
 @dataclass
 class Shape:
-    """A mesh for a test: which rank hosts which stages, who neighbours whom. Rank 0 is the source."""
+    """A mesh for a test: which rank hosts which stages, who neighbours whom.
+
+    Attributes:
+        sources: {rank: class of its samples}; rank 0 is one.
+    """
 
     stages: tuple[tuple[int, ...], ...]
     links: tuple[tuple[int, int], ...]
@@ -68,25 +73,27 @@ class Shape:
     offload: str = "local"
     offload_input: bool = False
     output_threshold: int = 50
+    sources: dict[int, int] = field(default_factory=lambda: {0: 0})
+    order: str = "fifo"
+    min_share: float = 0.05
+    max_batch_low: int = 0
 
     @property
     def stage_count(self) -> int:
         return 1 + max(stage for hosted in self.stages for stage in hosted)
 
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
-        raw = receiver in self.farther(sender)
+        raw = any(receiver in self.farther(sender, source) for source in self.sources)
+        raw = raw or (sender in self.sources and 0 not in self.stages[sender])
         hosted = self.stages[receiver]
         return tuple(sorted(stage for stage in hosted if stage - 1 in self.stages[sender] or (stage == 0 and raw)))
 
-    def farther(self, rank: int) -> tuple[int, ...]:
-        """Neighbours to which a raw input may go on."""
-        if not self.offload_input or not (rank == 0 or 0 in self.stages[rank]):
+    def farther(self, rank: int, source: int = 0) -> tuple[int, ...]:
+        """Neighbours to which a raw input of that source may go on."""
+        if not self.offload_input or not (rank == source or 0 in self.stages[rank]):
             return ()
-        return tuple(near for near in self.neighbours(rank) if self.hops(near) > self.hops(rank) and 0 in self.stages[near])
-
-    def hops(self, rank: int) -> int:
-        """From the source."""
-        return self.distances()[rank]
+        hops = self.distances(source)
+        return tuple(near for near in self.neighbours(rank) if hops[near] > hops[rank] and 0 in self.stages[near])
 
     def connects(self, sender: int, receiver: int) -> bool:
         """Where no tasks pass either way, the lower rank connects all the same, for answers."""
@@ -95,9 +102,9 @@ class Shape:
     def neighbours(self, rank: int) -> list[int]:
         return sorted({b for a, b in self.links if a == rank} | {a for a, b in self.links if b == rank})
 
-    def distances(self) -> dict[int, int]:
-        """Breadth first from the source, over the links."""
-        hops, frontier = {0: 0}, [0]
+    def distances(self, source: int = 0) -> dict[int, int]:
+        """Breadth first from a source, over the links."""
+        hops, frontier = {source: 0}, [source]
         while frontier:
             found = []
             for at in frontier:
@@ -108,13 +115,23 @@ class Shape:
             frontier = found
         return hops
 
-    def nearer(self, rank: int) -> tuple[int, ...]:
-        hops = self.distances()
+    def nearer(self, rank: int, source: int = 0) -> tuple[int, ...]:
+        hops = self.distances(source)
         return tuple(near for near in self.neighbours(rank) if hops[near] < hops[rank])
 
-    def beside(self, rank: int) -> tuple[int, ...]:
-        hops = self.distances()
+    def beside(self, rank: int, source: int = 0) -> tuple[int, ...]:
+        hops = self.distances(source)
         return tuple(near for near in self.neighbours(rank) if hops[near] == hops[rank])
+
+    def chains(self, rank: int) -> dict[int, tuple[int, int]]:
+        """{source: the ranks before and behind this one on its chain}."""
+        ranks, found = range(len(self.stages)), {}
+        for source in self.sources:
+            hosts = [other for other in ranks if self.stages[other]]
+            way = [-1, *chain_of(source, {other: self.neighbours(other) for other in ranks}, hosts), -1]
+            if rank in way:
+                found[source] = way[way.index(rank) - 1], way[way.index(rank) + 1]
+        return found
 
     def config(self, rank: int, session: int) -> NodeConfig:
         neighbours = []
@@ -122,9 +139,10 @@ class Shape:
             out, into = self.lanes(rank, near), self.lanes(near, rank)
             alone = not any(self.lanes(other, near) for other in self.neighbours(near) if other != rank)
             windows = (max(self.window, len(out)), max(self.window, len(into)))
-            neighbours.append(NeighbourConfig(near, out, into, *windows, fed_by_us_alone=alone))
-        source = None
-        if rank == 0:
+            hosted = self.stages[near]
+            neighbours.append(NeighbourConfig(near, out, into, *windows, fed_by_us_alone=alone, stages=hosted))
+        source, others = None, [other for other in self.sources if other != rank]
+        if rank in self.sources:
             source = SourceConfig(
                 session=session,
                 ladder=self.ladder or ExitLadder(((0.5,) * self.stage_count,), 0),
@@ -138,14 +156,21 @@ class Shape:
             stages=self.stages[rank],
             gates=ExitGates((1.0,) * self.stage_count),
             neighbours=tuple(neighbours),
-            nearer={} if rank == 0 else {0: self.nearer(rank)},
-            beside={} if rank == 0 else {0: self.beside(rank)},
-            farther={0: self.farther(rank)} if self.farther(rank) else {},
+            nearer={other: self.nearer(rank, other) for other in others},
+            beside={other: self.beside(rank, other) for other in others},
+            farther={other: self.farther(rank, other) for other in self.sources if self.farther(rank, other)},
             max_batch=self.max_batch,
             runs=self.runs,
             own_slots=self.own_slots,
             offload=self.offload,
             output_threshold=self.output_threshold,
+            order=self.order,
+            classes=tuple(sorted(set(self.sources.values()))),
+            min_share=self.min_share,
+            max_batch_low=self.max_batch_low,
+            macs=(1.0,) * self.stage_count,
+            reach=(1.0,) * self.stage_count,
+            chains=self.chains(rank),
             source=source,
             hang_seconds=3.0,
         )
@@ -163,7 +188,8 @@ class Mesh:
         lose: called with (sender, receiver, command) for each frame; True loses it.
         repeat: likewise; True delivers the frame twice.
         poison: (sample, stage) pairs on which the executor raises.
-        outcomes: every Resolve, with its time and its source's session.
+        ended: #: {source: every Resolve, with its time and the source's session}
+        ran: told of every batch as it starts: (rank, command).
         checked: whether every node asserts its invariants after every event.
     """
 
@@ -183,7 +209,8 @@ class Mesh:
         self.lose: Callable[[int, int, Any], bool] = lambda sender, receiver, command: False
         self.repeat: Callable[[int, int, Any], bool] = lambda sender, receiver, command: False
         self.poison: set[tuple[int, int]] = set()
-        self.outcomes: list[tuple[float, int, Resolve]] = []
+        self.ended: dict[int, list[tuple[float, int, Resolve]]] = {source: [] for source in shape.sources}
+        self.ran: Callable[[int, RunStage], None] = lambda rank, command: None
         self.checked = True
         self.handled = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -203,8 +230,9 @@ class Mesh:
     def at(self, when: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (when, next(self._ids), action))
 
-    def submit(self, sample: int, *, deadline: float = 1e9) -> None:
-        self.tell(0, SampleSubmitted(sample, self.now + deadline, self.now))
+    def submit(self, sample: int, *, deadline: float = 1e9, source: int = 0) -> None:
+        priority = self.shape.sources[source]
+        self.tell(source, SampleSubmitted(sample, self.now + deadline, self.now, priority, 1.0 + priority))
 
     def connect(self, a: int, b: int) -> None:
         """Both directions get a new epoch; the receiver hears of it first, as with Hello."""
@@ -276,6 +304,7 @@ class Mesh:
     def _perform(self, rank: int, command: Command) -> None:
         match command:
             case RunStage():
+                self.ran(rank, command)
                 life = self._lives[rank]
                 seconds = self.service(rank, command.stage) * len(command.tasks)
                 self.at(self.now + seconds, lambda: self._completed(rank, life, command, seconds))
@@ -294,7 +323,7 @@ class Mesh:
             case SendLost():
                 self._carry(rank, command.peer, "control", command, LostReceived(rank, command.rows))
             case Resolve():
-                self.outcomes.append((self.now, 1 + self._lives[rank], command))
+                self.ended[rank].append((self.now, 1 + self._lives[rank], command))
             case ResetLink():
                 self.cut(rank, command.peer)
             case BanPeer() | SessionRaised():
@@ -374,24 +403,29 @@ class Mesh:
 
     @property
     def settled(self) -> bool:
-        source = self.nodes[0].source
-        return source is not None and source.open_count == 0 and not self._pending_submissions
+        sources = [self.nodes[rank].source for rank in self.shape.sources]
+        return not self._pending_submissions and all(source is not None and source.open_count == 0 for source in sources)
 
     _pending_submissions = 0
 
-    def submit_at(self, when: float, sample: int, *, deadline: float = 1e9) -> None:
+    def submit_at(self, when: float, sample: int, *, deadline: float = 1e9, source: int = 0) -> None:
         self._pending_submissions += 1
 
         def go() -> None:
             self._pending_submissions -= 1
-            self.submit(sample, deadline=deadline)
+            self.submit(sample, deadline=deadline, source=source)
 
         self.at(when, go)
 
-    def kinds(self, *, session: int = 1) -> dict[int, list[str]]:
-        """{sample: its outcomes} of one session: exactly one each, or rule D1 is broken."""
+    @property
+    def outcomes(self) -> list[tuple[float, int, Resolve]]:
+        """Of rank 0."""
+        return self.ended[0]
+
+    def kinds(self, *, session: int = 1, source: int = 0) -> dict[int, list[str]]:
+        """{sample: its outcomes} of one source's session: exactly one each, or rule D1 is broken."""
         kinds: dict[int, list[str]] = {}
-        for _, of, resolve in self.outcomes:
+        for _, of, resolve in self.ended[source]:
             if of == session:
                 kinds.setdefault(resolve.sample, []).append(resolve.kind)
         return kinds

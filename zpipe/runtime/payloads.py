@@ -54,8 +54,4 @@ def join(rows: Sequence[tuple[Batch, int]]) -> Batch:
 
 
 def _follow(rows: Sequence[tuple[Batch, int]], batch: Batch, first: int) -> bool:
-    for other, index in rows:  # no generator: one row is the rule on a line that is not busy
-        if other is not batch or index != first:
-            return False
-        first += 1
-    return True
+    return all(other is batch and index == first + offset for offset, (other, index) in enumerate(rows))

@@ -89,6 +89,9 @@ def test_names_are_completed() -> None:
     assert completed("infer", "--bundle", "digits-mobilenetv2-h") == ["digits-mobilenetv2-half"]
     assert completed("node", "--topology", "line2.yaml", "--rank", "") == ["0", "1"]
     assert completed("node", "--rank", "") == ["0", "1", "2", "3"]
+    two = ("--topology", "two-sources.yaml")
+    assert completed("bench", *two, "--source", "") == ["camera", "mapping"]
+    assert completed("sim", *two, "--source-rate", "m") == ["mapping="]
     assert completed("completion", "") == ["bash", "zsh", "fish"]
 
 

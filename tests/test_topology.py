@@ -486,6 +486,17 @@ def test_a_source_says_when_its_samples_come() -> None:
     assert from_dict(topology.to_dict()) == topology
 
 
+def test_another_strategy_brings_its_own_service_order_unless_the_file_chose_one() -> None:
+    for offload, given, order in (
+        ("pa-mdi", {}, "fifo"),
+        ("pa-mdi", {"order": "fifo"}, "fifo"),
+        ("cheapest", {"order": "priority", "min_share": 0.1}, "priority"),
+    ):
+        policy = build(line([0], [0, 1], policy={"offload": offload, **given}))
+        assert override(policy, offload="fifo").policy.order == order
+    assert override(build(line([0], [0, 1])), offload="pa-mdi").policy.order == "priority"
+
+
 def test_when_samples_come_is_each_sources_own_business_and_its_name_is_not() -> None:
     plain = several(0, 1).digest()
     assert several({"rank": 0, "rate": "20/s"}, {"rank": 1, "arrivals": "./a.txt"}).digest() == plain

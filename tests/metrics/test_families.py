@@ -57,6 +57,7 @@ def test_what_is_told_is_what_was_counted_in_either_format(monkeypatch: pytest.M
             assert told["zpipe_link_open", "1"] == told["zpipe_neighbour_up", "1"] == told["zpipe_node_ready",] == 1
             assert told["zpipe_source_exit_threshold_ratio", "4"] == 0.5
             assert told["zpipe_source_operating_point_info", "t0.50"] == 1
+            assert told["zpipe_source_info", "0", "source-0", "1"] == 1
             assert told["process_resident_memory_bytes",] > 1e6
 
     run(main)

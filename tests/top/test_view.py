@@ -156,8 +156,10 @@ def test_nobody_submits() -> None:
 
 
 def test_several_sources_are_told_apart() -> None:
-    lines = shown(replace(MESH, sources=(SOURCE, replace(SOURCE, rank=4, point=None, target_hz=50.0, window=None))), 80)
-    assert any(line.startswith("source 0  1,000 results/s") for line in lines)
+    sources = (SOURCE, replace(SOURCE, rank=4, point=None, target_hz=50.0, window=None))
+    lines = shown(replace(MESH, sources=sources, absent=(5,), labels={0: "source camera", 5: "source mapping"}), 80)
+    assert "source mapping: nobody submits samples there now" in lines
+    assert any(line.startswith("source camera  1,000 results/s") for line in lines)
     second = next(index for index, line in enumerate(lines) if line.startswith("source 4"))
     assert "point unnamed" in " ".join(lines[second : second + 2])
     assert "aimd aims at 50.0/s, when full: latest" in " ".join(lines[second : second + 3])

@@ -59,6 +59,20 @@ def complete_rank(context: click.Context, parameter: click.Parameter, typed: str
     return [item for item in items if item.value.startswith(typed)]
 
 
+def complete_source(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """The sources of the topology that was typed before; where a rate follows, that is the typist's own."""
+    from zpipe.errors import ZpipeError
+    from zpipe.topology import load_topology
+
+    try:
+        topology = load_topology(context.params.get("topology") or "line4.yaml", read_keys=False)
+    except ZpipeError:
+        return []
+    rate = "=" if parameter.multiple else ""
+    found = {f"{source.name}{rate}": f"rank {source.rank}, weight {source.weight:g}" for source in topology.sources}
+    return [CompletionItem(name, help=said) for name, said in found.items() if name.startswith(typed)]
+
+
 def complete_host(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """The hosts of the topology that was typed before, each with its rank; what follows `RANK=` is the typist's own."""
     from zpipe.errors import ZpipeError

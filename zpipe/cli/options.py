@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from zpipe.cli.completion import complete_bundle, complete_topology
+from zpipe.cli.completion import complete_bundle, complete_source, complete_topology
 from zpipe.errors import ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,6 +60,7 @@ _LOAD = (
         "rates",
         multiple=True,
         metavar="NAME=HZ",
+        shell_complete=complete_source,
         help="Arrivals at one of several sources, by name or rank, once for each; the others have what the topology says.",
     ),
     click.option(

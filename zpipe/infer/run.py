@@ -46,6 +46,7 @@ class InferOptions:
         topology: file or name.
         inputs: as on the command line.
         attach: the other ranks run already.
+        source: which of the topology's sources this is, by name or rank; that of the lowest rank if not given.
         insecure: this process may listen at an address open to a network without keys.
         bundle, executor, device: of every node, as for `topology.override`.
         exit_point: an operating point or `no-exit`.
@@ -60,6 +61,7 @@ class InferOptions:
     topology: str
     inputs: tuple[str, ...]
     attach: bool = False
+    source: str | None = None
     insecure: bool = False
     bundle: str | None = None
     executor: str | None = None
@@ -133,7 +135,7 @@ def prepare_inference(options: InferOptions) -> Plan:
         raise ConfigError(f"--show, --save: found bundle {bundle.name}, which takes no images, expected pictures to draw on")
     sources = open_inputs(options.inputs, shaper, raw=options.raw)
     live = any(source.live for source in sources)
-    pipeline = make(topology, when_full=options.when_full or ("latest" if live else "block"), **chosen)
+    pipeline = make(topology, source=options.source, when_full=options.when_full or ("latest" if live else "block"), **chosen)
     return Plan(options, pipeline, sources, live)
 
 

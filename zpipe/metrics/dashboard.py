@@ -16,6 +16,7 @@ from zpipe.metrics.families import METRICS
 #: Metrics that no panel has, since others tell the same, or for whom it is too fine: they are there for one's own queries.
 NOT_SHOWN = frozenset(
     {
+        "zpipe_source_info",  # to be joined with the others by rank
         "zpipe_node_accepting",  # zpipe_node_ready, /readyz says which
         "zpipe_node_serving",
         "zpipe_held_tasks",

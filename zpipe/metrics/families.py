@@ -171,6 +171,12 @@ def _operating_point(look: Look) -> Iterator[Point]:
         yield (look.stats["source"]["point"] or "",), 1.0
 
 
+def _described(look: Look) -> Iterator[Point]:
+    if "source" in look.stats:
+        source = look.stats["source"]
+        yield (source["name"], f"{source['weight']:g}", str(source["priority"])), 1.0
+
+
 def _latencies(look: Look) -> Iterator[Point]:
     """The node's own buckets, summed up to coarser edges; the sum is that of their middles."""
     if "source" not in look.stats:
@@ -372,6 +378,7 @@ _SOURCE = (
     _gauge("source_window_samples", "Most samples in flight, where admission limits them.", _at("source", "window")),
     _gauge("source_rate_limit_hertz", "Samples that admission lets in per second, where it paces them.", _at("source", "rate_hz")),
     _gauge("source_exit_threshold_ratio", "Confidence from which the next sample leaves at a stage's exit.", _thresholds, "stage"),
+    _gauge("source_info", "1; its name, its weight, and the class of its tasks.", _described, "name", "weight", "class"),
     _gauge(
         "source_operating_point_info",
         "1; the bundle's operating point of the next sample, empty where none fits.",

@@ -114,7 +114,10 @@ def node_stats(driver: Driver) -> dict[str, Any]:
     stats["service_seconds"] = sorted(policy.service_seconds.items())
     if policy.source is not None:
         stats["delivery"] = asdict(policy.source.counts)
-        stats["source"] = _source(policy.source, driver.bundle, tally)
+        spec = driver.topology.source_at(driver.rank)
+        assert spec is not None
+        of_topology = {"name": spec.name, "weight": spec.weight, "priority": spec.priority}
+        stats["source"] = {**of_topology, **_source(policy.source, driver.bundle, tally)}
     return stats
 
 

@@ -124,6 +124,7 @@ class Snapshot:
     Attributes:
         seconds: since the first look.
         absent: ranks of sources that are not up, of whose samples nothing is known.
+        labels: {rank: what its source is called}, of all sources.
         notes: what else a person should know, one sentence each.
     """
 
@@ -135,6 +136,7 @@ class Snapshot:
     sources: tuple[SourceRow, ...]
     absent: tuple[int, ...]
     notes: tuple[str, ...]
+    labels: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -221,6 +223,7 @@ class History:
             sources=sources,
             absent=tuple(source.rank for source in self._topology.sources if source.rank not in found),
             notes=self._notes(there),
+            labels={source.rank: source.label for source in self._topology.sources},
         )
 
     def _node(self, track: _Track, now: float) -> NodeRow:

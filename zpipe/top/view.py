@@ -52,8 +52,10 @@ def render(snapshot: Snapshot, *, width: int, height: int | None = None, foot: s
     from rich.text import Text
 
     parts: list[RenderableType] = [_head(snapshot)]
-    parts.extend(_source(source, width, several=len(snapshot.sources) > 1) for source in snapshot.sources)
-    parts.extend(Text(f"source {rank}: nobody submits samples there now", style="yellow") for rank in snapshot.absent)
+    several = len(snapshot.sources) > 1
+    parts.extend(_source(source, width, _label(snapshot, source.rank) if several else "") for source in snapshot.sources)
+    nobody = "nobody submits samples there now"
+    parts.extend(Text(f"{_label(snapshot, rank)}: {nobody}", style="yellow") for rank in snapshot.absent)
     shares = _exit_shares([pair for node in snapshot.nodes for pair in node.exits_hz or ()])
     parts.append(Text(f"exits by stage   {shares}"))
     parts.extend(Text(note, style="bold yellow") for note in snapshot.notes)
@@ -98,12 +100,16 @@ def _head(snapshot: Snapshot) -> Text:
     return text
 
 
-def _source(row: SourceRow, width: int, *, several: bool) -> RenderableType:
-    """Four lines: rates, admission, latency, outcomes."""
+def _label(snapshot: Snapshot, rank: int) -> str:
+    return snapshot.labels.get(rank, f"source {rank}")
+
+
+def _source(row: SourceRow, width: int, label: str) -> RenderableType:
+    """Four lines: rates, admission, latency, outcomes; `label` where there are several."""
     from rich.text import Text
 
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"\nsource {row.rank}  " if several else "\n", style="bold")
+    text.append(f"\n{label}  " if label else "\n", style="bold")
     text.append(f"{_hz(row.goodput_hz)} results/s", style="bold green")
     text.append(f"   offered {_hz(row.offered_hz)}/s   admitted {_hz(row.admitted_hz)}/s   point {row.point or 'unnamed'}")
     limits = [f"aims at {row.target_hz:,.1f}/s"] if row.target_hz is not None else []

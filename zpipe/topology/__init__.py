@@ -72,6 +72,7 @@ from zpipe.topology.spec import (
     LIVE,
     LOCAL_ADDRESS,
     NO_EXIT,
+    RANKED,
     AdmissionSpec,
     LinkSpec,
     NodeSpec,
@@ -198,6 +199,8 @@ def override(
         TopologyError: a value is not possible.
     """
     plain = topology.to_dict()
+    if offload is not None:
+        _as_strategy_orders(plain["policy"], topology.policy, offload)
     for entries, values in (
         (plain["nodes"], {"max_batch": max_batch, "executor": executor}),
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds, "accuracy": accuracy}),
@@ -210,6 +213,14 @@ def override(
     for node in plain["nodes"]:
         node["device"] = node["device"] or device or ""
     return from_dict(plain)
+
+
+def _as_strategy_orders(plain: dict[str, Any], policy: PolicySpec, offload: str) -> None:
+    """A service order that came with the strategy goes with it; one that the file chose against its strategy stays."""
+    if policy.order == ("priority" if policy.offload in RANKED else "fifo"):
+        kept = ("order",) if offload in RANKED else ("order", "min_share", "max_batch_low")
+        for key in kept:
+            plain.pop(key, None)
 
 
 def _inputs(offload: str | None, offload_input: str | None) -> str | None:

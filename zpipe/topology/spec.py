@@ -158,6 +158,11 @@ class SourceSpec:
         if not self.name:
             object.__setattr__(self, "name", default_name(self.rank))
 
+    @property
+    def label(self) -> str:
+        """What it is called in a sentence: `source camera`, or `source 0` where it has no name of its own."""
+        return f"source {self.rank if self.name == default_name(self.rank) else self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:

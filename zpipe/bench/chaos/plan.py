@@ -68,6 +68,7 @@ class ChaosPlan:
     ) -> dict[str, Any]:
         """The report's `chaos`, once the director has finished."""
         config = pipeline.source.config
+        wishes = {(source.accuracy, source.admission.name) for source in pipeline.topology.sources}
         return chaos_report(
             self._chaos,
             director.events,
@@ -77,9 +78,10 @@ class ChaosPlan:
             seconds=seconds,
             bad_frames=bad_frames,
             damage={} if self._links is None else await self._links.damage(),
-            answers=right_answers(
-                pipeline.bundle, config.ladder, admission=config.admission, codec=replay_codec(pipeline.topology)
-            ),
+            # Sources of different thresholds have different right answers, and the log is of all of them.
+            answers=right_answers(pipeline.bundle, config.ladder, admission=config.admission, codec=replay_codec(pipeline.topology))
+            if len(wishes) == 1
+            else None,
         )
 
     async def aclose(self) -> None:

@@ -117,15 +117,15 @@ def _answers(report: Row) -> str:
         [str(row["severity"]), row["samples"], _percent(row["accuracy"]), *[100 * share for share in row["exit_shares"]]]
         for row in report["severities"]
     ]
+    each = len(report["sources"]) > 1 or any(row["promised"] for row in report["sources"])
     tables = [
+        *([("Each source", _sources(report["sources"]))] if each else []),
         ("How answers took (ms)", table(["", *stats], spreads)),
         ("Each exit", table(["exit", "share (%)", "accuracy (%)"], exits)),
     ]
     if len(severities) > 1:
         names = [f"exit {row['stage']} (%)" for row in report["exits"]]
         tables.append(("At each severity of distortion", table(["severity", "answers", "accuracy (%)", *names], severities)))
-    if len(report["sources"]) > 1 or any(row["promised"] for row in report["sources"]):
-        tables.append(("Each source", _sources(report["sources"])))
     said = accuracy_lines(report)
     parts = "".join(f"<div><h3>{escape(title)}</h3>{content}</div>" for title, content in tables)
     return (

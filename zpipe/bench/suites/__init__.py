@@ -1,4 +1,4 @@
-"""Whole evaluations as one command: `zpipe bench --suite mdi-exit`.
+"""Whole evaluations as one command: `zpipe bench --suite mdi-exit`, `zpipe bench --suite pa-mdi`.
 
 What all have:
 `work.py`        many simulations on all cores
@@ -17,6 +17,8 @@ mdi-exit, one network over several boards:
 `page.py`        the page: `plots.py` its figures, `tables.py` its tables
 Source: the shape of MDI-Exit's evaluation (arXiv:2408.05247): its topologies and our line4, its two families of curves, its
 baselines No-EE (`no-exit`), DDI and Local.
+
+pa-mdi, several sources of which one is in a hurry: `pa_mdi/`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zpipe.bench.suites import mdi_exit
+from zpipe.bench.suites import mdi_exit, pa_mdi
 from zpipe.bench.suites.work import Progress
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.report import machine
@@ -36,7 +38,7 @@ __all__ = ["SCHEMA", "SUITES", "check_suite", "render_suite", "run_suite"]
 
 SCHEMA = "zpipe.suite/1"
 #: {name: what runs it}: each has `FULL` and `QUICK`, how much is run, and `measure`.
-SUITES: dict[str, Any] = {"mdi-exit": mdi_exit}
+SUITES: dict[str, Any] = {"mdi-exit": mdi_exit, "pa-mdi": pa_mdi}
 
 
 async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, Any]:
@@ -52,8 +54,10 @@ async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, 
 
 def render_suite(found: dict[str, Any]) -> str:
     """The page of what `run_suite` returned: HTML that needs nothing else."""
-    from zpipe.bench.suites.page import render_page
-
+    if found["suite"] == "pa-mdi":
+        from zpipe.bench.suites.pa_mdi.page import render_page
+    else:
+        from zpipe.bench.suites.page import render_page
     return render_page(found)
 
 

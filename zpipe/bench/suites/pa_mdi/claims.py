@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from zpipe.bench.suites.judging import apart, case, judged
-from zpipe.bench.suites.pa_mdi.settings import BASELINES, CLOSED, FIFO, OPEN, PA_MDI
+from zpipe.bench.suites.pa_mdi.settings import BASELINES, CLOSED, COMPARED, OPEN, PA_MDI
 
 Row = dict[str, Any]
 #: {policy: {load: row}}
@@ -54,7 +54,7 @@ def _reductions(known: Mapping[str, Row], table: Sweeps) -> Iterator[Row]:
     for name in BASELINES:
         text = f"does so against {name} at every heavy load ({heavy}); for the record"
         yield _asked(text, known, table, partial(_heavy, name), claimed=False)
-    for name in (*BASELINES, FIFO):
+    for name in COMPARED:
         text = f"is at no load slower for the time-sensitive source than {name}"
         yield _asked(text, known, table, partial(_never_slower, name))
 
@@ -138,7 +138,7 @@ def _why(reached: float, most: float, wanted: float) -> str:
 
 def _others(known: Mapping[str, Row], table: Sweeps) -> Iterator[Row]:
     """What priority costs those without it."""
-    for name in (*BASELINES, FIFO):
+    for name in COMPARED:
         text = f"lets the other sources wait no longer than {name} does, at every load; for the record"
         yield _asked(text, known, table, partial(_paid, name), claimed=False)
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from zpipe.bench.suites.drawing import INK, STYLE, Mark, new_figure, sample, svg
 from zpipe.bench.suites.pa_mdi.claims import others_ms
-from zpipe.bench.suites.pa_mdi.settings import AR_MDI, CLOSED, FIFO, MDI, MS_MDI, PA_MDI
+from zpipe.bench.suites.pa_mdi.settings import AR_MDI, CLOSED, COMPARED, FIFO, MDI, MS_MDI, PA_MDI
 
 Row = dict[str, Any]
 
@@ -23,7 +23,6 @@ MARKS = {
     FIFO: Mark("#CC79A7", "v", 4.5),
     MDI: Mark("#0072B2", "s", 4.0),
 }
-#: Sources without a policy's mark: they have no colour of their own.
 _X = {CLOSED: "data points of each source under way"}
 
 
@@ -67,7 +66,7 @@ def reductions(sweeps: Sequence[tuple[int, Mapping[float, Row]]], *, kind: str, 
         figure, axes = new_figure("", "change by pa-mdi (%)")
         for (_, rows), dashes in zip(sweeps, ("-", "--"), strict=False):
             loads = sorted(rows)
-            for name in published:
+            for name in reversed(COMPARED):
                 values = [rows[load]["reduction"][name] for load in loads]
                 _line(axes, name, loads, [[-100.0 * mean, 100.0 * half] for mean, half in values], dashes=dashes)
         for name, share in published.items():

@@ -24,7 +24,9 @@ from zpipe.topology import from_dict as topology_from
 #: What the claims are about, what they are made against, and MDI-Exit's own choice for comparison.
 PA_MDI, AR_MDI, MS_MDI, FIFO, MDI = "pa-mdi", "ar-mdi", "ms-mdi", "fifo", "mdi"
 POLICIES = (PA_MDI, AR_MDI, MS_MDI, FIFO, MDI)
+#: Baselines with published reductions; `fifo` has none, but chooses as freely as `pa-mdi`: it tells what priority alone is worth.
 BASELINES = (AR_MDI, MS_MDI)
+COMPARED = (*BASELINES, FIFO)
 
 #: Boxes. A Jetson Xavier's CPU has six Carmel cores at 1.9 GHz, a Nano's four Cortex-A57 at 1.43 GHz; no benchmark of either CPU
 #: with these networks is at hand. Half a Raspberry Pi 5's core and a whole core of a Raspberry Pi 4 are taken for them (2.9 : 1):
@@ -116,7 +118,7 @@ SETTINGS = (
         "3 ms",
         (0, 1, 2),
         {AR_MDI: 0.753, MS_MDI: 0.732},
-        120,
+        80,
         "each link has its 20 Mbit/s for itself, 3 ms one way as on a quiet wireless LAN",
     ),
     Setting(
@@ -129,7 +131,7 @@ SETTINGS = (
         "3 ms",
         (3, 5, 4),
         {AR_MDI: 0.714, MS_MDI: 0.610},
-        300,
+        200,
         "a ladder, fast boxes (ranks 0 to 2) above slow ones (3 to 5); sources are at slow boxes, as cameras are; links as above",
     ),
     Setting(
@@ -142,7 +144,7 @@ SETTINGS = (
         "0.1 ms",
         (0, 1, 2),
         {AR_MDI: 0.564, MS_MDI: 0.348},
-        200,
+        120,
         f"all linked with all, 0.1 ms one way as in a rack; a data point is {profiles.TOKENS} tokens and one answer",
     ),
 )
@@ -160,8 +162,10 @@ class Scale:
         loads: of Poisson arrivals, as shares of `Setting.capacity_hz`, all sources together.
         windows: data points of each source under way in the closed loop.
         lengthened: `Setting.samples` times this.
-        live_seconds: of each live run.
-        live_runs: live runs of each kind.
+        live_policies: run live, too.
+        live_loads: how many of `live.LOADS`.
+        live_runs: of each, one seed each; 0: nothing is run live.
+        live_seconds: of each.
     """
 
     seeds: tuple[int, ...]
@@ -171,8 +175,10 @@ class Scale:
     loads: tuple[float, ...]
     windows: tuple[int, ...]
     lengthened: float
-    live_seconds: float
+    live_policies: tuple[str, ...]
+    live_loads: int
     live_runs: int
+    live_seconds: float
 
 
 FULL = Scale(
@@ -182,9 +188,11 @@ FULL = Scale(
     policies=POLICIES,
     loads=(0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2),
     windows=(1, 2, 4, 8, 16),
-    lengthened=3.0,
-    live_seconds=60.0,
-    live_runs=5,
+    lengthened=2.0,
+    live_policies=(PA_MDI, MS_MDI),
+    live_loads=2,
+    live_runs=4,
+    live_seconds=30.0,
 )
 QUICK = replace(
     FULL,
@@ -192,8 +200,10 @@ QUICK = replace(
     loads=(0.4, 0.9, 1.2),
     windows=(2, 8),
     lengthened=1.0,
-    live_seconds=15.0,
+    live_policies=(PA_MDI,),
+    live_loads=1,
     live_runs=2,
+    live_seconds=12.0,
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zpipe.bench.suites.pa_mdi.settings import BASELINES, CLOSED, OPEN, PA_MDI, Scale, Setting, topology_in
+from zpipe.bench.suites.pa_mdi.settings import CLOSED, COMPARED, OPEN, PA_MDI, Scale, Setting, topology_in
 from zpipe.bench.suites.statistics import Interval, interval
 from zpipe.bench.suites.work import Progress, broken, run_all
 from zpipe.sim import SimOptions, run_sim
@@ -84,7 +84,7 @@ async def swept(where: Sequence[Setting], scale: Scale, bundles: Mapping[str, Pa
         if case.policy == PA_MDI:
             row["reduction"] = {
                 name: reduction(urgent[case.load_key, PA_MDI], urgent[case.load_key, name])
-                for name in BASELINES
+                for name in COMPARED
                 if (case.load_key, name) in urgent
             }
     return rows

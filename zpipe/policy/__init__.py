@@ -103,9 +103,9 @@ rules below by their numbers.
   A6. Strategies that look ahead (pa-mdi, fifo) send a task where what is left of it is done first: D + what goes before it there +
       what it takes, as if one node did all of it that it hosts. What goes before it is told by class and shrinks as time goes by.
   A7. Service order `priority`: the higher class first, in a class who came first; a batch or a frame is of one class. A lower class
-      that waits is owed `min_share` of the time, and goes next when that is enough for a task. A link is given nothing of a lower
-      class before it is done with what it has. So what a higher class waits for is at most one service and one frame a hop of a
-      lower one, and `min_share`.
+      that waits is owed `min_share` of the time, of the tasks on a link, and goes next when that is enough for one. Else a link
+      is given nothing of a lower class before it is done with what it has. So what a higher class waits for is at most one
+      service and one frame a hop of a lower one, and `min_share`.
   A8. Model allocation (pa-mdi): a node may withhold stages from a class where they take it much longer than at a neighbour with
       time to spare, higher classes' share of its time counted. Few stages at a time, and only those are kept away who have
       another to go to: nothing is lost by it.

@@ -270,7 +270,7 @@ class Chains:
 
     def _told(self, rank: int, source: int) -> tuple[float, float]:
         neighbour = self._neighbours.get(rank)
-        if neighbour is None or not neighbour.takes or neighbour.report is None:
+        if neighbour is None or not neighbour.up or neighbour.suspected or not neighbour.accepting or neighbour.report is None:
             return 0.0, 0.0
         return neighbour.report.rates.get(source, (0.0, 0.0))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from zpipe.policy.messages import Forward
 from zpipe.policy.offload import Candidate, Here
+from zpipe.policy.priority import first_of_classes
 
 if TYPE_CHECKING:
     import random
@@ -85,6 +86,8 @@ class Outlet:
         self._lookahead = lookahead
         self._chains = chains
         self._highest = config.classes[-1]
+        #: {class below the highest: tasks it may send before those above it} (A7)
+        self._owed = dict.fromkeys(config.classes[:-1] if tasks.ranked and config.min_share else (), 0.0)
         self._rng = rng
         self._offload = offload
         self.weighs = self._offload.weighs
@@ -133,10 +136,31 @@ class Outlet:
     def _flush_ranked(self, hosts: Container[int], commands: list[Command], now: float) -> None:
         """The same where A7 orders: the lane with the highest class first, and a class that may not go holds up none below it."""
         self.link_free_at = math.inf
+        if self._owed:
+            self._pay(hosts, commands, now)
         lanes = [(lane, queue) for lane, queue in self._tasks.output.items() if queue]
         lanes.sort(key=_by_class)
         for lane, queue in lanes:
             self._serve_ranked(lane, queue, commands, hosted=lane in hosts, now=now)
+
+    def _pay(self, hosts: Container[int], commands: list[Command], now: float) -> None:
+        """Sends a task of every lower class that is owed one (A7); who does not wait here is owed nothing."""
+        firsts = first_of_classes(self._tasks.output)
+        for priority, owed in self._owed.items():
+            if priority not in firsts:
+                self._owed[priority] = 0.0
+            elif owed >= 1.0:
+                task, lane, index = firsts[priority]
+                neighbour = self._choose_neighbour(task, hosted=lane in hosts, owed=True, now=now)
+                if neighbour is not None and not self._tasks.is_stale(task, now):
+                    assert neighbour.outgoing is not None
+                    assert neighbour.outgoing.epoch is not None
+                    del self._tasks.output[lane][index]
+                    self._tasks.output_length -= 1
+                    self._send(task, neighbour, now)
+                    commands.append(Forward(neighbour.config.rank, neighbour.outgoing.epoch, lane, [task]))
+                    self._owed[priority] = 0.0
+                    return  # places in the queues have changed: the next one's turn comes with the next event
 
     def _serve_ranked(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
         """Sends of one lane what may go; a frame holds one class."""
@@ -157,6 +181,9 @@ class Outlet:
                 tasks.drop_stale(task)
                 continue
             self._send(task, neighbour, now)
+            for each in self._owed:
+                if each < task.priority:
+                    self._owed[each] += self._config.min_share
             name = neighbour.config.rank, task.priority
             frame, most = frames.get(name, (None, 0))
             if frame is None or len(frame) >= most:
@@ -220,7 +247,7 @@ class Outlet:
             rows = rows if rows * size <= most else int(most / size)
         return max(self._config.max_batch, rows)
 
-    def _choose_neighbour(self, task: Task, *, hosted: bool, now: float) -> Neighbour | None:
+    def _choose_neighbour(self, task: Task, *, hosted: bool, now: float, owed: bool = False) -> Neighbour | None:
         """The neighbour for the head of a lane, None when none may be sent to, or none is better than this node.
 
         Most often nobody is left after a look at credit and |I|, and what the others would cost is not asked.
@@ -244,7 +271,7 @@ class Outlet:
                 if link.waiting_since is None:
                     link.waiting_since = now
                 continue
-            if ranked and lower and not self._may_take_lower(task, link, now):
+            if ranked and lower and not self._may_take_lower(task, link, now, owed=owed):
                 continue
             length = neighbour.reported_length - link.released + neighbour.released_then
             sent = link.next_number - neighbour.arrived_then
@@ -264,14 +291,14 @@ class Outlet:
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 
-    def _may_take_lower(self, task: Task, link: OutgoingLink, now: float) -> bool:
-        """Whether a link is clear for a task below the highest class (C8), and done with what it was given (A7)."""
+    def _may_take_lower(self, task: Task, link: OutgoingLink, now: float, *, owed: bool) -> bool:
+        """Whether a link is clear for a task below the highest class (C8), and done with what it has, or owes it this (A7)."""
         if not link.is_clear(task.stage, task.priority):
             if link.waiting_since is None:
                 link.waiting_since = now
             return False
         free_at = link.estimate.busy_until
-        if free_at > now + LINK_IDLE_SECONDS:
+        if free_at > now + LINK_IDLE_SECONDS and not owed:
             self.link_free_at = min(self.link_free_at, free_at)
             return False
         return True

@@ -54,6 +54,23 @@ def test_a_source_tells_of_itself_while_it_classifies() -> None:
         assert source.wait(PATIENCE_SECONDS) == 0
 
 
+def test_the_source_of_a_bench_tells_of_itself_while_it_runs() -> None:
+    command = [sys.executable, "-m", "zpipe", "bench", "--topology", "local", "--duration", "60", "--metrics", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT) as source:
+        assert source.stderr is not None
+        line = next(line for line in source.stderr if line.startswith("tells Prometheus at "))
+        next(line for line in source.stderr if line.startswith("classifying"))
+        with urlopen(line.removeprefix("tells Prometheus at ").strip(), timeout=PATIENCE_SECONDS) as page:
+            assert b'zpipe_source_ended_samples_total{outcome="result",rank="0",topology="local"}' in page.read()
+        source.send_signal(signal.SIGINT)
+        source.stderr.read()
+        assert source.wait(PATIENCE_SECONDS) == 130
+
+
+def test_sources_that_follow_each_other_cannot_tell_of_one(refused: Refused) -> None:
+    assert refused("bench", "--compare", "central", "--metrics", "0").startswith("--metrics: found it beside --compare")
+
+
 def test_a_port_that_is_taken_is_told_before_stages_are_loaded(refused: Refused) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -47,6 +48,23 @@ def test_lost_executor_wants_a_restart() -> None:
             assert (await get(telling, "/readyz")).status == 503
 
     run(main)
+
+
+def test_pipeline_of_a_synchronous_program_is_told_of() -> None:
+    with zpipe.SyncPipeline.local(override(load_topology("local"), bundle=str(HALF))) as pipeline:
+        pipeline.submit(image(0))
+        with zpipe.MetricsServer(pipeline, "0") as telling, urlopen(f"http://{telling.address}/metrics", timeout=30.0) as page:
+            assert b'zpipe_source_ended_samples_total{outcome="result",rank="0",topology="local"} 1.0' in page.read()
+        with pytest.raises(OSError, match="refused"):
+            urlopen(f"http://{telling.address}/", timeout=30.0)
+
+
+def test_a_server_is_entered_as_its_pipeline_is() -> None:
+    topology = load_topology("local")
+    with pytest.raises(TypeError, match="used as `async with`"):
+        zpipe.MetricsServer(zpipe.Pipeline.local(topology), "0").__enter__()
+    with pytest.raises(TypeError, match="used as `with`"):
+        run(zpipe.MetricsServer(zpipe.SyncPipeline.local(topology), "0").__aenter__)
 
 
 def test_node_that_loads_its_stages_says_so() -> None:

@@ -37,6 +37,42 @@ def test_every_sample_leaves_where_its_gate_says_with_its_own_label(kind: str, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_short_batch_runs_and_leaves_in_the_turn_in_which_its_task_came(kind: str) -> None:
+    async def main() -> None:
+        async with live(topology(LINE4), kind=kind) as mesh:
+            mesh.submit(4)
+            await mesh.until(1)  # from here on it is known how short a batch is
+            node, left = mesh.drivers[1], 0
+            drained = node.inbox.drained
+
+            def turn() -> None:
+                nonlocal left
+                before = node.counts.frames_sent
+                drained()
+                left += node.counts.frames_sent - before
+
+            node.inbox.drained = turn
+            mesh.submit(9)
+            await mesh.until(2)
+            assert left == 1
+
+    run(main)
+
+
+def test_no_batch_runs_inside_the_call_that_offers_its_sample() -> None:
+    async def main() -> None:
+        async with live(topology([[0, 1, 2, 3, 4]])) as mesh:
+            mesh.submit(4)
+            await mesh.until(1)
+            ran = list(mesh.executors[0].ran)
+            mesh.submit(9)
+            assert mesh.executors[0].ran == ran
+            assert answers(await mesh.until(2))[1] == ("result", 9, 4)
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_node_that_comes_back_rejoins_and_what_it_held_is_sent_again(kind: str) -> None:
     async def main() -> None:
         async with live(topology(LINE4), kind=kind) as mesh:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,7 @@ class Run:
         loads: Mapping[int, SourceLoad],
         further: FurtherSources,
         progress: Progress,
+        beside: Callable[[Pipeline], AbstractAsyncContextManager[object]],
     ) -> None:
         self.pipeline = pipeline
         self.options = options
@@ -44,10 +46,11 @@ class Run:
         self.loads = loads
         self.further = further
         self.progress = progress
+        self.beside = beside
 
     async def run(self) -> tuple[dict[str, Any], RunLog]:
         """Starts every rank, measures, ends them."""
-        async with self.pipeline:
+        async with self.beside(self.pipeline), self.pipeline:  # around it: an address that is taken is told before nodes start
             if self.options.attach:
                 await all_attached(self.pipeline, self.progress)
             return await unless_crashed(self.pipeline, self._measure())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,8 +23,15 @@ from zpipe.topology import SourceSpec, Topology, load_topology, override
 __all__ = ["BenchOptions", "compare_bench", "run_bench"]
 
 
-async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[str, Any], RunLog]:
+async def run_bench(
+    options: BenchOptions, *, progress: Progress, beside: Callable[[Pipeline], AbstractAsyncContextManager[object]] = nullcontext
+) -> tuple[dict[str, Any], RunLog]:
     """Runs it.
+
+    Args:
+        options: what to run.
+        progress: told how far it is.
+        beside: gives what is to be there for as long as this process's source is, such as who tells Prometheus of it.
 
     Returns:
         The report (design section 7) and the log behind it.
@@ -49,7 +56,7 @@ async def run_bench(options: BenchOptions, *, progress: Progress) -> tuple[dict[
     own = next(iter(loads))
     further = _further(options, {rank: load for rank, load in loads.items() if rank != own})
     pipeline = _pipeline(options, topology, lab, chaos, further, source=own, note=choices.append)
-    run = Run(pipeline, options, chaos, loads, further, progress)
+    run = Run(pipeline, options, chaos, loads, further, progress, beside)
     progress("starting", 0.0)
     try:
         with _inside(lab, pipeline.rank, progress):

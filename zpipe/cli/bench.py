@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -14,6 +17,9 @@ from zpipe.cli.options import FOLDER, INSECURE, TOPOLOGY, load_options, parse_co
 from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zpipe.runtime.pipeline import Pipeline
 
 
 @cli.command(epilog=example("zpipe bench --topology mesh3.yaml --rate 40 --duration 10"))
@@ -47,6 +53,9 @@ from zpipe.errors import ConfigError
     help="Record every rank started here: FOLDER/node-RANK.trace, for `zpipe trace merge` and `zpipe replay`.",
 )
 @click.option(
+    "--metrics", metavar="HOST:PORT", help="Tell Prometheus of the source here, as `zpipe node --metrics` does of a node."
+)
+@click.option(
     "--chaos",
     metavar="SPEC",
     help="Faults while it runs: 'kill every 5s', 'stop 2s every 5s', 'terminate every 5s', 'rolling', 'down 2s every 5s', 'slow "
@@ -70,6 +79,7 @@ def bench(
     suite: str | None,
     quick: bool,
     html_file: Path | None,
+    metrics: str | None,
     **options: Any,
 ) -> None:
     """Start every rank of a topology, drive its sources with the bundle's evaluation set, print a table."""
@@ -85,13 +95,28 @@ def bench(
     baselines = parse_compare(compare, samples_file)
     check_writable(json_file, samples_file, html_file)
     if baselines:
+        if metrics:
+            raise ConfigError("--metrics: found it beside --compare, whose sources follow each other; expected one of the two")
         with progress_shown() as progress:
             reports = run_interruptible(compare_bench(plan, baselines, progress=progress))
         show_comparison(reports, json_file=json_file, html_file=html_file)
         return
     with progress_shown() as progress:
-        report, samples = run_interruptible(run_bench(plan, progress=progress))
+        report, samples = run_interruptible(run_bench(plan, progress=progress, beside=partial(_told_of, metrics)))
     show_report(report, samples, json_file=json_file, samples_file=samples_file, html_file=html_file)
+
+
+@asynccontextmanager
+async def _told_of(metrics: str | None, source: Pipeline) -> AsyncIterator[None]:
+    """While it lasts, Prometheus is told of the source."""
+    if not metrics:
+        yield
+        return
+    from zpipe.metrics import MetricsServer
+
+    async with MetricsServer(source, metrics) as telling:
+        click.echo(f"tells Prometheus at http://{telling.address}/metrics", err=True)
+        yield
 
 
 def _bench_suite(context: click.Context, name: str, *, quick: bool, html_file: Path | None, json_file: Path | None) -> None:

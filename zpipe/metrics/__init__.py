@@ -1,8 +1,11 @@
 """What a node tells Prometheus, and whether it is well.
 
-`zpipe node --metrics HOST:PORT`, `zpipe infer --metrics` for its source, or beside a pipeline in your program:
+`zpipe node --metrics HOST:PORT`, `--metrics` of `zpipe infer` and `zpipe bench` for their source, or beside a pipeline in your
+program:
 
     async with zpipe.Pipeline.connect("line4.yaml") as pipeline, zpipe.MetricsServer(pipeline, "127.0.0.1:9464"):
+        ...
+    with zpipe.SyncPipeline.connect("line4.yaml") as pipeline, zpipe.MetricsServer(pipeline, "127.0.0.1:9464"):
         ...
 
 `/metrics` is computed when it is asked for, from what the node counts anyway (`zpipe.runtime.stats`). `/healthz` says 200 while the

@@ -17,6 +17,7 @@ from zpipe.errors import BackendUnavailable
 from zpipe.metrics.families import Look, families
 from zpipe.metrics.health import STARTING, Health, health_of
 from zpipe.metrics.http import Answer, Request, Server, listen
+from zpipe.runtime.sync import SyncPipeline
 
 if TYPE_CHECKING:
     from zpipe.runtime.driver import Driver
@@ -43,6 +44,8 @@ class _Page:
 class MetricsServer:
     """Tells Prometheus and health checks of a node. Use as `async with`, around the node or inside.
 
+    Of a SyncPipeline it is a `with`, inside that of the pipeline, on whose thread it runs.
+
     It listens from the start; while the node has not started, nothing but that is said.
 
     Args:
@@ -54,26 +57,45 @@ class MetricsServer:
         ConfigError: nothing can listen at the address; raised on entering.
     """
 
-    def __init__(self, node: Node | Pipeline, address: str) -> None:
+    def __init__(self, node: Node | Pipeline | SyncPipeline, address: str) -> None:
         if not installed("prometheus_client"):
             raise BackendUnavailable(
                 f"--metrics: found no prometheus-client, expected it installed; run: {pip()} install 'zpipe[metrics]'"
             )
-        self._node = node
+        self._threaded = node if isinstance(node, SyncPipeline) else None
+        self._node = node.pipeline if isinstance(node, SyncPipeline) else node
         self._asked = address
         self._server: Server | None = None
         self._pages: dict[str, _Page] = {}
         self.address = ""  #: `host:port` it listens at, once entered
 
+    def __enter__(self) -> MetricsServer:  # noqa: PYI034 - Self is Python 3.11
+        if self._threaded is None:
+            raise TypeError("a MetricsServer of something asynchronous is used as `async with`")
+        self._threaded.call(self._open())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._threaded is not None
+        self._threaded.call(self._close())
+
     async def __aenter__(self) -> MetricsServer:  # noqa: PYI034 - Self is Python 3.11
+        if self._threaded is not None:
+            raise TypeError("a MetricsServer of a SyncPipeline is used as `with`: it runs on that pipeline's thread")
+        await self._open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._close()
+
+    async def _open(self) -> None:
         listener = listen(self._asked)
         host, port = listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._server = Server(listener, self._answer)
         self._server.start()
-        return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def _close(self) -> None:
         assert self._server is not None
         await self._server.aclose()
         writing = [page.writing for page in self._pages.values()]

@@ -182,7 +182,7 @@ class Driver:
         self._packing = Packing(topology, bundle, codecs, self.policy, coded=coded)
         self._payloads = Payloads()
         self._events: list[Event] = []
-        self._pumping = self._posted = False
+        self._pumping = self._posted = self._shortly = False
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._executor = None if executor is None else executor_name(executor)
@@ -290,22 +290,20 @@ class Driver:
     def _pump_posted(self) -> None:
         self._posted = False
         if self._events and not self._pumping and not self._stopped:
-            self._pump()
+            self._pump(short=True)
 
-    def _pump(self) -> None:
+    def _pump(self, *, short: bool = False) -> None:
+        """Decides on the events and performs what is decided, until there are none.
+
+        `short`: called by the loop itself, whom a short batch may keep: one that is begun here also ends here, and what becomes
+        of it leaves before the loop looks at anything else. Only one, since meanwhile nothing is read.
+        """
         self._pumping = True
         try:
-            while self._events:
-                events = self._events.copy()
-                self._events.clear()
-                commands = self._decide(events, now=time.monotonic())
-                rest = len(commands)
-                while rest and type(commands[rest - 1]) is RunStage:  # they come last, and are the policy's to begin at any time
-                    rest -= 1
-                for command in commands[rest:]:
-                    self._perform(command)  # first: the executor has its threads, it need not wait until all is sent
-                for command in commands[:rest]:
-                    self._perform(command)
+            self._decide_all()
+            if short and self._stages is not None and self._stages.has_short:
+                self._stages.run_short()
+                self._decide_all()
         except Exception as exc:
             self._stopped = True
             log.exception("node %d: internal error", self.rank)
@@ -313,8 +311,29 @@ class Driver:
             return
         finally:
             self._pumping = False
+        if self._stages is not None and self._stages.has_short and not self._shortly:
+            self._shortly = True
+            self._loop.call_soon(self._pump_shortly)
         self._arm_timer()
         self._pumped()
+
+    def _decide_all(self) -> None:
+        while self._events:
+            events = self._events.copy()
+            self._events.clear()
+            commands = self._decide(events, now=time.monotonic())
+            rest = len(commands)
+            while rest and type(commands[rest - 1]) is RunStage:  # they come last, and are the policy's to begin at any time
+                rest -= 1
+            for command in commands[rest:]:
+                self._perform(command)  # first: the executor has its threads, it need not wait until all is sent
+            for command in commands[:rest]:
+                self._perform(command)
+
+    def _pump_shortly(self) -> None:
+        self._shortly = False
+        if not self._pumping and not self._stopped:
+            self._pump(short=True)
 
     def _arm_timer(self) -> None:
         wakeup = self.policy.next_wakeup()
@@ -331,7 +350,7 @@ class Driver:
     def _on_drained(self) -> None:
         """All that was readable has been delivered: decide once."""
         if self._events and not self._pumping and not self._stopped:
-            self._pump()
+            self._pump(short=True)
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -414,7 +433,7 @@ class Driver:
         size = len(frames[0]) + len(frames[1])
         if self._send_data(peer, epoch, frames, size) and peer in self._packing.size_varies:
             self._events.append(SendCompleted(peer, epoch, tasks[0].number, len(tasks), size))
-        carried = self.carried.setdefault(peer, Carried())
+        carried = self.carried.get(peer) or self.carried.setdefault(peer, Carried())
         carried.tasks += len(tasks)
         carried.frames += 1
         carried.bytes += size

@@ -164,7 +164,7 @@ class Inbox:
     # ---- what was understood -------------------------------------------------------------------
 
     def _on_tasks(self, batch: TaskBatch, origin: Origin) -> None:
-        known = all(task.key.source in self.sources for task in batch.tasks)  # the policy keeps a row for each source
+        known = self.sources.issuperset([task.key.source for task in batch.tasks])  # the policy keeps a row for each source
         if not known or not self._belongs(batch):
             self.counts.stray_frames += 1
             return
@@ -226,7 +226,7 @@ class Inbox:
     # ---- what was not --------------------------------------------------------------------------
 
     def _decode(self, frames: Sequence[Buffer]) -> Message | None:
-        self.counts.received_bytes += sum(len(frame) for frame in frames)
+        self.counts.received_bytes += sum(map(len, frames))
         try:
             return decode(frames, limits=self.limits, now=time.monotonic())
         except WireError as exc:

@@ -54,4 +54,8 @@ def join(rows: Sequence[tuple[Batch, int]]) -> Batch:
 
 
 def _follow(rows: Sequence[tuple[Batch, int]], batch: Batch, first: int) -> bool:
-    return all(other is batch and index == first + offset for offset, (other, index) in enumerate(rows))
+    for other, index in rows:  # no generator: one row is the rule on a line that is not busy
+        if other is not batch or index != first:
+            return False
+        first += 1
+    return True

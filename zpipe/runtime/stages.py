@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeAlias, cast
@@ -43,6 +44,7 @@ class Stages:
         self._rank = rank
         self._done = done
         self._worker: Worker | None = None
+        self._short: deque[tuple[RunStage, npt.NDArray[Any]]] = deque()  #: at most as many as run at once
         self._closed = False
 
     @property
@@ -56,11 +58,11 @@ class Stages:
         self._worker = Worker(self._executor, self._specs, loop, self._ran)
 
     def run(self, command: RunStage, inputs: Batch, *, predicted_seconds: float) -> None:
-        """Starts a batch, whose inputs are `[tasks, *shape]`; it is done in a later turn of the loop."""
+        """Starts a batch, whose inputs are `[tasks, *shape]`, or keeps a short one for `run_short`."""
         assert self._worker is not None, "start() first"
         given = cast("npt.NDArray[Any]", inputs)  # resident rows are this executor's own: it takes them
         if predicted_seconds < INLINE_SECONDS and self._worker.inline:
-            self._loop.call_soon(self._run_inline, self._worker, command, given)
+            self._short.append((command, given))
         else:
             self._worker.put(command, given)
 
@@ -71,9 +73,17 @@ class Stages:
             self._worker.close()
         self._executor.close()
 
-    def _run_inline(self, worker: Worker, command: RunStage, inputs: npt.NDArray[Any]) -> None:
-        if not self._closed:
-            self._ran(command, *worker.run(command, inputs))
+    @property
+    def has_short(self) -> bool:
+        """Whether `run_short` has something to run."""
+        return bool(self._short)
+
+    def run_short(self) -> None:
+        """Runs a short batch here and now, if there is one."""
+        if self._short and not self._closed:
+            assert self._worker is not None, "start() first"
+            command, inputs = self._short.popleft()
+            self._ran(command, *self._worker.run(command, inputs))
 
     def _ran(self, command: RunStage, output: StageOutput | None, failure: Failure | None) -> None:
         """A batch is done: keep what goes on, tell the policy."""

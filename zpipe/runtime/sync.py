@@ -59,7 +59,7 @@ class SyncPipeline:
         self._entered = self._open = True
         entering: list[asyncio.Task[None]] = []
         try:
-            self._call(self._enter(entering))
+            self.call(self._enter(entering))
         except BaseException:
             # Ctrl-C interrupts the waiting alone: what is being started has to be given up, and to close what it opened.
             self._close(entering)
@@ -71,7 +71,7 @@ class SyncPipeline:
 
     def submit(self, x: npt.NDArray[Any], *, deadline: float | None = None) -> Result:
         """As `Pipeline.submit`, blocking this thread only."""
-        return self._call(self.pipeline.submit(x, deadline=deadline))
+        return self.call(self.pipeline.submit(x, deadline=deadline))
 
     def submit_later(self, x: npt.NDArray[Any], *, deadline: float | None = None) -> Future[Result]:
         """As `submit`, but returns at once with a future to ask later. `x` is copied before."""
@@ -112,11 +112,11 @@ class SyncPipeline:
 
     def ready(self) -> None:
         """As `Pipeline.ready`."""
-        self._call(self.pipeline.ready())
+        self.call(self.pipeline.ready())
 
     def stats(self) -> list[dict[str, Any]]:
         """As `Pipeline.stats`."""
-        return self._call(self.pipeline.stats())
+        return self.call(self.pipeline.stats())
 
     def close(self) -> None:
         """As `Pipeline.aclose`; ends the thread too. May be called twice."""
@@ -166,7 +166,12 @@ class SyncPipeline:
             call.close()
             raise
 
-    def _call(self, call: Coroutine[Any, Any, T]) -> T:
+    def call(self, call: Coroutine[Any, Any, T]) -> T:
+        """Runs something on the loop's thread, and waits for it: what belongs to the pipeline and is asynchronous.
+
+        Raises:
+            PipelineClosed: the pipeline is not open.
+        """
         return self._start(call).result()
 
 

@@ -99,9 +99,9 @@ class Readers:
     def _on_readable(self, reader: Reader) -> None:
         # At once and not by mark: a turn of asyncio costs more than the few messages do.
         self._dirty[reader] = None
-        self._drain()
+        self._drain(woken=reader)
 
-    def _drain(self) -> None:
+    def _drain(self, woken: Reader | None = None) -> None:
         """Delivers what was posted and what the dirty sockets hold, up to QUOTA each, then says so once."""
         delivered = settled = False
         try:
@@ -109,7 +109,7 @@ class Readers:
                 delivered = True
                 self.posted.popleft()()
             for reader in list(self._dirty):
-                delivered |= self.drain_one(reader)
+                delivered |= self.drain_one(reader, woken=reader is woken)
             settled = self._settle()
             if (delivered or settled) and not self.closed:
                 self._drained()
@@ -124,12 +124,15 @@ class Readers:
             if reader.closed or not readable(reader.socket):
                 self._dirty.pop(reader, None)
 
-    def drain_one(self, reader: Reader) -> bool:
-        """Delivers up to QUOTA messages of one socket now; False when it had none, and is no longer dirty."""
+    def drain_one(self, reader: Reader, *, woken: bool = False) -> bool:
+        """Delivers up to QUOTA messages of one socket now; False when it had none, and is no longer dirty.
+
+        One that has just `woken` nearly always has one: asking whether it has would be most of what reading it costs.
+        """
         socket = reader.socket
         for taken in range(QUOTA):
             # The handler may have closed this very socket.
-            if reader.closed or not readable(socket):
+            if reader.closed or not ((woken and not taken) or readable(socket)):
                 self._dirty.pop(reader, None)
                 return taken > 0
             frames = receive(socket, reader.max_frames)

@@ -18,6 +18,7 @@ from zpipe.policy.exits import ExitGates
 from zpipe.policy.messages import PeerUp, StageCompleted, TaskReceived, TimerFired
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.trace import Recorder, codec, replay
+from zpipe.trace.recorder import BUFFER_BYTES
 
 #: A node with the last stage, whose only neighbour sends it tasks.
 CONFIG = NodeConfig(
@@ -112,6 +113,28 @@ def test_of_a_killed_node_a_quarter_of_a_second_is_lost_at_most(path: Path) -> N
     recorded.serve(4)
     assert recorded.now - 0.25 <= recorded.parts()[-1][0] < recorded.now + 0.125
     recorded.recorder.close()
+
+
+def test_what_waits_is_written_when_it_is_much_however_short_the_time(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.recorder.handle_all([PeerUp(0, INTO, outgoing=False)], now=0.0)
+    for number in range(1000):
+        recorded.recorder.handle_all([TimerFired()] * 64, now=1e-6 * number)
+    assert path.stat().st_size > 10 * BUFFER_BYTES
+    recorded.recorder.close()
+    assert len(recorded.parts()) == 1 + 1001 + 1
+
+
+def test_an_event_that_cannot_be_written_leaves_whole_rounds(path: Path) -> None:
+    recorded = Recorded(path)
+    recorded.serve(2)
+    strange: Any = [TaskReceived(0, INTO, [task(2, 2, 2), object()])]  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="a trace holds events, commands and their parts, not object"):
+        recorded.recorder.handle_all(strange, now=9.0)
+    recorded.recorder.close()
+    result = replay(path)
+    assert (result.difference, result.ended) == (None, "when the node was closed")
+    assert result.rounds >= 4  # what waited may be lost: the packer forgets it
 
 
 @pytest.mark.parametrize("tasks", [1, 500], ids=["while-closing", "while-running"])

@@ -13,8 +13,8 @@ high one sends at 0.3 of what they can do. Its mean latency is held against
 where `residual` is what is left on average of a low batch when somebody comes, E[S^2] / 2 E[S] of those that ran (no batch is
 broken off, so a queue that always let high ones pass would still cost that), and `frame` the time a frame of low tasks takes on a
 link, once for each link and board that a high sample has to share. With `max_batch_low` 1 it is also held against 1.7 x alone.
-`starvation`: the high source always has samples waiting; the low one's share of the boards' time is held against `min_share`, and
-every sample of either has to end once.
+`starvation`: the high source always has samples waiting; the low one's share of the time in which it waits at a board is held
+against `min_share`, and every sample of either has to end once.
 
 Shapes: a line of four boards, a stage on each, whose two sources are further nodes before it; a mesh of five boards with all
 stages, two of which are the sources. `-slow`: links of 20 Mbit/s that carry 100 KB per sample and hop, else 1 Gbit/s and 16 KB.
@@ -48,6 +48,8 @@ MOST_OVER_BOUND, MOST_OVER_ALONE = 1.1, 1.7
 HIGH_SHARE, LOW_TIMES = 0.3, 20.0
 BATCHES = (1, 4, 8)
 MIN_SHARES = (0.0, 0.05, 0.2)
+#: Of `min_share`, of the time in which a low task waits at a board: while one is on its way to the next, none waits there.
+NEARLY = 0.9
 #: Of arrivals, in virtual time.
 SECONDS = 40.0
 #: A low sample under the least share waits for those before it: 80 of them at a twentieth of the boards' time.
@@ -186,7 +188,7 @@ def _starvation_row(shape: str, share: float, runs: list[dict[str, Any]]) -> dic
         "shape": shape,
         "min_share": share,
         "low_share": _mean(low, "share"),
-        "low_least_share": min(run["least_share"] for run in low),
+        "low_share_while_waiting": sum(run["share"] for run in low) / max(1e-9, sum(run["waited"] for run in low)),
         "low_share_of_busy": _mean(low, "share") / busy,
         "busy": busy,
         "high_hz": _mean(high, "hz"),
@@ -197,20 +199,20 @@ def _starvation_row(shape: str, share: float, runs: list[dict[str, Any]]) -> dic
         "broken": sum(_broken(run) for run in runs),
     }
     unanswered = row["low_kinds"]["expired"] + row["low_kinds"]["failed"]
-    row["held"] = row["broken"] == 0 and (share == 0.0 or (not unanswered and row["low_share_of_busy"] >= 0.95 * share))
+    row["held"] = row["broken"] == 0 and (share == 0.0 or (not unanswered and row["low_share_while_waiting"] >= NEARLY * share))
     return row
 
 
 def show_starvation(rows: Sequence[dict[str, Any]]) -> None:
     print(
-        f"{'shape':<10}{'min_share':>10}{'low share':>10}{'of what ran':>12}{'least board':>12}{'high/s':>8}{'low/s':>7}"
+        f"{'shape':<10}{'min_share':>10}{'low share':>10}{'of what ran':>12}{'of waiting':>12}{'high/s':>8}{'low/s':>7}"
         f"{'low mean s':>11}{'most s':>8}  low samples"
     )
     for row in rows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in row["low_kinds"].items() if count)
         print(
             f"{row['shape']:<10}{row['min_share']:>10.2f}{row['low_share']:>10.3f}{row['low_share_of_busy']:>12.3f}"
-            f"{row['low_least_share']:>12.3f}{row['high_hz']:>8.1f}{row['low_hz']:>7.2f}{row['low_ms'] / 1e3:>11.2f}"
+            f"{row['low_share_while_waiting']:>12.3f}{row['high_hz']:>8.1f}{row['low_hz']:>7.2f}{row['low_ms'] / 1e3:>11.2f}"
             f"{row['low_max_ms'] / 1e3:>8.2f}  {kinds}  {_verdict(row)}",
             flush=True,
         )

@@ -34,6 +34,8 @@ HIGH, LOW = 1, 0
 WEIGHTS = {HIGH: 4.0, LOW: 1.0}
 #: Samples that enter before any counts.
 WARM_UP_SECONDS = 5.0
+#: How often it is looked who waits.
+LOOK_SECONDS = 0.010
 #: Samples under way of a source that always has some: more than its slots.
 SATURATING = 80
 
@@ -136,9 +138,22 @@ class _Watched(World):
         self.since, self.until = since, until
         self.runs: dict[tuple[int, int], list[float]] = defaultdict(list)  #: {(rank, class): seconds of each batch}
         self.shared: dict[int, float] = defaultdict(float)  #: {class: seconds of batches at all nodes}
+        self.waited: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))  #: {class: {rank: seconds}}
+        self._look_for_waiting()
         self.sent: dict[int, int] = defaultdict(int)  #: {class: tasks sent on}
         self.inputs_sent: dict[int, int] = defaultdict(int)  #: {class: of these, raw inputs}
         self.frames: dict[int, list[int]] = defaultdict(list)  #: {class: tasks in each frame between boards}
+
+    def _look_for_waiting(self) -> None:
+        """Where tasks of a class wait that the board could run: in I, or in O for somebody who may as well be this board."""
+        if self.since <= self.now < self.until:
+            for rank, node in enumerate(self.nodes):
+                tasks = node._tasks
+                hosted = (*tasks.input.values(), *(queue for lane, queue in tasks.output.items() if lane in tasks.input))
+                for each in {task.priority for queue in hosted for task in queue}:
+                    self.waited[each][rank] += LOOK_SECONDS
+        if self.now < self.until:
+            self.call_at(self.now + LOOK_SECONDS, self._look_for_waiting)
 
     def _run_stage(self, rank: int, command: RunStage) -> None:
         if self.since <= self.now < self.until:
@@ -284,7 +299,9 @@ def _figures(case: Case, world: _Watched, programs: dict[int, _Program], until: 
         entered = sum(WARM_UP_SECONDS <= at < until for at in program.submitted)
         here |= {
             "share": world.shared[each] / (case.seconds * len(boards)),
-            "least_share": min(sum(world.runs[rank, each]) for rank in boards) / case.seconds,
+            "waited": sum(world.waited[each].values()) / (case.seconds * len(boards)),
+            "share_by_board": [sum(world.runs[rank, each]) / case.seconds for rank in boards],
+            "waited_by_board": [world.waited[each][rank] / case.seconds for rank in boards],
             "batch_mean": sum(map(sum, runs)) / case.stage_seconds / ran if ran else 0.0,
             "residual": _mean([residual(batches) for batches in runs]),
             "frame_rows": _mean(sizes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.policy.build import Driven, lost, task
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import no_exit
 from zpipe.policy.messages import Command, Discard, Forward, GrantCredit, PeerLost, RunStage, SendLost, StageFailed, TimerFired
+from zpipe.policy.priority import PriorityOrder
 from zpipe.policy.state import NeighbourConfig, NodeCounts
 from zpipe.policy.tasks import TaskTable
 
@@ -283,3 +285,47 @@ def test_lost_rows_name_the_attempt_that_was_sent(two: Driven) -> None:
     two.complete(False)
     (told,) = two.tell(PeerLost(3, outgoing=True, reason="cut"))
     assert told.rows == [lost(0, 4, "peer-lost: node 3: cut")]  # type: ignore[union-attr]
+
+
+# ---- A3 where A7 orders ----------------------------------------------------------------------------
+
+
+def _ranked(min_share: float) -> TaskTable:
+    """Stages 0 and 1 hosted here and by a neighbour, classes 0, 1 and 2; a task of the highest waits in I."""
+    table = TaskTable(
+        rank=1,
+        stages=(0, 1),
+        lanes_out=(0, 1),
+        incoming={},
+        is_current=lambda key: True,
+        counts=NodeCounts(),
+        order=PriorityOrder((0, 1, 2), min_share=min_share, max_batch_low=0),
+    )
+    table.to_input(replace(task(0, 1), priority=2), 0.0)
+    return table
+
+
+def _classes(table: TaskTable) -> list[int]:
+    return sorted(waiting.priority for queue in table.input.values() for waiting in queue)
+
+
+def test_a_class_that_waits_in_o_alone_waits_here_too_where_it_is_owed_a_share() -> None:
+    """A3, A7: one of each, whichever lane it is in; nobody else runs what O keeps for a neighbour that never has room."""
+    table = _ranked(0.05)
+    for sample, stage, priority in ((1, 1, 0), (2, 1, 0), (3, 1, 1), (4, 0, 1), (5, 1, 1)):
+        table.to_output(replace(task(sample, stage), priority=priority), float(sample))
+    for _ in range(2):  # the second time all are there
+        table.take_back_ranked(8)
+        assert _classes(table) == [0, 1, 2]
+        assert (table.input_length, table.output_length) == (3, 3)
+    assert {waiting.key.sample for queue in table.input.values() for waiting in queue} == {0, 1, 3}
+
+
+def test_where_nothing_is_owed_only_the_first_of_all_is_taken_back() -> None:
+    table = _ranked(0.0)
+    table.to_output(replace(task(1, 1), priority=0), 0.0)
+    table.take_back_ranked(8)
+    assert _classes(table) == [2]
+    table.to_output(replace(task(2, 0), priority=2), -1.0)
+    table.take_back_ranked(8)
+    assert _classes(table) == [2, 2]

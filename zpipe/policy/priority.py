@@ -105,7 +105,7 @@ class PriorityOrder:
     """
 
     def __init__(self, classes: Iterable[int], *, min_share: float, max_batch_low: int) -> None:
-        self._min_share = min_share
+        self.min_share = min_share
         self._max_batch_low = max_batch_low
         self._owed = dict.fromkeys(classes, 0.0)  #: {class: seconds it may have before those above it}
         self._highest = max(self._owed)
@@ -146,6 +146,6 @@ class PriorityOrder:
             if each not in firsts:
                 self._owed[each] = 0.0
             elif each == chosen:
-                self._owed[each] = max(0.0, self._owed[each] - (1.0 - self._min_share) * seconds)
+                self._owed[each] = max(0.0, self._owed[each] - (1.0 - self.min_share) * seconds)
             elif each < max(firsts):
-                self._owed[each] += self._min_share * seconds
+                self._owed[each] += self.min_share * seconds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zpipe.model import LostRow
-from zpipe.policy.priority import fill_batch, first_stage, insert_ranked, is_before
+from zpipe.policy.priority import fill_batch, first_of_classes, first_stage, insert_ranked, is_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -225,22 +225,33 @@ class TaskTable:
         return True
 
     def take_back_ranked(self, most: int) -> None:
-        """Rule A3 where A7 orders: if the first of what is hosted here waits in O it goes to I, with others for its batch."""
-        heads = [queue[0] for stage, queue in self.output.items() if queue and stage in self.input]
-        if not heads:
+        """Rule A3 where A7 orders: if the first of what is hosted here waits in O it goes to I, with others for its batch.
+
+        So does the first of each class of which none is in I, where A7 owes it a share: who waits in O for a place elsewhere waits
+        here, too.
+        """
+        hosted = {stage: queue for stage, queue in self.output.items() if queue and stage in self.input}
+        if not hosted:
             return
-        first = heads[0]
-        for head in heads[1:]:
-            if is_before(head, first):
-                first = head
-        if any(queue and not is_before(first, queue[0]) for queue in self.input.values()):
-            return
-        queue, taken = self.output[first.stage], 0
-        while queue and taken < most and queue[0].priority == first.priority:
-            insert_ranked(self.input[first.stage], queue.popleft())
-            self.output_length -= 1
-            self.input_length += 1
-            taken += 1
+        firsts = first_of_classes(hosted)
+        first, stage, _ = firsts[max(firsts)]
+        if all(not queue or is_before(first, queue[0]) for queue in self.input.values()):
+            queue, taken = self.output[stage], 0
+            while queue and taken < most and queue[0].priority == first.priority:
+                self._take_back(queue, 0)
+                taken += 1
+        if len(firsts) > 1 and self._order is not None and self._order.min_share:
+            present = first_of_classes(self.input)
+            others = [(index, stage) for each, (_, stage, index) in first_of_classes(hosted).items() if each not in present]
+            for index, stage in sorted(others, reverse=True):  # of one queue the last first: the places of the others stay
+                self._take_back(self.output[stage], index)
+
+    def _take_back(self, queue: deque[Task], index: int) -> None:
+        task = queue[index]
+        del queue[index]
+        insert_ranked(self.input[task.stage], task)
+        self.output_length -= 1
+        self.input_length += 1
 
     def leave(self, task: Task) -> None:
         """The task is no longer here: its slot is free."""

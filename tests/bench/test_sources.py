@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from zpipe.errors import ConfigError, ZpipeError
 from zpipe.report import check_schema
 from zpipe.sim import SimOptions, run_sim
 from zpipe.topology import Topology, from_dict
+from zpipe.trace import replay
 
 
 def topology(**policy: Any) -> Topology:
@@ -28,8 +30,8 @@ def bench(**options: Any) -> tuple[dict[str, Any], Any]:
     return asyncio.run(run_bench(BenchOptions(topology=topology(), **options), progress=lambda line, done: None))
 
 
-def test_every_source_is_driven_at_its_own_pace_from_the_same_moment_on() -> None:
-    report, log = bench(count=90, warm_up=10, seed=4)
+def test_every_source_is_driven_at_its_own_pace_from_the_same_moment_on(tmp_path: Path) -> None:
+    report, log = bench(count=90, warm_up=10, seed=4, trace=tmp_path / "traces")
     check_schema(report)
     camera, mapping = report["sources"]
     assert [(row["name"], row["weight"], row["priority"]) for row in (camera, mapping)] == [("camera", 4.0, 1), ("mapping", 1.0, 0)]
@@ -43,6 +45,7 @@ def test_every_source_is_driven_at_its_own_pace_from_the_same_moment_on() -> Non
         assert log.columns()[column].tolist() == expected.columns()[column].tolist()
     assert [node["rank"] for node in report["nodes"]] == [0, 1]
     assert report["series"][-1]["t"] <= report["seconds"]
+    assert [replay(tmp_path / "traces" / f"node-{rank}.trace").difference for rank in range(2)] == [None, None]
 
 
 def test_a_source_that_dies_ends_the_bench_in_one_line() -> None:

@@ -79,12 +79,22 @@ PAGES: dict[str, Callable[[], list[Report]]] = {
     "line": lambda: [line()],
     "overloaded": lambda: [overloaded()],
     "mesh of five": lambda: [mesh("mesh5")],
+    "two sources": lambda: [mesh("two-sources")],
     "grid of 16": lambda: [grid(16)],
     "grid of 60": lambda: [grid(60)],
     "line of 100": lambda: [grid(100, "line")],
     "nothing": lambda: [empty()],
     "compared": lambda: [mesh(), {**line(), "topology": "mesh3/local"}, empty()],
 }
+
+
+def test_several_sources_are_named_in_the_drawing_and_have_a_row_each_the_urgent_one_first() -> None:
+    page = render_page([mesh("two-sources")])
+    drawing, rest = page.split('id="answers"', 1)
+    assert "camera" in drawing
+    assert "mapping" in drawing
+    assert rest.index("<td>camera</td>") < rest.index("<td>mapping</td>")
+    assert "Each source" not in render_page([mesh()])
 
 
 @pytest.mark.parametrize("name", PAGES)

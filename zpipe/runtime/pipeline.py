@@ -104,7 +104,8 @@ class Pipeline:
         self._meet = meet
         self._note = note
         self._seed = seed
-        self._trace = None if trace is None else trace_folder(Path(trace))
+        # Whoever started this rank has made the folder, and names the file.
+        self._trace = None if trace is None else Path(trace) if meet is not None else trace_folder(Path(trace))
         self._config = source_config(
             spec,
             self.bundle,

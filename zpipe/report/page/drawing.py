@@ -19,6 +19,8 @@ Row = dict[str, Any]
 MOST_BOXES, MOST_DOTS, MOST_LINKS = 40, 4000, 12_000
 #: Beyond as many nodes links carry no words: they would lie on each other.
 MOST_NAMED = 12
+#: A source's name in its node's corner is cut where it is longer.
+MOST_LETTERS = 11
 _BOX_HEIGHT = 70
 _APART = 14
 
@@ -155,8 +157,8 @@ def _boxes(report: Row, found: Sequence[Sequence[int]], flows: Mapping[Pair, _Fl
         lines.append(line)
         if named and _uncrossed(places[a].layer, places[b].layer, found, places, flows, shape):
             words.append(said)
-    rows, sources = {row["rank"]: row for row in report["nodes"]}, {row["rank"] for row in report["sources"]}
-    boxes = [_box(rank, rows.get(rank), place, rank in sources) for rank, place in places.items()]
+    rows, called = {row["rank"]: row for row in report["nodes"]}, {row["rank"]: _called(row) for row in report["sources"]}
+    boxes = [_box(rank, rows.get(rank), place, called.get(rank, "")) for rank, place in places.items()]
     svg = picture(width, height, "".join([*lines, *boxes, *words]), title="Topology", says=_says(report), kind="topology")
     # On a screen narrower than this the drawing scrolls rather than shrinks until nobody can read it.
     return svg.replace("<svg ", f'<svg style="max-width:{1.15 * width:.0f}px;min-width:{0.7 * width:.0f}px" ', 1)
@@ -232,9 +234,16 @@ def _words(flow: _Flow, pair: Pair, ends: tuple[tuple[float, float], ...], arrow
     return "".join(text(x, spot, line, "middle", "halo") for spot, line in zip(spots, said, strict=False))
 
 
-def _box(rank: int, row: Row | None, box: _Box, source: bool) -> str:
+def _called(source: Row) -> str:
+    """A source in the corner of its node: its name where it has one of its own."""
+    name = str(source["name"])
+    return "source" if name == f"source-{source['rank']}" else name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1] + "…"
+
+
+def _box(rank: int, row: Row | None, box: _Box, source: str) -> str:
+    """A node; `source` is what its source is called, "" where it is none."""
     x, y, width = box.x, box.y, box.width
-    role = "source" if source else "restarted" if row is not None and row.get("restarted") else ""
+    role = source if source else "restarted" if row is not None and row.get("restarted") else ""
     name = f"node {rank}"
     if role and 8.5 * len(name) + LETTER * len(role) > width - 20:
         name = str(rank)

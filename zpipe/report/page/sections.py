@@ -148,7 +148,7 @@ def _sources(rows: Sequence[Row]) -> str:
         [
             row["name"],
             row["rank"],
-            f"{row['weight']:g}",
+            int(row["weight"]) if float(row["weight"]).is_integer() else row["weight"],
             row["priority"],
             row["submitted"],
             *[row[kind] for kind in KINDS[1:]],

@@ -34,6 +34,8 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
                 "stages": stats["stages"],
                 "executor": stats["executor"],
                 "busy": grown("busy_seconds") / seconds,
+                # Of that, {source: share}; None where nobody counted.
+                "busy_by_source": _by_source(old.get("served_seconds", {}), stats.get("served_seconds"), seconds),
                 "queue_p95": quantile(seen, 0.95),
                 "queue_max": max((length for length, times in seen.items() if times), default=0),
                 "batch_mean": tasks / batches if batches else 0.0,
@@ -47,6 +49,10 @@ def node_rows(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds
             }
         )
     return rows
+
+
+def _by_source(before: Mapping[int, float], after: Mapping[int, float] | None, seconds: float) -> dict[int, float] | None:
+    return None if after is None else {rank: (value - before.get(rank, 0.0)) / seconds for rank, value in sorted(after.items())}
 
 
 def link_rows(

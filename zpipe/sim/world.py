@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from zpipe.model import Report
@@ -63,7 +63,11 @@ _TIMER = TimerFired()
 
 @dataclass(slots=True)
 class Traffic:
-    """What one node's runtime would count: bytes and frames as `zpipe.wire` would have made them, without what TCP adds."""
+    """What one node's runtime would count: bytes and frames as `zpipe.wire` would have made them, without what TCP adds.
+
+    Attributes:
+        served_seconds: #: {source: seconds computed for its samples}, which no live node tells.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -72,6 +76,7 @@ class Traffic:
     control_sent: int = 0
     control_received: int = 0
     busy_seconds: float = 0.0
+    served_seconds: dict[int, float] = field(default_factory=dict)
 
 
 class World:
@@ -267,7 +272,11 @@ class World:
             exited, labels, confidences = self._answers[0](stage, rows, command.gate)
         else:
             exited, labels, confidences = self._answer_each(command, rows)
-        self.traffic[rank].busy_seconds += seconds
+        traffic = self.traffic[rank]
+        traffic.busy_seconds += seconds
+        for task in tasks:
+            source = task.key.source
+            traffic.served_seconds[source] = traffic.served_seconds.get(source, 0.0) + seconds / len(tasks)
         start = self.now + hop.start.draw(self._rng)
         if start <= self._free_at[rank] + hop.grace_seconds:
             start = self._free_at[rank]

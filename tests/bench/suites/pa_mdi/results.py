@@ -28,6 +28,7 @@ def row(
         "latency_p95_ms": [[2.0 * least_ms * each, 0.0] for each in means],
         "answered": [[1.0, 0.0]] * sources,
         "busy": [[0.5, 0.01]] * 6,
+        "served": [[0.3, *[0.1] * (sources - 1)]] * 6,
         "rate_hz": [10.0, 0.1],
         "bytes_per_sample": [1e5, 1e3],
         "resubmitted": 0,

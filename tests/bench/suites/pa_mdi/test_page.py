@@ -16,7 +16,7 @@ SECTIONS = ("verdict", "published", "time", "others", "nodes", "live", "settings
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("inference_time", "reductions", "policy_mark"):
+    for name in ("inference_time", "reductions", "served", "policy_mark"):
         assert hasattr(figures, name)
         monkeypatch.setattr(figures, name, lambda *data, **options: "<svg ></svg>")
 
@@ -45,7 +45,7 @@ def test_figures_draw_every_policy_and_the_published_lines() -> None:
     for row in found["sweep"]:
         if (row["setting"], row["sources"], row["kind"]) == ("gpt2", 2, "closed"):
             policies.setdefault(row["policy"], {})[row["load"]] = row
-    svg = figures.inference_time(policies, kind="closed", least_ms=100.0, says="<what>")
+    svg = figures.inference_time(policies, kind="closed", least={2.0: 100.0, 8.0: 200.0}, says="<what>")
     assert 'aria-label="&lt;what&gt;"' in svg
     for policy, mark in figures.MARKS.items():
         assert mark.colour.lower() in svg, policy

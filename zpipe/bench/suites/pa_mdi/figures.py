@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from zpipe.bench.suites.drawing import INK, STYLE, Mark, new_figure, sample, svg
+from zpipe.bench.suites.drawing import INK, STYLE, TINY, Mark, new_figure, sample, svg
 from zpipe.bench.suites.pa_mdi.claims import others_ms
 from zpipe.bench.suites.pa_mdi.settings import AR_MDI, CLOSED, COMPARED, FIFO, MDI, MS_MDI, PA_MDI
 
@@ -23,16 +23,18 @@ MARKS = {
     FIFO: Mark("#CC79A7", "v", 4.5),
     MDI: Mark("#0072B2", "s", 4.0),
 }
+#: Whom a node computed for; no policy's colours.
+URGENT, OTHERS = "#1d4369", "#a9c6de"
 _X = {CLOSED: "data points of each source under way"}
 
 
-def inference_time(policies: Mapping[str, Mapping[float, Row]], *, kind: str, least_ms: float, says: str) -> str:
+def inference_time(policies: Mapping[str, Mapping[float, Row]], *, kind: str, least: Mapping[float, float], says: str) -> str:
     """Mean inference time over load, a line per policy: above the time-sensitive source, below the mean of the others.
 
     Args:
         policies: {policy: {load: row}} of one setting, number of sources and kind of load.
         kind: of load.
-        least_ms: dotted: what a data point of the time-sensitive source takes where all boxes are idle.
+        least: dotted: {load: the least mean of the time-sensitive source that any policy could reach}, milliseconds.
         says: what the figure shows, for those who do not see it.
     """
     with rc_context(STYLE):
@@ -42,7 +44,7 @@ def inference_time(policies: Mapping[str, Mapping[float, Row]], *, kind: str, le
             loads = sorted(rows)
             _line(above, policy, loads, [rows[load]["latency_ms"][0] for load in loads])
             _line(below, policy, loads, [[others_ms(rows[load]), 0.0] for load in loads])
-        above.axhline(least_ms, linestyle=":", color=INK, linewidth=1.0)
+        above.plot(sorted(least), [least[load] for load in sorted(least)], ":", color=INK, linewidth=1.0)
         for axes, who in ((above, "time-sensitive source"), (below, "other sources")):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
@@ -98,6 +100,20 @@ def _over(axes: Axes, kind: str, loads: Sequence[float]) -> None:
 
 def _seconds(milliseconds: float, position: int) -> str:
     return f"{milliseconds / 1e3:g}"
+
+
+def served(row: Row, *, says: str) -> str:
+    """How much of its time each node computed, below for the time-sensitive source, above for the others."""
+    with rc_context(STYLE):
+        figure, axes = new_figure("node", "of its time (%)", size=TINY)
+        nodes = range(len(row["served"]))
+        urgent = [100.0 * shares[0] for shares in row["served"]]
+        axes.bar(nodes, urgent, color=URGENT, width=0.7)
+        axes.bar(nodes, [100.0 * sum(shares[1:]) for shares in row["served"]], bottom=urgent, color=OTHERS, width=0.7)
+        axes.set_xticks(nodes)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0.0, 100.0)
+        return svg(figure, says)
 
 
 def policy_mark(policy: str) -> str:

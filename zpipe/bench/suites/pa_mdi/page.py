@@ -8,7 +8,7 @@ from typing import Any
 
 from zpipe.bench.suites import frame
 from zpipe.bench.suites.pa_mdi import figures
-from zpipe.bench.suites.pa_mdi.claims import Sweeps, others_ms, sweeps
+from zpipe.bench.suites.pa_mdi.claims import Sweeps, least_ms, others_ms, sweeps
 from zpipe.bench.suites.pa_mdi.settings import (
     AR_MDI,
     CLOSED,
@@ -33,7 +33,7 @@ _LINKS = {
     "published": "beside the published",
     "time": "mean inference time",
     "others": "what the others pay",
-    "nodes": "which box did how much",
+    "nodes": "which node served whom",
     "live": "live",
     "settings": "settings",
     "summary": "all figures",
@@ -78,7 +78,7 @@ def _legend(found: Found, *more: str) -> str:
     return f'<div class="legend">{marks}{"".join(more)}</div>'
 
 
-_DOTTED = '<span><i class="dotted"></i>dotted: a data point of this source where all boxes are idle, the least there is</span>'
+_DOTTED = '<span><i class="dotted"></i>dotted: the least that any policy could reach for this source</span>'
 
 
 # ---- the verdict -------------------------------------------------------------------------------------
@@ -163,7 +163,8 @@ def _time(found: Found, asked: Sweeps) -> str:
         drawn = []
         for sources, kind, policies in sorted(_of(asked, setting), key=lambda each: (each[1] != OPEN, each[0])):
             says = f"Mean inference time over load under each policy, {setting['title']}, {sources} sources, {kind}"
-            svg = figures.inference_time(policies, kind=kind, least_ms=setting["least_ms"], says=says)
+            least = {load: least_ms(setting, kind, load) for rows in policies.values() for load in rows}
+            svg = figures.inference_time(policies, kind=kind, least=least, says=says)
             drawn.append(figure(f"{sources} sources, {_KIND_WORDS[kind]} load", svg))
         parts.append(f"<h3>{escape(setting['title'])}</h3>{grid(drawn)}")
     return section(
@@ -207,17 +208,25 @@ def _others(found: Found, asked: Sweeps) -> str:
 def _nodes(found: Found, asked: Sweeps) -> str:
     parts = []
     for setting in found["settings"]:
-        rows: list[list[Value]] = []
+        drawn, said = [], ""
         for sources, kind, policies in _of(asked, setting):
+            if kind != OPEN or sources != 2:
+                continue
+            load = max((each for each in policies[PA_MDI] if each <= 1.0), default=max(policies[PA_MDI]))
+            said = f"{setting['title']}; two sources, arrivals of {load:g} of the capacity"
             for name in POLICIES:
-                if name in policies:
-                    load = max(each for each in policies[name] if kind == CLOSED or each <= 1.0)
-                    row = policies[name][load]
-                    rows.append([sources, _KIND_WORDS[kind], load, name, *([100.0 * v for v in busy] for busy in row["busy"])])
-        names = [f"{rank}: {device}" for rank, device in enumerate(setting["devices"])]
-        parts.append(folded(setting["title"], table(("sources", "load", "", "policy", *names), rows)))
-    said = "Per cent of the time that each box computed, at the heaviest load short of overload."
-    return section("nodes", "Which box did how much", paragraph(said), *parts)
+                if load in policies.get(name, {}):
+                    says = f"How much of its time each node computed for whom under {name}, {said}"
+                    drawn.append(figure(name, figures.served(policies[name][load], says=says)))
+        boxes = ", ".join(f"{rank} {device}" for rank, device in enumerate(setting["devices"]))
+        more = (
+            f"Nodes: {boxes}. The time-sensitive source is at node {setting['sources'][0]}, the other at {setting['sources'][1]}."
+        )
+        parts.append(f"<h3>{escape(said or setting['title'])}</h3>{paragraph(more)}{grid(drawn, 'dense')}")
+    colours = ((figures.URGENT, "for the time-sensitive source"), (figures.OTHERS, "for the others"))
+    key = "".join(f'<span><i style="background:{colour}"></i>{name}</span>' for colour, name in colours)
+    said = "How much of its time each node computed, and for whom, at the heaviest load short of overload."
+    return section("nodes", "Which node served whom", paragraph(said), f'<div class="legend">{key}</div>', *parts)
 
 
 # ---- live, settings, all figures ---------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def figures_of(report: Mapping[str, Any], topology: Topology) -> Row:
         "rate_hz": report["throughput_hz"],
         "answered": [row["result"] / row["submitted"] for row in rows],
         "busy": [node["busy"] for node in report["nodes"]],
+        "served": [[(node["busy_by_source"] or {}).get(str(rank), 0.0) for rank in ranks] for node in report["nodes"]],
         "bytes_per_sample": report["bytes_per_sample"] or 0.0,
         "resubmitted": report["counts"]["resubmitted"],
         "broken": broken(dict(report)),
@@ -126,6 +127,7 @@ def figures_of(report: Mapping[str, Any], topology: Topology) -> Row:
 
 def _row(case: Case, runs: Sequence[Row]) -> Row:
     """Labels, and means over seeds."""
+    nodes = len(case.where.devices)
     return {
         "setting": case.where.name,
         "sources": case.sources,
@@ -135,6 +137,8 @@ def _row(case: Case, runs: Sequence[Row]) -> Row:
         "ranks": runs[0]["ranks"],
         **{name: _means(runs, name) for name in ("latency_ms", "latency_p95_ms", "answered", "busy")},
         **{name: interval([run[name] for run in runs]) for name in ("rate_hz", "bytes_per_sample")},
+        # Per node and source: the share of its time that the node computed for it.
+        "served": [[_mean(run["served"][node][at] for run in runs) for at in range(case.sources)] for node in range(nodes)],
         "resubmitted": sum(run["resubmitted"] for run in runs),
         "broken": sum(run["broken"] for run in runs),
     }
@@ -143,3 +147,7 @@ def _row(case: Case, runs: Sequence[Row]) -> Row:
 def _means(runs: Sequence[Row], name: str) -> list[Interval]:
     """Of each place in lists of equal length."""
     return [interval(values) for values in zip(*(run[name] for run in runs), strict=True)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return interval(list(values))[0]

@@ -30,11 +30,12 @@ def _line() -> Report:
         ],
         log,
         started_at=0.0,
-        deadline_seconds=30.0,
+        deadlines={0: 30.0},
+        classes={0: 0},
         seconds=report["seconds"],
         damage={},
         bad_frames=0,
-        answers=None,
+        answers={},
     )
     memory = [{"results": 100 * at, "rss_mb": [80.0 + at, 90.0, None, 95.5]} for at in range(5)]
     live = {

@@ -16,6 +16,7 @@ from zpipe.bench.sources import LEAD_SECONDS, FurtherSources
 from zpipe.calibrate.drift import drift_rows
 from zpipe.configure import fixed_thresholds, promises, source_config
 from zpipe.load import SourceLoad, run_span, shares
+from zpipe.policy.delivery import SourceConfig
 from zpipe.report import RunLog, build_report, grown, link_rows, merged, node_rows, sources_grown
 from zpipe.runtime.attending import all_attached, unless_crashed
 from zpipe.runtime.pipeline import Pipeline
@@ -105,7 +106,13 @@ class Run:
         report = self._report(log, offering.severity, before, after, rows, memory.rows, seconds)
         if chaos is not None and director is not None:
             report["chaos"] = await chaos.report(
-                pipeline, director, log, started_at=started_at, seconds=seconds, bad_frames=grown(before, after, "bad_frames")
+                pipeline,
+                director,
+                log,
+                configs=self._configs(),
+                started_at=started_at,
+                seconds=seconds,
+                bad_frames=grown(before, after, "bad_frames"),
             )
         return report, log
 
@@ -115,6 +122,18 @@ class Run:
 
     def _shown(self, done: float) -> None:
         self.progress("classifying", min([done, *self.further.done.values()]))
+
+    def _configs(self) -> dict[int, SourceConfig]:
+        """How each source that offers samples here lets them in."""
+        options, topology = self.options, self.pipeline.topology
+        exit_point = options.exit_point or topology.policy.exit_point
+        return {
+            source.rank: source_config(
+                source, self.pipeline.bundle, exit_point=exit_point, admission=options.admission, when_full=options.when_full
+            )
+            for source in topology.sources
+            if source.rank in self.loads
+        }
 
     def _report(
         self,
@@ -129,12 +148,7 @@ class Run:
         options, topology, bundle = self.options, self.pipeline.topology, self.pipeline.bundle
         exit_point = options.exit_point or topology.policy.exit_point
         sources = [source for source in topology.sources if source.rank in self.loads]
-        configs = {
-            source.rank: source_config(
-                source, bundle, exit_point=exit_point, admission=options.admission, when_full=options.when_full
-            )
-            for source in sources
-        }
+        configs = self._configs()
         # Local nodes talk over loopback, whatever the topology says of their links.
         limits = topology.limits if options.lab or options.attach else None
         report = build_report(

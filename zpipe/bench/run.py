@@ -134,7 +134,7 @@ def _chaos(options: BenchOptions, topology: Topology) -> ChaosPlan | None:
         return None
     if options.attach:
         raise ConfigError("--chaos kills and stops nodes it has started: found --attach, expected one of the two; drop the other")
-    return ChaosPlan(options.chaos, topology, seed=options.seed)
+    return ChaosPlan(options.chaos, topology, seed=options.seed, deadline=options.deadline)
 
 
 def _offering(topology: Topology, options: BenchOptions) -> tuple[SourceSpec, ...]:

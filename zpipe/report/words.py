@@ -56,6 +56,7 @@ def fault_lines(chaos: dict[str, Any]) -> list[str]:
         lines[0] += f", without {number(throughput['calm_hz'])}: {percent(throughput['ratio'])}"
     if labels is not None:
         lines.append(f"other answers than without faults: {labels['other_label']:,} labels, {labels['other_exit']:,} exits")
+    lines += _repairs(chaos.get("sources", []))
     damage = {key: sum(row[key] for row in chaos["damage"].values()) for key in ("messages", "corrupted", "flipped")}
     if damage["corrupted"] or damage["flipped"]:
         said = f"{damage['corrupted']:,} of {damage['messages']:,} messages damaged, {damage['flipped']:,} bits of streams flipped"
@@ -65,6 +66,21 @@ def fault_lines(chaos: dict[str, Any]) -> list[str]:
         )
         lines.append(f"{said}; nodes refused {chaos['bad_frames']:,} frames{besides}")
     return lines
+
+
+def _repairs(sources: list[dict[str, Any]]) -> list[str]:
+    """Of several sources, how long their samples took that were open during a repair."""
+    if len(sources) < 2:
+        return []
+    told = [
+        f"node {row['rank']} (class {row['class']}) {_milliseconds(row['repair_ms'])}, else {_milliseconds(row['else_ms'])}"
+        for row in sources
+    ]
+    return [f"mean latency of what was open during a repair: {'; '.join(told)}"]
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f} ms"
 
 
 def footnotes(report: dict[str, Any]) -> list[str]:

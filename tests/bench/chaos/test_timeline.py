@@ -16,10 +16,12 @@ from zpipe.bench.chaos.timeline import MOST_STEPS, chaos_report
 from zpipe.bundle import load_bundle
 from zpipe.model import NEVER_EXIT, Outcome, Result
 from zpipe.policy.exits import ExitLadder
-from zpipe.report import RunLog
+from zpipe.report import RunLog, merged
 
 #: Where the log's clock stood when the run began, and what its samples had.
 START, DEADLINE = 1000.0, 10.0
+#: Of a second source's samples.
+HIGH_DEADLINE = 2.0
 
 
 class Run:
@@ -44,11 +46,12 @@ class Run:
             events,
             self.log,
             started_at=START,
-            deadline_seconds=DEADLINE,
+            deadlines={0: DEADLINE, 1: HIGH_DEADLINE},
+            classes={0: 0, 1: 5} if 1 in self.log.columns()["source"] else {0: 0},
             seconds=seconds,
             damage={"0-1": {"messages": 10, "corrupted": 1, "flipped": 0}},
             bad_frames=3,
-            answers=answers,
+            answers={} if answers is None else {0: answers},
         )
 
 
@@ -147,6 +150,28 @@ def test_other_labels_and_exits_than_recorded_are_counted() -> None:
     answers = Answers(np.array([0, 0]), np.array([0, 1]))
     assert run.report(answers=answers)["labels"] == {"compared": 3, "other_label": 1, "other_exit": 1}
     assert run.report()["labels"] is None
+
+
+def test_each_source_is_told_by_itself_and_what_was_open_during_a_repair_beside_the_rest() -> None:
+    """The kill at 4 s: its node is back after 1.5 s, and its last sample repaired at 7 s; deadlines are each source's own."""
+    low, high = Run(), Run()
+    high.log = RunLog(source=1)
+    low.sample(1.0, 2.0)
+    low.sample(3.5, 7.0, attempts=2)
+    low.sample(6.9, 7.9)  # came while another was not repaired
+    low.sample(7.5, 8.5)
+    low.sample(3.9, None)
+    for submitted, ended in ((3.9, 4.1), (5.0, 5.4), (9.0, 9.1)):
+        number = len(high.log)
+        high.log.submitted(number, 0, 0, deadline=START + submitted + HIGH_DEADLINE)
+        result = Result(number, 0, "", 1.0, 0, ended - submitted, 0.0, 0.0, 1)
+        high.log.outcome(Outcome(number, "result", ended - submitted, 1, result), now=START + ended)
+    low.log = merged([low.log, high.log])
+    first, second = low.report(kill(4.0))["sources"]
+    assert (first["rank"], first["class"], first["submitted"], first["result"], first["lost"]) == (1, 5, 3, 3, 0)
+    assert (first["repair_ms"], first["else_ms"]) == (pytest.approx(300.0), pytest.approx(100.0))
+    assert (second["rank"], second["result"], second["lost"], second["needed_repair"]) == (0, 4, 1, 1)
+    assert (second["repair_ms"], second["else_ms"]) == (pytest.approx(2250.0), pytest.approx(1000.0))
 
 
 def test_series_of_a_long_run_has_longer_steps() -> None:

@@ -14,6 +14,7 @@ from zpipe.bench.chaos.spec import parse_chaos
 from zpipe.bench.chaos.timeline import chaos_report
 from zpipe.bench.lab.edge import EdgeLab
 from zpipe.emulation import replay_codec
+from zpipe.policy.delivery import SourceConfig
 from zpipe.report import RunLog
 from zpipe.runtime.launch import Site
 from zpipe.runtime.pipeline import Detours, Pipeline
@@ -27,15 +28,17 @@ class ChaosPlan:
         text: the spec.
         topology: of the run; every node but its own source's is started by it.
         seed: of targets, times and damage.
+        deadline: of every sample, in seconds; None: as the topology says.
 
     Raises:
         ConfigError: the spec is wrong, or names what is not there.
     """
 
-    def __init__(self, text: str, topology: Topology, *, seed: int) -> None:
+    def __init__(self, text: str, topology: Topology, *, seed: int, deadline: float | None = None) -> None:
         self._chaos = parse_chaos(text)
         self._topology = topology
         self._seed = seed
+        self._deadline = deadline
         self._between = [link.between for link in topology.links]
         nodes = [node.rank for node in topology.nodes if topology.source_at(node.rank) is None]
         self._faults = faults(self._chaos, nodes=nodes, links=self._between, seed=seed)
@@ -64,24 +67,35 @@ class ChaosPlan:
         return director
 
     async def report(
-        self, pipeline: Pipeline, director: Director, log: RunLog, *, started_at: float, seconds: float, bad_frames: int
+        self,
+        pipeline: Pipeline,
+        director: Director,
+        log: RunLog,
+        *,
+        configs: Mapping[int, SourceConfig],
+        started_at: float,
+        seconds: float,
+        bad_frames: int,
     ) -> dict[str, Any]:
         """The report's `chaos`, once the director has finished."""
-        config = pipeline.source.config
-        wishes = {(source.accuracy, source.admission.name) for source in pipeline.topology.sources}
+        topology, given = pipeline.topology, self._deadline
+        codec = replay_codec(topology)
+        found = {
+            rank: right_answers(pipeline.bundle, config.ladder, admission=config.admission, codec=codec)
+            for rank, config in configs.items()
+        }
+        answers = {rank: right for rank, right in found.items() if right is not None}
         return chaos_report(
             self._chaos,
             director.events,
             log,
             started_at=started_at,
-            deadline_seconds=pipeline.deadline_seconds,
+            deadlines={spec.rank: spec.deadline_seconds if given is None else given for spec in topology.sources},
+            classes={spec.rank: spec.priority for spec in topology.sources},
             seconds=seconds,
             bad_frames=bad_frames,
             damage={} if self._links is None else await self._links.damage(),
-            # Sources of different thresholds have different right answers, and the log is of all of them.
-            answers=right_answers(pipeline.bundle, config.ladder, admission=config.admission, codec=replay_codec(pipeline.topology))
-            if len(wishes) == 1
-            else None,
+            answers=answers,
         )
 
     async def aclose(self) -> None:

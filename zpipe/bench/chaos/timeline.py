@@ -3,6 +3,9 @@
 A sample *needed a repair* from a fault when it had been submitted before it, had no outcome yet, and came back as the result of a
 second or later attempt. `repaired_after_seconds` is from the fault to the first such result, `all_repaired_after_seconds` to the
 last. A sample that had been sent again before the fault for another reason counts, too: `calm.sent_again` says how often that is.
+
+A *repair* goes from a fault until its target was back and the last sample that needed one had its result. Of several sources each
+is told by itself: what became of its samples, and how long those took that were open during some repair, beside the others.
 """
 
 from __future__ import annotations
@@ -35,26 +38,30 @@ def chaos_report(
     log: RunLog,
     *,
     started_at: float,
-    deadline_seconds: float,
+    deadlines: Mapping[int, float],
+    classes: Mapping[int, int],
     seconds: float,
     damage: Mapping[str, Mapping[str, int]],
     bad_frames: int,
-    answers: Answers | None,
+    answers: Mapping[int, Answers],
 ) -> dict[str, Any]:
     """The report's `chaos`; plain values.
 
     Args:
         chaos: what was asked for.
         events: what was done.
-        log: every sample, all with the same deadline; its clock began at `started_at`.
+        log: every sample; its clock began at `started_at`.
+        deadlines: {source: seconds that each of its samples has}.
+        classes: {source: class of its samples}.
         seconds: from the first offer to the last outcome.
         damage: per link, as its relay counted.
         bad_frames: refused by all nodes; what a process counted that was ended meanwhile (`nodes_ended` of the report) went
             with it, and what it was sent at its end nobody read.
-        answers: the right ones, where that can be said.
+        answers: {source: the right ones}, of those where that can be said.
     """
     columns = log.columns()
-    submitted = np.array(log.deadlines) - deadline_seconds - started_at
+    allowed = np.array([deadlines[source] for source in columns["source"].tolist()])
+    submitted = np.array(log.deadlines) - allowed - started_at
     ended = np.where(columns["kind"] > 0, submitted + columns["latency"], np.inf)
     answered = columns["kind"] == RESULT
     again = answered & (columns["attempts"] > 1)
@@ -65,9 +72,10 @@ def chaos_report(
         "summary": _summary(rows),
         "throughput": _throughput(chaos, ended[answered], seconds),
         "outcomes_per_step": _series(columns["kind"], ended, seconds),
-        "expired_late_seconds": _late(columns, deadline_seconds),
+        "expired_late_seconds": _late(columns, allowed),
         "calm": _calm(chaos, submitted, ended, answered, again),
-        "labels": None if answers is None else _labels(columns, answered, answers),
+        "labels": _labels(columns, answered, answers) if answers else None,
+        "sources": _sources(columns, classes, rows, submitted, ended, again),
         "damage": {link: dict(counts) for link, counts in damage.items()},
         "bad_frames": bad_frames,
         "nodes_ended": sum(row.get("back_after_seconds") is not None for row in rows),
@@ -120,9 +128,10 @@ def _series(kinds: npt.NDArray[Any], ended: Floats, seconds: float) -> dict[str,
     return found
 
 
-def _late(columns: Mapping[str, npt.NDArray[Any]], deadline_seconds: float) -> float | None:
+def _late(columns: Mapping[str, npt.NDArray[Any]], allowed: Floats) -> float | None:
     """How long after its deadline the last expired sample was told so; None of none."""
-    late = columns["latency"][columns["kind"] == KINDS.index("expired")] - deadline_seconds
+    expired = columns["kind"] == KINDS.index("expired")
+    late = columns["latency"][expired] - allowed[expired]
     return float(late.max()) if len(late) else None
 
 
@@ -158,10 +167,52 @@ def _calm(chaos: Chaos, submitted: Floats, ended: Floats, answered: Mask, again:
     return {"submitted": int(calm.sum()), "results": int(whole.sum()), "sent_again": int((whole & again).sum())}
 
 
-def _labels(columns: Mapping[str, npt.NDArray[Any]], answered: Mask, answers: Answers) -> dict[str, int]:
-    index = columns["index"][answered]
-    return {
-        "compared": len(index),
-        "other_label": int((columns["label"][answered] != answers.labels[index]).sum()),
-        "other_exit": int((columns["stage"][answered] != answers.stages[index]).sum()),
-    }
+def _labels(columns: Mapping[str, npt.NDArray[Any]], answered: Mask, answers: Mapping[int, Answers]) -> dict[str, int]:
+    found = {"compared": 0, "other_label": 0, "other_exit": 0}
+    for source, right in answers.items():
+        mine = answered & (columns["source"] == source)
+        index = columns["index"][mine]
+        found["compared"] += len(index)
+        found["other_label"] += int((columns["label"][mine] != right.labels[index]).sum())
+        found["other_exit"] += int((columns["stage"][mine] != right.stages[index]).sum())
+    return found
+
+
+def _sources(
+    columns: Mapping[str, npt.NDArray[Any]],
+    classes: Mapping[int, int],
+    rows: Sequence[dict[str, Any]],
+    submitted: Floats,
+    ended: Floats,
+    again: Mask,
+) -> list[dict[str, Any]]:
+    """Of each source, the highest class first."""
+    open_then = np.zeros(len(submitted), dtype=np.bool_)
+    for row in rows:
+        if "skipped" in row or row["action"] == "corrupt":
+            continue
+        start = row["at_seconds"]
+        end = start + max(row["lasted_seconds"] or 0.0, row["all_repaired_after_seconds"] or 0.0)
+        open_then |= (submitted <= end) & (ended >= start)
+    found = []
+    for source in sorted(classes, key=lambda rank: (-classes[rank], rank)):
+        mine, kinds = columns["source"] == source, columns["kind"]
+        results = mine & (kinds == RESULT)
+        counts = {kind: int((mine & (kinds == number)).sum()) for number, kind in enumerate(KINDS) if kind}
+        found.append(
+            {
+                "rank": source,
+                "class": classes[source],
+                "submitted": int(mine.sum()),
+                **counts,
+                "lost": int((mine & (kinds == 0)).sum()),
+                "needed_repair": int((results & again).sum()),
+                "repair_ms": _mean_ms(columns["latency"][results & open_then]),
+                "else_ms": _mean_ms(columns["latency"][results & ~open_then]),
+            }
+        )
+    return found
+
+
+def _mean_ms(seconds: Floats) -> float | None:
+    return 1e3 * float(seconds.mean()) if len(seconds) else None

@@ -50,5 +50,5 @@ def test_figures_draw_every_policy_and_the_published_lines() -> None:
     for policy, mark in figures.MARKS.items():
         assert mark.colour.lower() in svg, policy
     published = {"ar-mdi": 0.564, "ms-mdi": 0.348}
-    drawn = figures.reductions([(2, policies["pa-mdi"])], kind="open", published=published, says="change")
+    drawn = figures.reductions([policies], kind="open", published=published, says="change")
     assert drawn.count("stroke-dasharray") >= 2

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from zpipe.bench.suites.drawing import INK, STYLE, TINY, Mark, new_figure, sample, svg
-from zpipe.bench.suites.pa_mdi.claims import others_ms
+from zpipe.bench.suites.pa_mdi.claims import Policies, carries, others_ms
 from zpipe.bench.suites.pa_mdi.settings import AR_MDI, CLOSED, COMPARED, FIFO, MDI, MS_MDI, PA_MDI
 
 Row = dict[str, Any]
@@ -23,6 +23,8 @@ MARKS = {
     FIFO: Mark("#CC79A7", "v", 4.5),
     MDI: Mark("#0072B2", "s", 4.0),
 }
+#: Changes that are drawn, in per cent; the worse ones are in the tables.
+CHANGES = (-100.0, 50.0)
 #: Whom a node computed for; no policy's colours.
 URGENT, OTHERS = "#1d4369", "#a9c6de"
 _X = {CLOSED: "data points of each source under way"}
@@ -40,54 +42,76 @@ def inference_time(policies: Mapping[str, Mapping[float, Row]], *, kind: str, le
     with rc_context(STYLE):
         figure = Figure(figsize=(3.2, 4.0), layout="constrained")
         above, below = figure.subplots(2, sharex=True, sharey=True)
+        means = [
+            value for rows in policies.values() for row in rows.values() for value in (row["latency_ms"][0][0], others_ms(row))
+        ]
+        within = 0.7 * min(*means, *least.values()), 1.4 * max(means)
         for policy, rows in reversed(list(policies.items())):
             loads = sorted(rows)
-            _line(above, policy, loads, [rows[load]["latency_ms"][0] for load in loads])
-            _line(below, policy, loads, [[others_ms(rows[load]), 0.0] for load in loads])
+            _line(above, policy, loads, [rows[load]["latency_ms"][0] for load in loads], within=within)
+            _line(below, policy, loads, [[others_ms(rows[load]), 0.0] for load in loads], within=within)
         above.plot(sorted(least), [least[load] for load in sorted(least)], ":", color=INK, linewidth=1.0)
         for axes, who in ((above, "time-sensitive source"), (below, "other sources")):
             axes.set_yscale("log")
+            axes.set_ylim(*within)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if within[1] < 50.0 * within[0] else (1.0,)))
             axes.yaxis.set_major_formatter(FuncFormatter(_seconds))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.set_ylabel("mean inference time (s)")
             axes.set_title(who, fontsize=8, color=INK, loc="left")
         _over(below, kind, sorted({load for rows in policies.values() for load in rows}))
         return svg(figure, says)
 
 
-def reductions(sweeps: Sequence[tuple[int, Mapping[float, Row]]], *, kind: str, published: Mapping[str, float], says: str) -> str:
+def reductions(sweeps: Sequence[Policies], *, kind: str, published: Mapping[str, float], says: str) -> str:
     """What pa-mdi changes of the time-sensitive source's mean inference time under each baseline; dotted: the published figure.
 
+    A marker is hollow where the baseline does not carry the load.
+
     Args:
-        sweeps: (sources, {load: row of pa-mdi}): two sources drawn through, three dashed.
+        sweeps: the rows for two sources, drawn through, and for three, dashed.
         kind: of load.
         published: {baseline: fraction}.
         says: what the figure shows, for those who do not see it.
     """
     with rc_context(STYLE):
         figure, axes = new_figure("", "change by pa-mdi (%)")
-        for (_, rows), dashes in zip(sweeps, ("-", "--"), strict=False):
+        for policies, dashes in zip(sweeps, ("-", "--"), strict=False):
+            rows = policies[PA_MDI]
             loads = sorted(rows)
             for name in reversed(COMPARED):
+                if name not in policies:
+                    continue
                 values = [rows[load]["reduction"][name] for load in loads]
-                _line(axes, name, loads, [[-100.0 * mean, 100.0 * half] for mean, half in values], dashes=dashes)
+                _line(axes, name, loads, [[-100.0 * mean, 100.0 * half] for mean, half in values], within=CHANGES, dashes=dashes)
+                beyond = [load for load in loads if not carries(policies, name, load)]
+                changes = [-100.0 * rows[load]["reduction"][name][0] for load in beyond]
+                mark = MARKS[name]
+                axes.plot(beyond, changes, mark.marker, color=mark.colour, markerfacecolor="white", markersize=mark.size)
         for name, share in published.items():
             axes.axhline(-100.0 * share, linestyle=":", color=MARKS[name].colour, linewidth=1.2)
         axes.axhline(0.0, color=INK, linewidth=0.6)
-        axes.set_ylim(-100.0, min(50.0, max(5.0, axes.get_ylim()[1])))
-        _over(axes, kind, sorted({load for _, rows in sweeps for load in rows}))
+        axes.set_ylim(CHANGES[0], min(CHANGES[1], max(5.0, axes.get_ylim()[1])))
+        _over(axes, kind, sorted({load for policies in sweeps for load in policies[PA_MDI]}))
         return svg(figure, says)
 
 
-def _line(axes: Axes, policy: str, x: Sequence[float], intervals: Sequence[Sequence[float]], *, dashes: str = "-") -> None:
-    """A policy's line with its 95 % intervals."""
+def _line(
+    axes: Axes,
+    policy: str,
+    x: Sequence[float],
+    intervals: Sequence[Sequence[float]],
+    *,
+    within: tuple[float, float],
+    dashes: str = "-",
+) -> None:
+    """A policy's line with its 95 % intervals, as far as they are within the axes."""
     mark = MARKS[policy]
-    means = [value[0] for value in intervals]
-    axes.plot(x, means, dashes, color=mark.colour, marker=mark.marker, markersize=mark.size)
+    low, high = within
+    axes.plot(x, [value[0] for value in intervals], dashes, color=mark.colour, marker=mark.marker, markersize=mark.size)
     for where, (mean, half) in zip(x, intervals, strict=True):
         if half:
-            low = max(mean - half, 0.05 * mean) if mean > 0.0 else mean - half
-            axes.vlines(where, low, mean + half, color=mark.colour, linewidth=0.8)
+            axes.vlines(where, max(low, mean - half), min(high, mean + half), color=mark.colour, linewidth=0.8)
 
 
 def _over(axes: Axes, kind: str, loads: Sequence[float]) -> None:

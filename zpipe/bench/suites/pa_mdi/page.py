@@ -46,7 +46,7 @@ _SAYS = {
     FIFO: "fifo, ours: the cheapest completion, first come first served",
     MDI: "mdi: MDI-Exit's Alg. 1-2, for comparison",
 }
-_KINDS = {OPEN: "Poisson arrivals", CLOSED: "a fixed number of data points, worked off as fast as it goes"}
+_KINDS = {OPEN: "open load: Poisson arrivals", CLOSED: "closed load: data points worked off"}
 #: Of each load in turn.
 _KIND_WORDS = {OPEN: "open", CLOSED: "closed"}
 
@@ -138,18 +138,22 @@ def _published(found: Found, asked: Sweeps) -> str:
     for setting in found["settings"]:
         drawn = []
         for kind in _KINDS:
-            lines = [(sources, policies[PA_MDI]) for sources, of_kind, policies in _of(asked, setting) if of_kind == kind]
+            lines = [policies for _, of_kind, policies in _of(asked, setting) if of_kind == kind]
             says = f"Change of the time-sensitive source's mean inference time by pa-mdi over load, {setting['title']}, {kind}"
             drawn.append(figure(_KINDS[kind], figures.reductions(lines, kind=kind, published=setting["published"], says=says)))
-        parts.append(f"<h3>{escape(setting['title'])}</h3>{grid(drawn)}")
+        parts.append(f"<h3>{escape(setting['title'])}</h3>{grid(drawn, 'wide')}")
     marks = "".join(f"<span>{figures.policy_mark(name)}against {name}</span>" for name in COMPARED)
-    key = "<span>drawn through: two sources; dashed: three</span><span>dotted, in the same colour: published, the largest</span>"
+    key = (
+        "<span>drawn through: two sources; dashed: three</span><span>dotted, in the same colour: published, the largest</span>"
+        '<span><i class="hollow"></i>hollow: more arrivals than the baseline carries</span>'
+    )
     return section(
         "published",
         "Beside the published reductions",
         paragraph(
             "Change of the time-sensitive source's mean inference time by pa-mdi, at every load of the sweep; bars are 95 % "
-            "intervals over pairs of one seed. The paper's loads, boxes and weights are not known to us: its figures are lines to "
+            "intervals over pairs of one seed. Where a baseline does not carry the arrivals its queue grows as long as they come, "
+            "and so does what is taken off it. The paper's loads, boxes and weights are not known to us: its figures are lines to "
             "look at, not a measurement to repeat."
         ),
         f'<div class="legend">{marks}{key}</div>',

@@ -184,7 +184,7 @@ class ClosedLoop:
     def progress(self) -> None:
         """Fills the window."""
         offering = self.offering
-        if offering.load is not self:
+        if offering.load is not self or len(offering.under_way) >= self.window:
             return
         room_left = offering.room_left
         while not self.span.over(offered=self._offered, elapsed=offering.world.now - self._started_at):

@@ -29,13 +29,12 @@ def device_service(topology: Topology, bundle: Bundle, *, device: str) -> Servic
         ConfigError: there is no such profile.
     """
     devices = [_device(topology, node, device) for node in topology.nodes]
-    known: dict[tuple[str, int, int], float] = {}
+    known: dict[tuple[int, int, int], float] = {}
 
     def seconds(rank: int, stage: int, rows: int) -> float:
-        key = (devices[rank].name, stage, rows)
-        found = known.get(key)
+        found = known.get((rank, stage, rows))
         if found is None:
-            found = known[key] = service_seconds(devices[rank], bundle.stages[stage], rows)
+            found = known[rank, stage, rows] = service_seconds(devices[rank], bundle.stages[stage], rows)
         return found
 
     return seconds

@@ -24,6 +24,12 @@ START_BYTES = 3
 INTEGER_BYTES = (1,) * 8 + (2,) + (3,) * 8 + (5,) * 16 + (9,) * 32
 
 
+#: A row of a Task message but for its numbers and thresholds (its array header, attempt, part and priority are small numbers),
+TASK_ROW_BYTES = 4 + CLOCK_BYTES + 2 * DURATION_BYTES + 3 * FLOAT_BYTES
+#: ... and one of a Result message but for its source and sample (array header, attempt, part, exit stage, label, hops).
+RESULT_ROW_BYTES = 6 + CLOCK_BYTES + 3 * FLOAT_BYTES
+
+
 def on_link(header: int, payload: int = 0) -> int:
     """Bytes a message of one or two frames occupies on an Ethernet link: ZMTP's frame headers, and each packet's own."""
     size = header + (2 if header < 256 else 9)
@@ -36,13 +42,13 @@ def on_link(header: int, payload: int = 0) -> int:
 def task_header(sender: int, codec: str, stage: int, tasks: Sequence[Task]) -> int:
     """The first frame of a Task message; the second is the payload."""
     size = START_BYTES + _integer(sender) + CLOCK_BYTES + 1 + len(codec) + _integer(stage) + _array(len(tasks)) + DIGEST_BYTES
+    bytes_of = INTEGER_BYTES
     for task in tasks:
         source, _, sample = task.key
         thresholds = len(task.thresholds)
-        # the row's array header, attempt, part and priority are small numbers
-        size += 4 + CLOCK_BYTES + 2 * DURATION_BYTES + (3 + thresholds) * FLOAT_BYTES + (1 if thresholds < 16 else 3)
-        for number in (task.number, source, sample, task.oldest):
-            size += INTEGER_BYTES[number.bit_length()]
+        size += TASK_ROW_BYTES + thresholds * FLOAT_BYTES + (1 if thresholds < 16 else 3)
+        size += bytes_of[task.number.bit_length()] + bytes_of[source.bit_length()]
+        size += bytes_of[sample.bit_length()] + bytes_of[task.oldest.bit_length()]
     return size
 
 
@@ -51,8 +57,7 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
     size = START_BYTES + _integer(sender) + _array(len(rows)) + DIGEST_BYTES
     for row in rows:
         source, _, sample = row.key
-        # the row's array header, attempt, part, exit stage, label and hops are small numbers
-        size += 6 + CLOCK_BYTES + 3 * FLOAT_BYTES + INTEGER_BYTES[source.bit_length()] + INTEGER_BYTES[sample.bit_length()]
+        size += RESULT_ROW_BYTES + INTEGER_BYTES[source.bit_length()] + INTEGER_BYTES[sample.bit_length()]
     return size
 
 

@@ -128,6 +128,7 @@ class World:
         self._hop = hop
         self._control_seconds = hop.control.constant
         self._forward_seconds = hop.forward.constant
+        self._start_seconds, self._finish_seconds = hop.start.constant, hop.finish.constant
         self._rng = random.Random(f"{seed}/world")
         self._heap: list[tuple[float, int, int, Any]] = []  #: when, in which order, to which rank (-1: a call), what
         self._ids = itertools.count()
@@ -176,41 +177,54 @@ class World:
 
     def run(self) -> None:
         """Runs until `stop` is called, or nothing will happen any more."""
-        heap, pop, inboxes = self._heap, heapq.heappop, self._inbox
+        heap, pop = self._heap, heapq.heappop
         self._running = True
         while self._touched:
             self._decide()
         while self._running and heap:
-            now = self.now = heap[0][0]
-            while heap and heap[0][0] == now:
-                _, _, rank, event = pop(heap)
-                if rank < 0:
-                    event()
-                elif event is not _TIMER or self._timer_is_due(rank):
-                    inbox = inboxes[rank]
-                    if not inbox:
-                        self._touched.append(rank)
-                    inbox.append(event)
+            now, _, rank, event = pop(heap)
+            self.now = now
+            if rank >= 0 and event is not _TIMER and (not heap or heap[0][0] != now):
+                self._round(rank, [event])  # most often nothing else happens at that instant
+            else:
+                self._gather(rank, event)
             while self._touched:
                 self._decide()
+
+    def _gather(self, rank: int, event: Any) -> None:
+        """Takes in all that happens now, of which this entry of the heap comes first."""
+        heap, now = self._heap, self.now
+        while True:
+            if rank < 0:
+                event()
+            elif event is not _TIMER or self._timer_is_due(rank):
+                self.tell(rank, event)
+            if not heap or heap[0][0] != now:
+                return
+            _, _, rank, event = heapq.heappop(heap)
 
     def _decide(self) -> None:
         """One round of decisions at every node that something happened to."""
         touched, self._touched = self._touched, []
-        perform, inboxes, nodes, now = self._perform, self._inbox, self.nodes, self.now
+        inboxes = self._inbox
         for rank in touched:
             events, inboxes[rank] = inboxes[rank], []
-            self.events += len(events)
-            policy = nodes[rank]
-            for command in policy.handle_all(events, now=now):
-                perform[type(command)](rank, command)
-            if self.checked:
-                policy.check()
-            if rank in self.pumped:
-                self.pumped[rank]()
-            wakeup = policy.next_wakeup()
-            if wakeup is not None and wakeup < self._wake_at[rank]:
-                self._arm(rank, wakeup)
+            self._round(rank, events)
+
+    def _round(self, rank: int, events: list[Event]) -> None:
+        """What one node makes of what happened to it."""
+        self.events += len(events)
+        policy, perform = self.nodes[rank], self._perform
+        for command in policy.handle_all(events, now=self.now):
+            perform[type(command)](rank, command)
+        if self.checked:
+            policy.check()
+        pumped = self.pumped.get(rank)
+        if pumped is not None:
+            pumped()
+        wakeup = policy.next_wakeup()
+        if wakeup is not None and wakeup < self._wake_at[rank]:
+            self._arm(rank, wakeup)
 
     def _arm(self, rank: int, wakeup: float | None) -> None:
         """A timer stands that fires no later than the policy wants; one that fires early finds nothing due and arms the next."""
@@ -265,23 +279,26 @@ class World:
 
     def _run_stage(self, rank: int, command: RunStage) -> None:
         """The policy runs one batch at a time, so the executor is free."""
-        tasks, stage, hop = command.tasks, command.stage, self._hop
+        tasks, stage, hop, indices = command.tasks, command.stage, self._hop, self.indices
         seconds = self._service(rank, stage, len(tasks))
-        rows = [self.indices[task.key.source][task.key.sample] for task in tasks]
+        rows = [indices[task.key[0]][task.key[2]] for task in tasks]
         if len(self._answers) == 1:
             exited, labels, confidences = self._answers[0](stage, rows, command.gate)
         else:
             exited, labels, confidences = self._answer_each(command, rows)
         traffic = self.traffic[rank]
         traffic.busy_seconds += seconds
+        served, each = traffic.served_seconds, seconds / len(tasks)
         for task in tasks:
-            source = task.key.source
-            traffic.served_seconds[source] = traffic.served_seconds.get(source, 0.0) + seconds / len(tasks)
-        start = self.now + hop.start.draw(self._rng)
+            source = task.key[0]
+            served[source] = served.get(source, 0.0) + each
+        before = self._start_seconds
+        start = self.now + (hop.start.draw(self._rng) if before is None else before)
         if start <= self._free_at[rank] + hop.grace_seconds:
             start = self._free_at[rank]
-        self._free_at[rank] = start + seconds
-        when = max(self.now, start + seconds + hop.finish.draw(self._rng))
+        end = self._free_at[rank] = start + seconds
+        after = self._finish_seconds
+        when = max(self.now, end + (hop.finish.draw(self._rng) if after is None else after))
         event = StageCompleted(command.run, exited, labels, confidences, seconds)
         heapq.heappush(self._heap, (when, next(self._ids), rank, event))
 

@@ -82,6 +82,7 @@ TABLES = (
         lambda node: sum(len(neighbour.lanes_out) for neighbour in node.config.neighbours),
         "the last of each lane and neighbour (A4)",
     ),
+    Table("lanes held up", lambda node: len(node._outlet._held_up), lambda node: len(node._links.takers), "one head of each"),
     Table(
         "sources known",
         lambda node: len(node._tasks._sessions),

@@ -178,8 +178,9 @@ class OutgoingLink:
             self.expected = expected
         if credit.limit > self.limit:
             self.limit = credit.limit
-        for each in credit.clear.keys() & self.clear.keys():
-            self.clear[each] = credit.clear[each]
+        if self.clear:
+            for each in credit.clear.keys() & self.clear.keys():
+                self.clear[each] = credit.clear[each]
         if credit.carried != self._carried:
             self._carried = dict(credit.carried)
             self._recount()
@@ -241,6 +242,7 @@ class IncomingLink:
         self.due = False  #: a Credit is due now (C5), but for the report's turn
         self._shut = False  #: no number beyond those told may come any more (R6)
         self._told_limit = self._told_expected = self._told_taken = 0
+        self._due_from = self._quarter - window  #: what `expected` less the slots taken reaches when a Credit is due (C5)
         self._urgent = False
         self._arrived_at = -1.0
         self.gaps = self.repeats = self.overruns = 0
@@ -274,6 +276,7 @@ class IncomingLink:
         self.epoch = None
         self.expected = 0
         self._told_limit = self._told_expected = self._told_taken = 0
+        self._due_from = self._quarter - self.window
         self._arrived_at = -1.0
         self._urgent = self.due = False
         self.clear = dict.fromkeys(self.clear, 0)
@@ -325,8 +328,8 @@ class IncomingLink:
             self._urgent = True
         if connection != self.connection or held.pop(number, None) is None:
             del self.carried[connection, number]
-        if not self.due:  # another free slot makes nothing less due
-            self._see_due()
+        if not self.due and (self._urgent or self.expected - len(held) - len(self.carried) >= self._due_from):
+            self._see_due()  # another free slot makes nothing less due
 
     def _lane_blocked_by_release(self, connection: int, number: int) -> bool:
         """Whether this task is its lane's last while the shared slots are full: its going lets the lane send again (C5)."""
@@ -369,6 +372,7 @@ class IncomingLink:
         """The Credit to send now."""
         self._urgent = self.due = False
         self._told_limit, self._told_expected = self.limit, self.expected
+        self._due_from = self._told_limit + self._quarter - self.window
         self._told_taken = len(self.held) + len(self.carried)
         carried: dict[int, int] = {}
         for lane in self.carried.values():

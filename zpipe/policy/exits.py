@@ -49,8 +49,14 @@ class ExitGates:
 
     def gate(self, stage: int, tasks: Sequence[Task]) -> GateSpec:
         """The gate for one batch; a row without thresholds never leaves early."""
-        thresholds = tuple([task.thresholds[0] if task.thresholds else NEVER_EXIT for task in tasks])
+        if len(tasks) == 1:
+            thresholds = tasks[0].thresholds[:1] or _NEVER
+        else:
+            thresholds = tuple([task.thresholds[0] if task.thresholds else NEVER_EXIT for task in tasks])
         return _gate(self.rule, self.temperatures[stage], thresholds, stage == len(self.temperatures) - 1)
+
+
+_NEVER = (NEVER_EXIT,)
 
 
 @lru_cache(maxsize=256)

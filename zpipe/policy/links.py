@@ -53,6 +53,7 @@ class Links:
         incoming: #: {rank: the receiving end of its link}, where it may send us tasks.
         takers: #: {lane: neighbours that take it}.
         returned: a way to some neighbour is open that was not before; its reader clears it.
+        changed: some neighbour may be able to take what it was not before, or its wait has to be noted anew; its reader clears it.
     """
 
     def __init__(self, config: NodeConfig, counts: NodeCounts) -> None:
@@ -70,6 +71,7 @@ class Links:
             for neighbour in config.neighbours
         }
         self.returned = False
+        self.changed = True
         self._largest = {n.rank: max((n.lane_bytes.get(lane, 0.0) for lane in n.lanes_out), default=0.0) for n in config.neighbours}
         self.incoming = {rank: n.incoming for rank, n in self.neighbours.items() if n.incoming is not None}
         self._clearance = None
@@ -90,7 +92,7 @@ class Links:
         if neighbour is not None:
             neighbour.heard_at = now
             if neighbour.suspected:
-                neighbour.suspected, self.returned = False, True
+                neighbour.suspected, self.returned, self.changed = False, True, True
         return neighbour
 
     def on_credit(self, event: CreditReceived, commands: list[Command], now: float) -> list[LostRow]:
@@ -103,6 +105,7 @@ class Links:
         if not link.believable(event.credit):
             said = f"expected {event.credit.expected}, limit {event.credit.limit}"
             return self.ban(event.peer, f"credit beyond the window: {said}, with {link}", commands)
+        self.changed = True
         expected = link.expected
         missed = link.credit(event.credit, now=now)
         if link.expected > expected:
@@ -118,6 +121,7 @@ class Links:
     def on_report(self, event: ReportReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)
         if neighbour is not None:
+            self.changed = True
             neighbour.take_in(event.report, interval_seconds=self._config.report_seconds, now=now)
 
     def on_peer_up(self, event: PeerUp, now: float) -> list[LostRow]:
@@ -125,7 +129,7 @@ class Links:
         neighbour = self.heard(event.peer, now)
         if neighbour is None:
             return []
-        self.returned = True
+        self.returned = self.changed = True
         lost: list[LostRow] = []
         link = neighbour.outgoing if event.outgoing else neighbour.incoming
         if link is None or link.epoch != event.epoch:
@@ -163,6 +167,7 @@ class Links:
         """What the frame had in bytes, for the link's estimate."""
         neighbour = self.neighbours.get(event.peer)
         if neighbour is not None and neighbour.outgoing is not None and neighbour.outgoing.epoch == event.epoch:
+            self.changed = True
             neighbour.outgoing.estimate.sized(event.first, event.rows, event.bytes)
 
     def on_send_failed(self, event: SendFailed, commands: list[Command]) -> list[LostRow]:
@@ -251,6 +256,7 @@ class Links:
             return
         if link.waiting_since is not None and not any(waiting[lane] for lane in link.lanes):
             link.waiting_since = None
+            self.changed = True
         if self._starves(link, now) or self._doubts(neighbour, link, now):
             self._counts.blocked += 1
             if link.asked_at is None:
@@ -276,6 +282,7 @@ class Links:
 
     def shut(self) -> None:
         """Rule R6: no more credit to anybody."""
+        self.changed = True
         for link in self.incoming.values():
             link.shut()
 

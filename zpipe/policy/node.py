@@ -148,9 +148,8 @@ class NodePolicy:
 
     def handle_all(self, events: Sequence[Event], *, now: float) -> list[Command]:
         """Takes in all that is ready, then decides once: batches and frames come out fuller than one by one."""
-        since = now - self._reported_at
-        if self.config.report_seconds <= since < math.inf:
-            self._slept_seconds += max(0.0, now - max(self._ran_at, self._report_due_at()))
+        if now >= self._due_at:
+            self._count_sleep(now)
         self._ran_at = now
         for event in events:
             kind = type(event)  # the most frequent ones without a call
@@ -158,6 +157,8 @@ class NodePolicy:
                 self._on_tasks(event, now)  # type: ignore[arg-type]
             elif kind is StageCompleted:
                 self._on_completed(event, now)  # type: ignore[arg-type]
+            elif kind is ResultReceived:
+                self._on_results(event, now)  # type: ignore[arg-type]
             elif kind is not TimerFired:
                 self._take_in(event, now)
         self._decide(now)
@@ -216,6 +217,11 @@ class NodePolicy:
         return self._links.neighbours[rank]
 
     # ---- events --------------------------------------------------------------------------------
+
+    def _count_sleep(self, now: float) -> None:
+        """Since a Report was due, this node did not run."""
+        if self.config.report_seconds <= now - self._reported_at < math.inf:
+            self._slept_seconds += max(0.0, now - max(self._ran_at, self._report_due_at()))
 
     def _take_in(self, event: Event, now: float) -> None:
         match event:  # the frequent ones first
@@ -300,8 +306,7 @@ class NodePolicy:
             self._answers.lost(rows, now)
 
     def _on_results(self, event: ResultReceived, now: float) -> None:
-        self._links.heard(event.peer, now)
-        if event.peer not in self._links.neighbours:
+        if self._links.heard(event.peer, now) is None:
             return
         lie = self._answers.results(event.peer, event.rows, now)
         if lie:
@@ -463,7 +468,8 @@ class NodePolicy:
             tasks.discards.clear()
             if tokens:
                 commands.append(Discard(tokens))
-        commands.extend(runs)
+        if runs:
+            commands.extend(runs)
 
     def _look_around(self, now: float) -> bool:
         """Whether a Report is due, which it never is before `_look_at`; then who is silent is looked for, too."""
@@ -630,6 +636,7 @@ class NodePolicy:
         assert len(self._runs) <= self.config.runs, self
         self._tasks.check([task for run in self._runs.values() for task in run.tasks])
         self._links.check()
+        self._outlet.check()
         self._answers.check()
         assert self._tasks.own_held <= self.config.own_slots, self
         assert not self._tasks.discards, self

@@ -75,7 +75,10 @@ class Offload(Protocol):
         """Whether a task whose next stage is hosted here goes to I rather than O; raw inputs count in |I| wherever they wait."""
 
     def shorter_than(self, output_length: int) -> float:
-        """Only neighbours with |I| below it can be chosen while |O| is that long: nothing else is asked of the others."""
+        """Only neighbours with |I| below it can be chosen while |O| is that long: nothing else is asked of the others.
+
+        It does not fall while |O| grows.
+        """
 
     def choose(
         self, candidates: Sequence[Candidate], here: Here, *, may_throw: Callable[[Candidate], bool], rng: random.Random

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,8 @@ class Outlet:
         #: {lane: those who take it, each with its link}
         self._takers = {lane: [(n, n.outgoing) for n in takers if n.outgoing is not None] for lane, takers in links.takers.items()}
         self._thrown: dict[tuple[int, int], tuple[SampleKey, int, int]] = {}  #: {(lane, peer): head, attempt, Report} (A4)
+        #: {lane: its head, for which nobody was able; before a link's `busy_until` and while |O| is at most so long, if not None}
+        self._held_up: dict[int, tuple[Task, tuple[float, int] | None]] = {}
 
     def keeps(self, task: Task) -> bool:
         """Rule A1: whether a task that a neighbour could run, too, goes to I. A raw input does where none may have it (S3)."""
@@ -120,18 +123,38 @@ class Outlet:
         return any(neighbour.takes for neighbour in self._links.takers[lane])
 
     def flush(self, commands: list[Command], now: float) -> None:
-        """Sends what may go (A2), one frame per neighbour and batch."""
-        hosts = self._tasks.input if self.serving else ()
-        if self._tasks.ranked:
+        """Sends what may go (A2), one frame per neighbour and batch.
+
+        It is tried after every event, and most often nothing may: a lane that nobody was able to take from is not looked at again
+        before that can have changed. Whatever makes a neighbour able sets `Links.changed`, or is noted with the lane.
+        """
+        tasks, held_up = self._tasks, self._held_up
+        hosts: Container[int] = tasks.input if self.serving else ()
+        if tasks.ranked:
             self._flush_ranked(hosts, commands, now)
             return
+        if self._chains is not None:
+            hosts = ()  # what goes along a chain is another's part
+        if self._links.changed:
+            self._links.changed = False
+            held_up.clear()
         better_waits = False  #: a lane that is worth more to a link has a task that could run here, too
-        for lane, queue in self._tasks.output.items():
+        for lane, queue in tasks.output.items():
             if queue:
-                hosted = lane in hosts and self._chains is None  # what goes along a chain is another's part
-                if not (hosted and better_waits):
-                    self._serve(lane, queue, commands, hosted=hosted, now=now)
-                    better_waits = better_waits or (hosted and len(queue) > 0)
+                hosted = lane in hosts
+                if hosted and better_waits:
+                    continue
+                if lane in held_up:
+                    head, bounds = held_up[lane]
+                    if head is queue[0] and (bounds is None or self._is_within(bounds, now)) and not tasks.is_stale(head, now):
+                        better_waits = better_waits or hosted
+                        continue
+                self._serve(lane, queue, commands, hosted=hosted, now=now)
+                better_waits = better_waits or (hosted and len(queue) > 0)
+
+    def _is_within(self, bounds: tuple[float, int], now: float) -> bool:
+        busy_until, most = bounds
+        return self._tasks.output_length <= most and now + LINK_QUEUE_SECONDS < busy_until
 
     def _flush_ranked(self, hosts: Container[int], commands: list[Command], now: float) -> None:
         """The same where A7 orders: the lane with the highest class first, and a class that may not go holds up none below it."""
@@ -195,7 +218,7 @@ class Outlet:
             frame.append(task)
 
     def _serve(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
-        """Sends of one lane what may go. It is tried after every event, and most often nothing may."""
+        """Sends of one lane what may go."""
         tasks, is_stale = self._tasks, self._tasks.is_stale
         takers = self._takers[lane]
         only = len(takers) == 1 and not hosted  # as on a line: there is nothing to weigh
@@ -214,8 +237,10 @@ class Outlet:
                 if neighbour is None:
                     return
             elif not neighbour.sends or not neighbour.accepting or neighbour.suspected:
+                self._held_up[lane] = task, None
                 return
             elif not link.free and not link.may_send(lane):
+                self._held_up[lane] = task, None
                 if link.waiting_since is None:
                     link.waiting_since = now
                 return
@@ -262,8 +287,13 @@ class Outlet:
                 within = self._config.farther.get(task.key.source, ())
         ranked, lower = self._tasks.ranked, task.priority < self._highest
         able = []
+        busy_until, shortest = math.inf, sys.maxsize
         for neighbour, link in self._takers[lane]:  # `takes` and `input_length` of a neighbour stand here without their calls
-            if not neighbour.sends or not neighbour.accepting or neighbour.suspected or link.estimate.busy_until > latest:
+            if not neighbour.sends or not neighbour.accepting or neighbour.suspected:
+                continue
+            if link.estimate.busy_until > latest:
+                if link.estimate.busy_until < busy_until:
+                    busy_until = link.estimate.busy_until
                 continue
             if within is not None and neighbour.config.rank not in within:
                 continue
@@ -275,9 +305,16 @@ class Outlet:
                 continue
             length = neighbour.reported_length - link.released + neighbour.released_then
             sent = link.next_number - neighbour.arrived_then
-            if (length + sent if sent > 0 else length) < shorter_than:
+            if sent > 0:
+                length += sent
+            if length < shorter_than:
                 able.append(neighbour)
+            elif length < shortest:
+                shortest = length
         if not able:
+            if not ranked:
+                most = shortest if shortest == sys.maxsize or self._offload.shorter_than(shortest) <= shortest else output_length
+                self._held_up[lane] = task, (busy_until, most)
             return None
         if self._chains is not None:
             return self._next_on_chain(task, able)
@@ -363,9 +400,18 @@ class Outlet:
             task.oldest = source.oldest
             source.let_out(task.key)
         link.send(task, now=now)
+        if self._held_up:
+            self._held_up.clear()  # it ended this link's `waiting_since`, which a lane that waits for it has to note again
         counts.sent += 1
         if task.stage == 0:
             counts.sent_inputs += 1
+
+    def check(self) -> None:
+        """Asserts that nobody takes what is held up, where this node has no say in it."""
+        for lane, (task, _) in self._held_up.items():
+            queue = self._tasks.output[lane]
+            if queue and queue[0] is task and lane not in self._tasks.input and not self._links.changed:
+                assert not any(neighbour.takes and link.may_send(lane) for neighbour, link in self._takers[lane]), (lane, task)
 
 
 def _candidate(neighbour: Neighbour, lane: int, now: float) -> Candidate:

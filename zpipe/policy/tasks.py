@@ -102,17 +102,19 @@ class TaskTable:
         if deadline < until:
             until = deadline
         known = self._sessions.get(source)
-        if known is None or session > known.session:
-            known = self._sessions[source] = _Heard(session, oldest, until)
-        elif session == known.session:
+        if known is not None and session == known.session:
             if oldest > known.oldest:
                 known.oldest = oldest
             if until > known.until:
                 known.until = until
+            old = sample < known.oldest
+        elif known is None or session > known.session:
+            known = self._sessions[source] = _Heard(session, oldest, until)
+            old = sample < oldest
+        else:
+            old = True
         if rank == self._rank:
             old = not self._is_current(key)
-        else:
-            old = session < known.session or (session == known.session and sample < known.oldest)
         if old or deadline <= now:
             if deadline > now and rank != self._rank:
                 self._tell_shut_out(task, known)
@@ -188,9 +190,13 @@ class TaskTable:
                 stage = first_stage(self.input) if self._only_stage is None else self._only_stage
                 queue = self.input[stage]
                 if max_batch == 1:
-                    taken = [queue.popleft()]
-                else:
-                    taken = fill_batch(queue, max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
+                    task = queue.popleft()
+                    self.input_length -= 1
+                    if not self.is_stale(task, now):
+                        return [task]
+                    self.drop_stale(task)
+                    continue
+                taken = fill_batch(queue, max_batch=max_batch, seconds_per_sample=service_seconds.get(stage, 0.0), now=now)
             self.input_length -= len(taken)
             stale = [task for task in taken if self.is_stale(task, now)]
             if not stale:
@@ -297,9 +303,9 @@ class TaskTable:
         if rank == self._rank:
             return not self._is_current(key)
         known = self._sessions.get((rank, task.peer))
-        if known is None or session > known.session:
+        if known is None:
             return False
-        return session < known.session or sample < known.oldest
+        return sample < known.oldest if session == known.session else session < known.session
 
     # ---- inside --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ with the information which objects are one and the same (a task in a queue and i
 - totals that are written and never read by a decision (NodeCounts; most of DeliveryCounts; gaps, repeats and overruns of a link,
   of which the overruns are asserted to be 0 before they are left out);
 - the number of the next run and of the present one: a node has one run at most, and the number only names it to the executor;
+- which lanes of O nobody was able to take from when that was last asked: it only saves asking again, and `check` asks;
 - how many Reports a neighbour has sent, which only keeps dice from being thrown twice: no strategy explored here throws any;
 - names of payloads (`token`), which the explorer sets to 0 throughout.
 
@@ -27,7 +28,9 @@ from typing import Any
 from zpipe.policy.credit import IncomingLink
 from zpipe.policy.delivery import DeliveryCounts, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
+from zpipe.policy.links import Links
 from zpipe.policy.node import NodePolicy
+from zpipe.policy.outlet import Outlet
 from zpipe.policy.state import Neighbour, NeighbourConfig, NodeConfig, NodeCounts
 
 
@@ -48,6 +51,8 @@ CONSTANT = (NodeConfig, NeighbourConfig, SourceConfig, ExitLadder, ExitGates, No
 LEFT_OUT: dict[type, frozenset[str]] = {
     NodePolicy: frozenset({"_next_run", "_runs"}),
     Neighbour: frozenset({"report_number"}),
+    Outlet: frozenset({"_held_up"}),
+    Links: frozenset({"changed"}),
     IncomingLink: frozenset({"gaps", "repeats", "overruns"}),
     DeliveryCounts: frozenset({"submitted", "admitted", "second_results", "strangers"}),
 }

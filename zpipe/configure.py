@@ -17,6 +17,7 @@ from zpipe.policy.allocation import chain_of
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.offload import OFFLOADS
+from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, SourceSpec, Topology, baseline, check
 
@@ -165,7 +166,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         output_threshold=topology.policy.output_threshold,
         lane_order=lane_order(bundle, _mean_bytes(topology, bundle, rank)),
         order=topology.policy.order,
-        classes=tuple(sorted({spec.priority for spec in topology.sources})),
+        classes=tuple(sorted({spec.priority for spec in topology.sources})) if topology.policy.order == PRIORITY else (0,),
         min_share=topology.policy.min_share,
         max_batch_low=topology.policy.max_batch_low,
         macs=tuple(float(spec.macs) for spec in bundle.stages),

@@ -180,7 +180,7 @@ def told(rates: list[float]) -> list[Chains]:
     chains = []
     for rank, rate in enumerate(rates):
         before, behind = rank - 1, rank + 1 if rank + 1 < len(rates) else -1
-        plan = config(stages=tuple(range(10)), macs=(1.0,) * 10, chains={0: (before, behind)})
+        plan = config(stages=tuple(range(10)), macs=(1.0,) * 10, reach=(1.0,) * 10, chains={0: (before, behind)})
         for other in (before, behind):
             if other >= 0:
                 known[rank][other] = neighbour(other, Report(0, 0, {}, {}))
@@ -205,6 +205,14 @@ def test_stages_are_shared_out_in_proportion_to_rates(rates: list[float]) -> Non
     assert all(a <= b for a, b in pairwise(kept))
     assert chains[-1].rates[0][0] == pytest.approx(sum(rates))
     assert [each.next(task(0, 0).key) for each in chains] == [*range(1, len(rates)), -1]
+
+
+def test_a_stage_counts_as_much_as_samples_get_there() -> None:
+    """Half of the samples leave at the first exit: its stage is the first half of what a sample takes."""
+    known = {1: neighbour(1, Report(0, 0, {0: 1.0}, {}, rates={0: (2.0, 1.0)}))}
+    plan = config(chains={0: (-1, 1)}, reach=(1.0, 0.5, 0.5))
+    chains = Chains(plan, service=dict.fromkeys((0, 1, 2), 1.0), usage=None, neighbours=known)
+    assert [chains.keeps(task(0, stage)) for stage in range(3)] == [True, False, False]
 
 
 def test_other_sources_time_is_left_out_of_a_rate_where_that_counts() -> None:

@@ -230,9 +230,9 @@ class Chains:
         self._service = service
         self._usage = usage
         self._neighbours = neighbours
-        total = sum(config.macs)
-        #: {stage: where its middle lies in the network, 0..1 of the multiply-adds}
-        self._middles = {stage: (sum(config.macs[:stage]) + config.macs[stage] / 2.0) / total for stage in range(len(config.macs))}
+        work = [macs * reach for macs, reach in zip(config.macs, config.reach, strict=True)]
+        #: {stage: where its middle lies in the network, 0..1 of the multiply-adds that a sample takes on the mean}
+        self._middles = {stage: (sum(work[:stage]) + work[stage] / 2.0) / sum(work) for stage in range(len(work))}
         self._ends: dict[int, float] = {}  #: {source: where this node's part ends, 0..1}
         self.rates: dict[int, tuple[float, float]] = {}  #: what it tells
         self.look_around()

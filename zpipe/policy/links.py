@@ -10,7 +10,6 @@ from zpipe.policy.clearance import Clearance
 from zpipe.policy.credit import IncomingLink, OutgoingLink
 from zpipe.policy.estimates import LinkEstimate
 from zpipe.policy.messages import BanPeer, GrantCredit, ResetLink, SendBlocked, SendReport
-from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import Neighbour
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Links:
     def __init__(self, config: NodeConfig, counts: NodeCounts) -> None:
         self._config = config
         self._counts = counts
-        classes = config.classes if config.order == PRIORITY else config.classes[-1:]
+        classes = config.classes
         self.neighbours = {
             neighbour.rank: Neighbour(
                 neighbour,

@@ -70,7 +70,9 @@ class NodePolicy:
         self.source = Source(config.source, rank=config.rank) if config.source else None
         self._links = Links(config, self.counts)
         self._service = dict(config.service_seconds)
-        ranked = config.order == PRIORITY
+        offload = OFFLOADS[config.offload](config.output_threshold)
+        self._classed = config.order == PRIORITY
+        ranked = self._classed or offload.looks_ahead  # what looks ahead asks who goes before whom, of one class too
         self._tasks = TaskTable(
             rank=config.rank,
             stages=config.stages,
@@ -89,7 +91,7 @@ class NodePolicy:
             tasks=self._tasks,
             counts=self.counts,
         )
-        offload, neighbours = OFFLOADS[config.offload](config.output_threshold), self._links.neighbours
+        neighbours = self._links.neighbours
         self._lookahead = Lookahead(config, service=self._service, neighbours=neighbours) if offload.looks_ahead else None
         self._usage = (
             Usage(config.classes, {*config.nearer, config.rank}, now=0.0) if offload.looks_ahead or offload.chained else None
@@ -270,7 +272,7 @@ class NodePolicy:
             event.sample,
             deadline=event.deadline,
             submitted_at=event.submitted_at,
-            priority=event.priority,
+            priority=event.priority if self._classed else 0,
             weight=event.weight,
             now=now,
         )
@@ -572,19 +574,18 @@ class NodePolicy:
         """Seconds of work here that goes before a task that waits in O (A6): of what runs and comes behind it, this batch alone."""
         assert self._lookahead is not None
         lasts, tasks = self._lookahead.here(), self._tasks
-        goes_before = is_before if tasks.ranked else _came_before
         seconds = 0.0
         for stage, queue in tasks.input.items():
-            count = sum(1 for other in queue if goes_before(other, task))
+            count = sum(1 for other in queue if is_before(other, task))
             waiting = tasks.output.get(stage)
             if waiting:
-                count += sum(1 for other in waiting if other is not task and goes_before(other, task))
+                count += sum(1 for other in waiting if other is not task and is_before(other, task))
             if count:
                 seconds += count * lasts.get(stage, 0.0)
         for run in self._runs.values():
             done, service = self._done_of_each(run, now), self._service.get(run.stage, 0.0)
             for other in run.tasks:
-                seconds += max(0.0, (lasts.get(run.stage, 0.0) if goes_before(other, task) else service) - done)
+                seconds += max(0.0, (lasts.get(run.stage, 0.0) if is_before(other, task) else service) - done)
         return seconds
 
     def _done_of_each(self, run: Run, now: float) -> float:
@@ -645,8 +646,3 @@ class NodePolicy:
         if self.source is not None:
             self.source.check()
             assert not self.source.told, self
-
-
-def _came_before(task: Task, other: Task) -> bool:
-    """First come, first served."""
-    return task.since < other.since

@@ -356,7 +356,6 @@ class Outlet:
     ) -> Neighbour | None:
         """Rule A6: where what is left of the task is done first; who withholds the stage comes last (A8)."""
         lane, priority = task.stage, task.priority
-        before = priority if self._tasks.ranked else 0  # without order by class all that wait there go before
         willing: Sequence[Neighbour] = able
         if self._offload.withholds and any(neighbour.withholds(lane, priority) for neighbour in able):
             willing = [neighbour for neighbour in able if not neighbour.withholds(lane, priority)]
@@ -371,7 +370,7 @@ class Outlet:
                 Candidate(
                     neighbour.config.rank,
                     neighbour.outgoing.transfer_seconds(lane, now=now),
-                    neighbour.ahead_seconds(before, lasts, now=now),
+                    neighbour.ahead_seconds(priority, lasts, now=now),
                     work_seconds=lasts.get(lane, 0.0),
                 )
             )

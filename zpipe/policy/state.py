@@ -61,7 +61,7 @@ class NodeConfig:
         output_threshold: T_O of Alg. 1, tasks.
         lane_order: lanes of O in the order they are served; those it does not name come behind, rising.
         order: of service, `fifo` or `priority` (A7).
-        classes: of all sources, rising.
+        classes: of all sources, rising; the lowest alone where `order` is not `priority`.
         min_share: of this node's time, for a class that waits below others (A7).
         max_batch_low: most tasks in a batch of any class but the highest; 0: `max_batch`.
         macs: multiply-adds of each stage.

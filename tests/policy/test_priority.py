@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from itertools import pairwise
 
+import pytest
+
 from tests.policy.build import task
 from zpipe.model import Task
 from zpipe.policy.priority import PriorityOrder, fill_batch, first_stage, insert_ranked
@@ -100,6 +102,24 @@ def test_a_batch_is_of_one_class() -> None:
 def test_lower_classes_may_have_smaller_batches_than_the_highest() -> None:
     queues = {1: ranked(*[of(sample, 1, sample % 2, float(sample)) for sample in range(8)])}
     assert [take(order(max_batch_low=1), queues) for _ in range(3)] == [[1, 3, 5, 7], [0], [2]]
+
+
+@pytest.mark.parametrize(("of_four", "batches"), [(0.040, [[0], [1], [2], [3]]), (0.012, [[0, 1, 2, 3]])])
+def test_of_the_highest_class_a_batch_is_larger_only_where_that_pays(of_four: float, batches: list[list[int]]) -> None:
+    by = order()
+    by.ran(1, 1, 0.010)
+    by.ran(1, 4, of_four)
+    queues = {1: ranked(*[of(sample, 1, 1, float(sample)) for sample in range(4)])}
+    assert [take(by, queues) for _ in batches] == batches
+    low = {1: ranked(*[of(sample, 1, 0, float(sample)) for sample in range(4)])}
+    assert take(by, low) == [0, 1, 2, 3], "who is lower is not spared its own batches"
+
+
+def test_where_there_is_one_class_batches_are_filled() -> None:
+    by = order(classes=(0,))
+    by.ran(1, 1, 0.010)
+    by.ran(1, 4, 0.040)
+    assert take(by, {1: ranked(*[of(sample, 1, 0, float(sample)) for sample in range(4)])}) == [0, 1, 2, 3]
 
 
 def test_a_class_that_waits_gets_its_share_of_the_time_and_no_more() -> None:

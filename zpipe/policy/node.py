@@ -73,6 +73,9 @@ class NodePolicy:
         offload = OFFLOADS[config.offload](config.output_threshold)
         self._classed = config.order == PRIORITY
         ranked = self._classed or offload.looks_ahead  # what looks ahead asks who goes before whom, of one class too
+        self._order = (
+            PriorityOrder(config.classes, min_share=config.min_share, max_batch_low=config.max_batch_low) if ranked else None
+        )
         self._tasks = TaskTable(
             rank=config.rank,
             stages=config.stages,
@@ -80,7 +83,7 @@ class NodePolicy:
             incoming=self._links.incoming,
             is_current=self.source.is_current if self.source else lambda key: False,
             counts=self.counts,
-            order=PriorityOrder(config.classes, min_share=config.min_share, max_batch_low=config.max_batch_low) if ranked else None,
+            order=self._order,
         )
         self._answers = Answers(
             rank=config.rank,
@@ -322,6 +325,8 @@ class NodePolicy:
         self._measure_service(stage, event.seconds / len(rows))
         if self._usage is not None:
             self._usage.ran(rows, event.seconds)
+        if self._order is not None:
+            self._order.ran(stage, len(rows), event.seconds)
         if event.tokens:
             for task, token in zip(rows, event.tokens, strict=False):
                 task.token = token

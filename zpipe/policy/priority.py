@@ -88,12 +88,21 @@ def first_of_classes(queues: Mapping[int, deque[Task]]) -> dict[int, tuple[Task,
     return firsts
 
 
+#: Weight of a new batch in what a row takes.
+BATCH_GAIN = 0.1
+#: A batch pays when a row of it takes less than this share of what it takes alone.
+PAYING_SHARE = 0.8
+
+
 class PriorityOrder:
     """Rule A7: the highest class first, but for what lower ones are owed.
 
     A class that waits while others are served is owed `min_share` of that time; when this is enough for one of its tasks, that
     task goes next. So nobody starves, and a higher class loses at most that share to each lower one. In a queue of one class
     nothing is owed.
+
+    Of the highest of several classes a batch holds more than one task only where that pays: on a board that takes eight times as
+    long for eight, each of them would wait for all, and go on in a clump.
 
     Source: service by weight and age after PA-MDI (arXiv:2412.12371), our reading; the debt is a deficit counter as in deficit
     round robin (doi:10.1109/90.502236), in seconds.
@@ -109,6 +118,14 @@ class PriorityOrder:
         self._max_batch_low = max_batch_low
         self._owed = dict.fromkeys(classes, 0.0)  #: {class: seconds it may have before those above it}
         self._highest = max(self._owed)
+        self._alone: dict[int, float] = {}  #: {stage: seconds a row took in a batch of its own, smoothed}
+        self._among: dict[int, float] = {}  #: ... and among others
+
+    def ran(self, stage: int, rows: int, seconds: float) -> None:
+        """A batch took so long."""
+        known = self._alone if rows == 1 else self._among
+        each = seconds / rows
+        known[stage] = each if stage not in known else known[stage] + BATCH_GAIN * (each - known[stage])
 
     def take(
         self, queues: Mapping[int, deque[Task]], *, max_batch: int, service_seconds: Mapping[int, float], now: float
@@ -119,7 +136,7 @@ class PriorityOrder:
         chosen = self._due(firsts, highest, service_seconds)
         leader, stage, index = firsts[chosen]
         queue, seconds = queues[stage], service_seconds.get(stage, 0.0)
-        most = 1 if leader.alone or chosen != highest else within_budget(leader, self._most(chosen, max_batch), seconds, now)
+        most = 1 if leader.alone or chosen != highest else within_budget(leader, self._most(chosen, stage, max_batch), seconds, now)
         queue.rotate(-index)
         batch = [queue.popleft()]
         while queue and len(batch) < most and queue[0].priority == chosen and not queue[0].alone:
@@ -128,8 +145,13 @@ class PriorityOrder:
         self._charge(firsts, chosen, seconds * len(batch))
         return batch
 
-    def _most(self, chosen: int, max_batch: int) -> int:
-        return min(max_batch, self._max_batch_low) if self._max_batch_low and chosen < self._highest else max_batch
+    def _most(self, chosen: int, stage: int, max_batch: int) -> int:
+        if chosen < self._highest:
+            return min(max_batch, self._max_batch_low) if self._max_batch_low else max_batch
+        among = self._among.get(stage)
+        if len(self._owed) == 1 or among is None:
+            return max_batch
+        return max_batch if among < PAYING_SHARE * self._alone.get(stage, among) else 1
 
     def _due(self, firsts: Mapping[int, tuple[Task, int, int]], highest: int, service_seconds: Mapping[int, float]) -> int:
         """The class whose turn it is: the one that is owed a task, most by what it is owed, else the highest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from zpipe.bench.suites import frame
@@ -222,7 +223,7 @@ def _nodes(found: Found, asked: Sweeps) -> str:
                 if load in policies.get(name, {}):
                     says = f"How much of its time each node computed for whom under {name}, {said}"
                     drawn.append(figure(name, figures.served(policies[name][load], says=says)))
-        boxes = ", ".join(f"{rank} {device}" for rank, device in enumerate(setting["devices"]))
+        boxes = _boxes(setting)
         more = (
             f"Nodes: {boxes}. The time-sensitive source is at node {setting['sources'][0]}, the other at {setting['sources'][1]}."
         )
@@ -231,6 +232,11 @@ def _nodes(found: Found, asked: Sweeps) -> str:
     key = "".join(f'<span><i style="background:{colour}"></i>{name}</span>' for colour, name in colours)
     said = "How much of its time each node computed, and for whom, at the heaviest load short of overload."
     return section("nodes", "Which node served whom", paragraph(said), f'<div class="legend">{key}</div>', *parts)
+
+
+def _boxes(setting: Row) -> str:
+    """Devices by rank, equal neighbours told once."""
+    return ", then ".join(f"{len(list(same))} x {device}" for device, same in groupby(setting["devices"]))
 
 
 # ---- live, settings, all figures ---------------------------------------------------------------------
@@ -275,7 +281,7 @@ def _settings(found: Found) -> str:
         network = f"{row['network']}: {sum(row['macs']) / 1e9:.2f} G multiply-adds in {len(row['macs'])} stages; {row['cut_why']}."
         least, most = min(row["cut_bytes"]), max(row["cut_bytes"])
         sizes = f"A data point is {row['input_bytes']:,} bytes; cuts are {least:,} to {most:,} of float32, a quarter on the links."
-        boxes = f"Boxes: {', '.join(row['devices'])}; all together {row['capacity_hz']:.1f} data points a second."
+        boxes = f"Boxes: {_boxes(row)}; all together {row['capacity_hz']:.1f} data points a second."
         ranks = f"Sources at ranks {', '.join(map(str, row['sources']))}, the first one time-sensitive."
         lines = [f"{row['title']}: {row['why']}.", network, sizes, boxes, ranks]
         parts.append(f"<h3>{escape(row['name'])}</h3>{bullets(lines)}")

@@ -56,10 +56,10 @@ def test_copy_goes_its_own_way() -> None:
     copy.handle(SampleSubmitted(0, math.inf, 0.0), now=0.0)
     assert freeze(node) == untouched
     assert freeze(copy) != untouched
-    assert copy._outlet._backlog(0.0) == 0.0
+    assert copy._outlet._load.backlog(0.0) == {0: 0.0}
     copy.handle(StageCompleted(0, [False], [0], [0.9], 0.25), now=0.0)
     copy.handle(SampleSubmitted(1, math.inf, 0.0), now=0.0)
-    assert (copy._outlet._backlog(0.0), node._outlet._backlog(0.0)) == (0.25, 0.0)
+    assert (copy._outlet._load.backlog(0.0), node._outlet._load.backlog(0.0)) == ({0: 0.25}, {0: 0.0})
 
 
 def test_copies_of_copies_do_what_the_node_itself_would() -> None:

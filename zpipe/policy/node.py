@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from zpipe.model import LostRow, Report, ResultRow
-from zpipe.policy.allocation import Chains, Lookahead, Usage, Withholding
+from zpipe.model import LostRow, ResultRow
 from zpipe.policy.answers import Answers
 from zpipe.policy.delivery import Source
 from zpipe.policy.links import HEARTBEAT_SECONDS, Links
+from zpipe.policy.load import Load
 from zpipe.policy.messages import (
     BlockedReceived,
     CreditReceived,
@@ -30,9 +30,9 @@ from zpipe.policy.messages import (
     TaskReceived,
     TimerFired,
 )
-from zpipe.policy.offload import LEFT_FREE, OFFLOADS
+from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.outlet import Outlet
-from zpipe.policy.priority import PRIORITY, PriorityOrder, is_before
+from zpipe.policy.priority import PRIORITY, PriorityOrder
 from zpipe.policy.state import NodeCounts, Run
 from zpipe.policy.tasks import TaskTable
 
@@ -94,17 +94,10 @@ class NodePolicy:
             tasks=self._tasks,
             counts=self.counts,
         )
-        neighbours = self._links.neighbours
-        self._lookahead = Lookahead(config, service=self._service, neighbours=neighbours) if offload.looks_ahead else None
-        self._usage = (
-            Usage(config.classes, {*config.nearer, config.rank}, now=0.0) if offload.looks_ahead or offload.chained else None
+        self._runs: dict[int, Run] = {}  #: {run: a batch in the executor}, in the order given; `config.runs` at most
+        self._load = Load(
+            config, offload, service=self._service, neighbours=self._links.neighbours, tasks=self._tasks, runs=self._runs
         )
-        self._withholding = self._chains = None
-        if self._usage is not None and offload.withholds:
-            self._withholding = Withholding(config, service=self._service, usage=self._usage, neighbours=neighbours)
-        if self._usage is not None and offload.chained:
-            usage = self._usage if offload.chained == LEFT_FREE else None
-            self._chains = Chains(config, service=self._service, usage=usage, neighbours=neighbours)
         self._outlet = Outlet(
             config,
             offload,
@@ -112,15 +105,11 @@ class NodePolicy:
             links=self._links,
             source=self.source,
             counts=self.counts,
-            backlog=lambda now: sum(self._backlog(now).values()),
-            ahead=self._ahead_of,
-            lookahead=self._lookahead,
-            chains=self._chains,
+            load=self._load,
             rng=rng,
         )
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._last_stage = len(config.gates.temperatures) - 1
-        self._runs: dict[int, Run] = {}  #: {run: a batch in the executor}, in the order given; `config.runs` at most
         self._most_runs = config.runs  #: 0 once the executor was lost
         self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
@@ -248,8 +237,7 @@ class NodePolicy:
                 self._links.on_send_completed(event)
             case ReportReceived():
                 self._links.on_report(event, now)
-                if self._lookahead is not None:
-                    self._lookahead.forget()
+                self._load.heard()
             case BlockedReceived():
                 self._links.on_blocked(event, now)
             case LostReceived():
@@ -323,8 +311,8 @@ class NodePolicy:
         counts.tasks_run += len(rows)
         counts.batches += 1
         self._measure_service(stage, event.seconds / len(rows))
-        if self._usage is not None:
-            self._usage.ran(rows, event.seconds)
+        if self._load.usage is not None:
+            self._load.usage.ran(rows, event.seconds)
         if self._order is not None:
             self._order.ran(stage, len(rows), event.seconds)
         if event.tokens:
@@ -424,8 +412,8 @@ class NodePolicy:
 
     def _measure_service(self, stage: int, seconds: float) -> None:
         old = self._service.get(stage, 0.0)
-        if self._lookahead is not None and not old:
-            self._lookahead.forget()
+        if not old:
+            self._load.heard()
         self._service[stage] = old + SERVICE_GAIN * (seconds - old) if old else seconds
 
     # ---- decisions -----------------------------------------------------------------------------
@@ -463,7 +451,7 @@ class NodePolicy:
                 links.grant(commands, now)
                 break
         if report_due:
-            links.report(self._load(now), commands, waiting=tasks.output, now=now)
+            links.report(self._load.report(accepting=self._accepting, now=now), commands, waiting=tasks.output, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._rows_running
             self._look_at, self._due_at = now + self._least_seconds, now + self.config.report_seconds
             self._told_accepting = self._accepting
@@ -543,83 +531,7 @@ class NodePolicy:
         self._rows_running += len(rows)
         return RunStage(run, stage, rows, self.config.gates.gate(stage, rows))
 
-    def _backlog(self, now: float) -> dict[int, float]:
-        """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
-        tasks, output, service = self._tasks, self._tasks.output, self._service
-        backlog = dict.fromkeys(tasks.input, 0.0)
-        if tasks.input_length or tasks.output_length:
-            for stage, queue in tasks.input.items():
-                waiting = output.get(stage)
-                length = len(queue) + len(waiting) if waiting else len(queue)
-                if length:
-                    backlog[stage] = length * (service[stage] if stage in service else self._guess())
-        since = None  # of the first, which the device works on; those behind it wait
-        for run in self._runs.values():
-            since, stage = run.began_at if since is None else now, run.stage
-            left = len(run.tasks) * (service[stage] if stage in service else self._guess()) - (now - since)
-            if left > 0.0:
-                backlog[stage] += left
-        return backlog
-
-    def _ahead(self, now: float) -> dict[int, float]:
-        """{class: seconds of work here, all that is left of each sample}; of O what this node may take back (A6)."""
-        assert self._lookahead is not None
-        lasts, tasks = self._lookahead.here(), self._tasks
-        ahead: dict[int, float] = {}
-        for stage, queue in tasks.input.items():
-            for task in (*queue, *tasks.output.get(stage, ())):
-                ahead[task.priority] = ahead.get(task.priority, 0.0) + lasts.get(stage, 0.0)
-        for run in self._runs.values():
-            done = self._done_of_each(run, now)
-            for task in run.tasks:
-                ahead[task.priority] = ahead.get(task.priority, 0.0) + max(0.0, lasts.get(run.stage, 0.0) - done)
-        return ahead
-
-    def _ahead_of(self, task: Task, now: float) -> float:
-        """Seconds of work here that goes before a task that waits in O (A6): of what runs and comes behind it, this batch alone."""
-        assert self._lookahead is not None
-        lasts, tasks = self._lookahead.here(), self._tasks
-        seconds = 0.0
-        for stage, queue in tasks.input.items():
-            count = sum(1 for other in queue if is_before(other, task))
-            waiting = tasks.output.get(stage)
-            if waiting:
-                count += sum(1 for other in waiting if other is not task and is_before(other, task))
-            if count:
-                seconds += count * lasts.get(stage, 0.0)
-        for run in self._runs.values():
-            done, service = self._done_of_each(run, now), self._service.get(run.stage, 0.0)
-            for other in run.tasks:
-                seconds += max(0.0, (lasts.get(run.stage, 0.0) if is_before(other, task) else service) - done)
-        return seconds
-
-    def _done_of_each(self, run: Run, now: float) -> float:
-        """Seconds of work done by now for each task of a batch."""
-        rows = len(run.tasks)
-        return min(now - run.began_at, rows * self._service.get(run.stage, 0.0)) / rows
-
-    def _guess(self) -> float:
-        """Gamma of a stage that never ran here."""
-        service = self._service.values()
-        return sum(service) / len(service) if service else 0.0
-
     # ---- reports -------------------------------------------------------------------------------
-
-    def _load(self, now: float) -> Report:
-        length = self._tasks.input_length + self._rows_running
-        report = Report(length, self._tasks.output_length, dict(self._service), self._backlog(now), self._accepting)
-        if self._usage is not None:
-            self._usage.look_around(now)
-        if self._lookahead is not None and self._usage is not None:
-            self._lookahead.forget()
-            report.ahead_seconds, report.usage = self._ahead(now), dict(self._usage.by_class)
-        if self._withholding is not None:
-            self._withholding.look_around(now)
-            report.withheld = dict(self._withholding.withheld)
-        if self._chains is not None:
-            self._chains.look_around()
-            report.rates = dict(self._chains.rates)
-        return report
 
     def _report_due_at(self) -> float:
         """A node at work reports every `report_seconds`, an idle one only shows that it lives; a large change is told sooner."""

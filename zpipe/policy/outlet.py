@@ -14,13 +14,14 @@ from zpipe.policy.priority import first_of_classes
 if TYPE_CHECKING:
     import random
     from collections import deque
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Container, Sequence
 
     from zpipe.model import SampleKey, Task
-    from zpipe.policy.allocation import Chains, Lookahead
+    from zpipe.policy.allocation import Lookahead
     from zpipe.policy.credit import OutgoingLink
     from zpipe.policy.delivery import Source
     from zpipe.policy.links import Links
+    from zpipe.policy.load import Load
     from zpipe.policy.messages import Command
     from zpipe.policy.offload import Offload
     from zpipe.policy.state import Neighbour, NodeConfig, NodeCounts
@@ -49,10 +50,7 @@ class Outlet:
         links: who takes which lane, with how much credit.
         source: whose `oldest` its own tasks tell.
         counts: of the node.
-        backlog: |I| * Gamma of this node, given the time.
-        ahead: seconds of work here that goes before a task, given it and the time.
-        lookahead: of strategies that look ahead.
-        chains: of strategies that go along them.
+        load: how much there is to do here.
         rng: the dice.
 
     Attributes:
@@ -71,10 +69,7 @@ class Outlet:
         links: Links,
         source: Source | None,
         counts: NodeCounts,
-        backlog: Callable[[float], float],
-        ahead: Callable[[Task, float], float],
-        lookahead: Lookahead | None,
-        chains: Chains | None,
+        load: Load,
         rng: random.Random,
     ) -> None:
         self._config = config
@@ -82,10 +77,9 @@ class Outlet:
         self._links = links
         self._source = source
         self._counts = counts
-        self._backlog = backlog
-        self._ahead = ahead
-        self._lookahead = lookahead
-        self._chains = chains
+        self._load = load
+        self._lookahead = load.lookahead
+        self._chains = load.chains
         self._highest = config.classes[-1]
         #: {class below the highest: tasks it may send before those above it} (A7)
         self._owed = dict.fromkeys(config.classes[:-1] if tasks.ranked and config.min_share else (), 0.0)
@@ -324,7 +318,7 @@ class Outlet:
             return able[0] if len(able) == 1 else min(able, key=lambda neighbour: _candidate(neighbour, lane, now).cost_seconds)
         candidates = [_candidate(neighbour, lane, now) for neighbour in able]
         candidates.sort(key=_cost)
-        here = Here(self._backlog(now), output_length)
+        here = Here(sum(self._load.backlog(now).values()), output_length)
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 
@@ -377,7 +371,7 @@ class Outlet:
         candidates.sort(key=_cost)
         if not hosted:
             return self._links.neighbours[candidates[0].peer]
-        here = Here(self._ahead(task, now), self._tasks.output_length, lookahead.here().get(lane, 0.0))
+        here = Here(self._load.ahead_of(task, now), self._tasks.output_length, lookahead.here().get(lane, 0.0))
         chosen = self._offload.choose(candidates, here, may_throw=partial(self._may_throw, task), rng=self._rng)
         return None if chosen is None else self._links.neighbours[chosen.peer]
 

@@ -344,10 +344,19 @@ class Source:
             entry = self._open.get(sample)
             if entry is not None and entry.attempt == attempt and not entry.again:
                 self._retransmit(entry, under_way=under_way, now=now)
+        self._drop_done()
         if now >= self._adapt_at and self._open:
             self._adapt(queue_length, now=now)
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _drop_done(self) -> None:
+        """Timers of what is over go once they would be the next: nobody need wake up for them."""
+        deadlines, retransmits = self._deadlines, self._retransmits
+        while deadlines and deadlines[0][1] not in self._open:
+            heapq.heappop(deadlines)
+        while retransmits and not self._is_standing(retransmits[0][1], attempt=retransmits[0][2]):
+            heapq.heappop(retransmits)
 
     def _start(self, entry: OpenSample, *, now: float) -> Task:
         sample, attempt = entry.sample, entry.attempt + 1

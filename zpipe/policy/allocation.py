@@ -89,10 +89,12 @@ class Lookahead:
         self._neighbours = neighbours
         self._hosts = {config.rank: frozenset(config.stages)} | {n.rank: frozenset(n.stages) for n in config.neighbours}
         self._lasts: dict[int, dict[int, float]] = {}
+        self._fastest: dict[int, float] = {}  #: {stage: the shortest that anybody told}; empty until it is asked for
 
     def forget(self) -> None:
         """Somebody's Gamma changed."""
         self._lasts.clear()
+        self._fastest.clear()
 
     def here(self) -> Mapping[int, float]:
         """{stage: seconds} at this node."""
@@ -106,7 +108,8 @@ class Lookahead:
         return found
 
     def _compute(self, rank: int) -> dict[int, float]:
-        own, fastest, stages = self._gamma(rank), self._fastest(), len(self._reach)
+        fastest = self._fastest = self._fastest or self._find_fastest()
+        own, stages = self._gamma(rank), len(self._reach)
         hosts = self._hosts[rank]
         lasts: dict[int, float] = {}
         rest = 0.0  # expected seconds from the next stage on, for a sample that is known to get there
@@ -130,8 +133,7 @@ class Lookahead:
         ratio = sum(told[stage] for stage in both) / ours if ours > 0.0 else 1.0
         return {stage: ratio * seconds for stage, seconds in self._service.items()} | told
 
-    def _fastest(self) -> dict[int, float]:
-        """{stage: the shortest that anybody told}."""
+    def _find_fastest(self) -> dict[int, float]:
         found = dict(self._service)
         for neighbour in self._neighbours.values():
             if neighbour.report is not None and neighbour.takes:

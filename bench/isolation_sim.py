@@ -11,12 +11,10 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.peers.spin import write_bundle
-from zpipe.bundle import Bundle, load_bundle
 from zpipe.configure import node_config, prepare, source_config
 from zpipe.load import poisson
 from zpipe.model import GateSpec
@@ -239,13 +237,6 @@ class _Program:
         return {"mean": mean, "max": max(latencies, default=math.nan), "hz": ended / span, "kinds": dict(kinds)}
 
 
-@cache
-def _bundle(activation_bytes: int, stage_seconds: float) -> Bundle:
-    folder = Path(tempfile.mkdtemp(prefix="zpipe-isolation-")) / "chain"
-    write_bundle(folder, spin_seconds=stage_seconds, activation_bytes=activation_bytes)
-    return load_bundle(str(folder))
-
-
 def _answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool], list[int], list[float]]:
     """Nothing exits before the last stage."""
     return [gate.last] * len(rows), [0] * len(rows), [1.0] * len(rows)
@@ -253,9 +244,15 @@ def _answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool
 
 def simulate(case: Case, *, hop: HopProfile | None = None) -> dict[str, Any]:
     """One run; figures by class."""
+    with tempfile.TemporaryDirectory(prefix="zpipe-isolation-") as folder:
+        chain = Path(folder) / "chain"
+        write_bundle(chain, spin_seconds=case.stage_seconds, activation_bytes=SHAPES[case.shape].activation_bytes)
+        return _simulated(case, chain, hop or load_hop_profile(HOP))
+
+
+def _simulated(case: Case, chain: Path, hop: HopProfile) -> dict[str, Any]:
     shape = SHAPES[case.shape]
-    bundle = _bundle(shape.activation_bytes, case.stage_seconds)
-    checked, bundle = prepare(topology(case, bundle.path))
+    checked, bundle = prepare(topology(case, chain))
     sources = {spec.rank: replace(source_config(spec, bundle, exit_point=NO_EXIT), session=1) for spec in checked.sources}
     world = _Watched(
         checked,
@@ -263,7 +260,7 @@ def simulate(case: Case, *, hop: HopProfile | None = None) -> dict[str, Any]:
         service=lambda rank, stage, rows: rows * case.stage_seconds,
         answers=[_answers],
         pack=Packing(checked, bundle).pack,
-        hop=hop or load_hop_profile(HOP),
+        hop=hop,
         seed=case.seed,
     )
     until = WARM_UP_SECONDS + case.seconds

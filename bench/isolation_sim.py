@@ -134,6 +134,9 @@ class _Watched(World):
 
     def watch(self, since: float, until: float) -> None:
         self.since, self.until = since, until
+        self.classes = {
+            spec.rank: spec.priority for spec in self.topology.sources
+        }  # of a source: not every policy has tasks keep it
         self.runs: dict[tuple[int, int], list[float]] = defaultdict(list)  #: {(rank, class): seconds of each batch}
         self.shared: dict[int, float] = defaultdict(float)  #: {class: seconds of batches at all nodes}
         self.waited: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))  #: {class: {rank: seconds}}
@@ -148,7 +151,7 @@ class _Watched(World):
             for rank, node in enumerate(self.nodes):
                 tasks = node._tasks
                 hosted = (*tasks.input.values(), *(queue for lane, queue in tasks.output.items() if lane in tasks.input))
-                for each in {task.priority for queue in hosted for task in queue}:
+                for each in {self.classes[task.key.source] for queue in hosted for task in queue}:
                     self.waited[each][rank] += LOOK_SECONDS
         if self.now < self.until:
             self.call_at(self.now + LOOK_SECONDS, self._look_for_waiting)
@@ -156,19 +159,19 @@ class _Watched(World):
     def _run_stage(self, rank: int, command: RunStage) -> None:
         if self.since <= self.now < self.until:
             rows, seconds = len(command.tasks), self._service(rank, command.stage, len(command.tasks))
-            for each in {task.priority for task in command.tasks}:
+            for each in {self.classes[task.key.source] for task in command.tasks}:
                 self.runs[rank, each].append(seconds)
             for task in command.tasks:
-                self.shared[task.priority] += seconds / rows
+                self.shared[self.classes[task.key.source]] += seconds / rows
         super()._run_stage(rank, command)
 
     def _forward(self, rank: int, command: Forward) -> None:
         if self.since <= self.now < self.until:
             for task in command.tasks:
-                self.sent[task.priority] += 1
-                self.inputs_sent[task.priority] += command.stage == 0
+                self.sent[self.classes[task.key.source]] += 1
+                self.inputs_sent[self.classes[task.key.source]] += command.stage == 0
             if command.stage:
-                self.frames[command.tasks[0].priority].append(len(command.tasks))
+                self.frames[self.classes[command.tasks[0].key.source]].append(len(command.tasks))
         super()._forward(rank, command)
 
 

@@ -64,7 +64,7 @@ def test_system_that_grants_less_leaves_what_there_was(monkeypatch: pytest.Monke
     "code",
     [
         "from zpipe.cli.running import run_interruptible as run; import asyncio; run(asyncio.sleep(0))",
-        "from zpipe.runtime import child; child.main()",
+        "from zpipe.runtime import child; child.live(child.serve)",
     ],
     ids=["command", "child"],
 )

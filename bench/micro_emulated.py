@@ -2,8 +2,8 @@
 
 Runs a topology of emulated boards, each a process with real sockets, first with Poisson arrivals (how late batches end against
 the absolute schedule, what a sample costs in CPU), then saturated: there every batch of the source's board has waited, so the time
-from the end of one to the start of the next is the host's own, which GRACE_SECONDS has to cover. A host that is over half busy
-delays what it emulates: then take fewer boards, slower ones, or a lower rate.
+from the end of one to the start of the next is the host's own, which costs the board nothing as long as it is shorter than a batch.
+A host that is over half busy delays what it emulates: then take fewer boards, slower ones, or a lower rate.
 """
 
 from __future__ import annotations

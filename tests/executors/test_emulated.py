@@ -50,13 +50,34 @@ def test_a_batch_within_the_grace_counts_as_having_waited_and_one_after_it_does_
     assert schedule.take(0.5, now=late) == late + 0.5
 
 
-def test_lateness_of_the_host_never_adds_up(bundle: Bundle) -> None:
-    clock = FakeClock(late=0.9 * GRACE_SECONDS)
+def test_a_batch_that_waited_starts_at_the_end_of_the_one_before_however_late_it_comes() -> None:
+    schedule = Schedule()
+    schedule.take(0.5, now=10.0)
+    assert schedule.take(0.5, now=10.5 + 5 * GRACE_SECONDS, waited=True) == 11.0
+    assert schedule.take(0.5, now=13.0) == 13.5
+
+
+@pytest.mark.parametrize(("late", "waited"), [(0.9 * GRACE_SECONDS, False), (5 * GRACE_SECONDS, True)])
+def test_lateness_of_the_host_never_adds_up(bundle: Bundle, late: float, waited: bool) -> None:
+    clock = FakeClock(late=late)
     executor = EmulatedExecutor(bundle, [0], DEVICE, clock=clock)
     service = service_seconds(load_device(DEVICE), bundle.stages[0], 4)
     for _ in range(100):
         executor.run(0, bundle.evaluation().images[:4], gate(4))
+        if waited:
+            executor.waited()
     assert clock.sleeps == pytest.approx([service * count for count in range(1, 101)])
+
+
+def test_that_a_batch_waited_holds_for_that_batch_alone(bundle: Bundle) -> None:
+    clock = FakeClock(late=5 * GRACE_SECONDS)
+    executor = EmulatedExecutor(bundle, [0], DEVICE, clock=clock)
+    service = service_seconds(load_device(DEVICE), bundle.stages[0], 1)
+    executor.run(0, bundle.evaluation().images[:1], gate(1))
+    executor.waited()
+    for _ in range(2):
+        executor.run(0, bundle.evaluation().images[:1], gate(1))
+    assert clock.sleeps == pytest.approx([service, 2 * service, 3 * service + clock.late])
 
 
 def test_a_batch_takes_the_time_of_its_device_stage_and_rows(bundle: Bundle) -> None:

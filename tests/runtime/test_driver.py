@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.mesh import LiveMesh, answers, expected, image, live, run, topology, turns_until
+from tests.runtime.mesh import FakeExecutor, LiveMesh, answers, expected, image, live, run, topology, turns_until
 from zpipe.errors import MAX_TEXT
 from zpipe.model import LostRow, ResultRow, SampleKey, Task
 from zpipe.policy.messages import Command, Event, LostReceived, ResultReceived, SendLost, SendResults
@@ -68,6 +68,28 @@ def test_no_batch_runs_inside_the_call_that_offers_its_sample() -> None:
             mesh.submit(9)
             assert mesh.executors[0].ran == ran
             assert answers(await mesh.until(2))[1] == ("result", 9, 4)
+
+    run(main)
+
+
+def test_an_executor_with_its_own_time_is_told_of_each_batch_that_was_there_when_the_one_before_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeExecutor, "inline", False)
+    monkeypatch.setattr(FakeExecutor, "waited", lambda self: self.ran.append("waited"), raising=False)
+
+    async def main() -> None:
+        async with live(topology([[0, 1, 2, 3, 4]])) as mesh:
+            for number in range(8):
+                mesh.submit(number)
+            await mesh.until(8)
+            mesh.submit(10)  # to an idle device
+            await mesh.until(9)
+            told: list[Any] = mesh.executors[0].ran
+            batches = [at for at, entry in enumerate(told) if entry != "waited"]
+            unannounced = [told[at] for at in batches if not at or told[at - 1] != "waited"]
+            assert unannounced == [(0, [0]), (0, [10])]
+            assert len(told) == 2 * len(batches) - 2
 
     run(main)
 

@@ -110,10 +110,19 @@ class Encoder(Protocol):
         """
 
 
+@runtime_checkable
+class Waited(Protocol):
+    """An executor that keeps a time of its own and wants to know which batches had to wait for it."""
+
+    def waited(self) -> None:
+        """Told on the thread of the `run` that follows: the node had that batch when it heard of the end of the one before."""
+
+
 class StageExecutor(Protocol):
     """Runs the stages one node hosts. `run` may be called from several threads at once.
 
-    It may have an attribute `parallel`: how many batches it wants at once (see `parallel()`), and a method `encode` (`Encoder`).
+    It may have an attribute `parallel`: how many batches it wants at once (see `parallel()`), and methods `encode` (`Encoder`) and
+    `waited` (`Waited`).
 
     Attributes:
         stages: the stages it can run, ascending.

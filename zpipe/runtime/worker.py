@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from zpipe.errors import ExecutorLost, one_line
-from zpipe.executors.base import StageExecutor, StageOutput, check_output, parallel
+from zpipe.executors.base import StageExecutor, StageOutput, Waited, check_output, parallel
 from zpipe.model import StageSpec
 from zpipe.policy.messages import RunStage
 
@@ -42,18 +42,22 @@ class Worker:
 
     Attributes:
         inline: whether `run` may be called on the loop.
+
+    A batch that `ran` puts was there when the one before it ended; an executor that wants to know is told (`Waited`).
     """
 
     def __init__(self, executor: StageExecutor, specs: Sequence[StageSpec], loop: asyncio.AbstractEventLoop, ran: Ran) -> None:
         self.inline = executor.inline
         self._executor = executor
+        self._waited = executor.waited if isinstance(executor, Waited) else None
         self._specs = specs
         self._loop = loop
         self._ran = ran
-        self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[RunStage, npt.NDArray[Any], bool] | None] = queue.SimpleQueue()
         self._parallel = parallel(executor)
         self._threads: list[threading.Thread] = []
         self._under_way = 0  #: batches put and not yet told of; counted on the loop
+        self._telling = False  #: within `ran`, on the loop
 
     def run(self, command: RunStage, inputs: npt.NDArray[Any]) -> tuple[StageOutput | None, Failure | None]:
         """Runs a batch here and now. Whatever goes wrong becomes a Failure: one bad sample must not stop a node.
@@ -80,7 +84,7 @@ class Worker:
             thread = threading.Thread(target=self._work, name="zpipe-stages", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._queue.put((command, inputs))
+        self._queue.put((command, inputs, self._telling))
 
     def close(self) -> None:
         """Waits for the batches under way, if any, and ends the threads."""
@@ -92,7 +96,9 @@ class Worker:
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            command, inputs = item
+            command, inputs, waited = item
+            if waited and self._waited is not None:
+                self._waited()
             output, failure = self.run(command, inputs)
             try:
                 self._loop.call_soon_threadsafe(self._tell, command, output, failure)
@@ -101,7 +107,11 @@ class Worker:
 
     def _tell(self, command: RunStage, output: StageOutput | None, failure: Failure | None) -> None:
         self._under_way -= 1
-        self._ran(command, output, failure)
+        self._telling = True
+        try:
+            self._ran(command, output, failure)
+        finally:
+            self._telling = False
 
 
 def _said(exc: BaseException) -> str:

@@ -97,6 +97,7 @@ class Measured:
         device, schedule = load_device(DEVICE), Schedule()
         running: tuple[float, float, bool] | None = None
         for now, events, commands in trace:
+            waited = any(isinstance(event, StageCompleted) for event in events)
             for event in events:
                 if isinstance(event, StageCompleted) and running is not None:
                     started, done_at, was_busy = running
@@ -104,9 +105,9 @@ class Measured:
                         (self.busy if was_busy else self.idle).append(now - done_at)
             for command in commands:
                 if isinstance(command, RunStage):
-                    busy = now <= schedule.free_at + GRACE_SECONDS / 2.0
+                    busy = waited or now <= schedule.free_at + GRACE_SECONDS / 2.0
                     seconds = service_seconds(device, bundle.stages[command.stage], len(command.tasks))
-                    running = (now, schedule.take(seconds, now=now), busy)
+                    running = (now, schedule.take(seconds, now=now, waited=waited), busy)
 
 
 def _sendings(rank: int, commands: list[Any], bundle: Any) -> Iterator[tuple[tuple[Any, ...], int]]:

@@ -69,13 +69,14 @@ def test_what_is_sent_is_received() -> None:
     )
 
 
-def test_an_emulated_devices_schedule_does_not_run_late() -> None:
+@pytest.mark.parametrize("told_late", [0.0004, 0.004])
+def test_an_emulated_devices_schedule_does_not_run_late(told_late: float) -> None:
     alone = topology([[0, 1, 2, 3, 4]], node={"max_batch": 1})
-    late = HopProfile(start=Spread((0.0003,)), finish=Spread((0.0004,)))
+    late = HopProfile(start=Spread((0.0003,)), finish=Spread((told_late,)))
     ends = {}
     for grace in (0.0, 0.002):
         running = Run(alone, service=lambda rank, stage, rows: 0.01, hop=replace(late, grace_seconds=grace))
         running.offer([0.0] * 100)
         ends[grace] = running.world.now
-    assert ends[0.002] == pytest.approx(100 * 0.01 + 0.0007)
-    assert ends[0.0] == pytest.approx(100 * (0.01 + 0.0007))
+    assert ends[0.002] == pytest.approx(100 * 0.01 + 0.0003 + told_late)
+    assert ends[0.0] == pytest.approx(100 * (0.01 + 0.0003 + told_late))

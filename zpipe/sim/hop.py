@@ -27,8 +27,8 @@ class HopProfile:
         start: from RunStage to the executor's start.
         finish: from the executor's end to StageCompleted.
         control: from a command to the receiver's event, for a message of the control plane.
-        grace_seconds: a batch handed over within it after the one before ended starts at that end, as on an emulated device
-            (`zpipe.executors.emulated`): a busy device's schedule does not run late, whatever `start` and `finish` are.
+        grace_seconds: above 0 for emulated devices (`zpipe.executors.emulated`), whose schedule does not run late, whatever `start`
+            and `finish` are: a batch begun as the end of the one before it is told, or so soon after it, starts at that end.
     """
 
     forward: Spread = _NO_TIME

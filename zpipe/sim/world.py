@@ -136,7 +136,8 @@ class World:
         self._inbox: list[list[Event]] = [[] for _ in configs]
         self._touched: list[int] = []
         self._wake_at = [float("inf")] * len(configs)
-        self._free_at = [-1.0] * len(configs)  #: when each node's executor was done with its last batch
+        self._free_at = [-1.0] * len(configs)  #: when each node's executor was done with its last batch,
+        self._told_at = [-1.0] * len(configs)  #: ... and when the node heard of it
         self._running = False
         self._measured_report: tuple[Report | None, int] = (None, 0)  #: the last one sent, and its bytes
         self._perform: dict[type[Command], Callable[[int, Any], None]] = {
@@ -294,11 +295,12 @@ class World:
             served[source] = served.get(source, 0.0) + each
         before = self._start_seconds
         start = self.now + (hop.start.draw(self._rng) if before is None else before)
-        if start <= self._free_at[rank] + hop.grace_seconds:
+        grace = hop.grace_seconds
+        if start <= self._free_at[rank] + grace or (grace and self.now == self._told_at[rank]):
             start = self._free_at[rank]
         end = self._free_at[rank] = start + seconds
         after = self._finish_seconds
-        when = max(self.now, end + (hop.finish.draw(self._rng) if after is None else after))
+        when = self._told_at[rank] = max(self.now, end + (hop.finish.draw(self._rng) if after is None else after))
         event = StageCompleted(command.run, exited, labels, confidences, seconds)
         heapq.heappush(self._heap, (when, next(self._ids), rank, event))
 

@@ -18,6 +18,9 @@ DTYPE_BYTES = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4, "int32": 4, "i
 #: A threshold from here on means "never exit": confidences are probabilities, and 1.0 itself occurs in float32.
 NEVER_EXIT = 1.0
 
+#: Most students of one bundle: a set of parts is a mask in one byte.
+MAX_PARTS = 8
+
 #: A confidence may lie a rounding error outside 0..1.
 CONFIDENCE_SLACK = 1e-3
 

@@ -11,6 +11,7 @@ agree on one short string agree on every byte of the network.
 
 from zpipe.bundle.files import MANIFEST, file_digest
 from zpipe.bundle.find import bundle_folders, load_bundle
+from zpipe.bundle.join import SCORE_BYTES, Join, StudentSpec, mask_of, parts_of
 from zpipe.bundle.manifest import SCHEMA, manifest_digest
 from zpipe.bundle.spec import (
     INDEX_BYTES,
@@ -28,16 +29,21 @@ __all__ = [
     "INDEX_BYTES",
     "MANIFEST",
     "SCHEMA",
+    "SCORE_BYTES",
     "Bundle",
     "Calibration",
     "CodecMetrics",
     "Evaluation",
+    "Join",
     "Preprocessing",
     "Replay",
+    "StudentSpec",
     "bundle_folders",
     "file_digest",
     "indexed_rows",
     "load_bundle",
     "lossy_part",
     "manifest_digest",
+    "mask_of",
+    "parts_of",
 ]

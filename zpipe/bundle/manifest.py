@@ -6,14 +6,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zpipe.bundle.files import MANIFEST, REMEDY, file_digest
+from zpipe.bundle.join import Join, StudentSpec
 from zpipe.bundle.spec import Bundle, CodecMetrics, Preprocessing
 from zpipe.errors import BundleError
-from zpipe.model import CODECS, DTYPE_BYTES, ExitHead, OperatingPoint, PointMetrics, Promise, StageSpec, TensorSpec
+from zpipe.model import CODECS, DTYPE_BYTES, MAX_PARTS, ExitHead, OperatingPoint, PointMetrics, Promise, StageSpec, TensorSpec
 
 SCHEMA = "zpipe.bundle/1"
 
@@ -117,7 +119,9 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
     classes = tuple(item.text() for item in root["classes"].items())
     images = root["preprocessing"].optional()
     preprocessing = None if images is None else _parse_preprocessing(images)
-    stages = _parse_stages(root["stages"], preprocessing, classes)
+    students = _parse_students(root.maybe("students"), len(root["stages"].items()))
+    firsts = {student.stages[0] for student in students}
+    stages = _parse_stages(root["stages"], preprocessing, classes, firsts)
     points = tuple(
         sorted(
             (_parse_point(item, len(stages)) for item in root["operating_points"].items()),
@@ -148,6 +152,8 @@ def parse(folder: Path, manifest: dict[str, Any]) -> Bundle:
         calibration_samples=0 if calibration is None or calibration_file is None else calibration["samples"].whole(least=1),
         accuracy_table=() if table is None else _parse_table(table, len(stages)),
         costs_only=root.maybe("costs_only") is not None,
+        students=students,
+        join=_parse_join(root["join"], len(students), len(classes)) if students else None,
     )
 
 
@@ -200,8 +206,13 @@ def _parse_preprocessing(field: Field) -> Preprocessing:
     return Preprocessing(field["size"].whole(least=1), "RGB", "CHW", "uint8", field["note"].text())
 
 
-def _parse_stages(field: Field, preprocessing: Preprocessing | None, classes: tuple[str, ...]) -> tuple[StageSpec, ...]:
-    """The chain: each stage must take exactly what the one before gives, the first what preprocessing gives, if there is one."""
+def _parse_stages(
+    field: Field, preprocessing: Preprocessing | None, classes: tuple[str, ...], firsts: AbstractSet[int]
+) -> tuple[StageSpec, ...]:
+    """The chain: each stage must take exactly what the one before gives, the first what preprocessing gives, if there is one.
+
+    Of students each first stage (`firsts`) takes what stage 0 takes, and the one before it ends a chain of its own.
+    """
     items = field.items()
     if not items:
         raise field.wrong("at least one stage")
@@ -209,7 +220,11 @@ def _parse_stages(field: Field, preprocessing: Preprocessing | None, classes: tu
     arriving: TensorSpec | None = stages[0].input
     if preprocessing is not None:
         arriving = TensorSpec(preprocessing.dtype, (3, preprocessing.size, preprocessing.size))
+    raw = arriving
     for stage, item in zip(stages, items, strict=True):
+        if stage.index > 0 and stage.index in firsts:
+            _check_end(stages[stage.index - 1], items[stage.index - 1])
+            arriving = raw
         if stage.input != arriving:
             expected = "no stage after one without output"
             if arriving is not None:
@@ -218,11 +233,63 @@ def _parse_stages(field: Field, preprocessing: Preprocessing | None, classes: tu
         if stage.exit_head is not None and stage.exit_head.classes != len(classes):
             raise item["exit"]["classes"].wrong(f"{len(classes)}, the number of classes")
         arriving = stage.output
-    if arriving is not None:
-        raise items[-1]["output"].wrong("null, for the last stage")
-    if stages[-1].exit_head is None:
-        raise items[-1]["exit"].wrong("an exit head at the last stage")
+    _check_end(stages[-1], items[-1])
     return stages
+
+
+def _check_end(stage: StageSpec, item: Field) -> None:
+    """The last stage of a chain answers every sample that comes to it, and gives nothing on."""
+    if stage.output is not None:
+        raise item["output"].wrong("null, for the last stage")
+    if stage.exit_head is None:
+        raise item["exit"].wrong("an exit head at the last stage")
+
+
+def _parse_students(field: Field | None, stages: int) -> tuple[StudentSpec, ...]:
+    """Who has which stages: each the next ones, so that all are some student's, and no filter is two students'."""
+    if field is None:
+        return ()
+    items = field.items()
+    if not 1 <= len(items) <= MAX_PARTS:
+        raise field.wrong(f"1 to {MAX_PARTS} students")
+    students: list[StudentSpec] = []
+    filters: set[int] = set()
+    start = 0
+    for part, item in enumerate(items):
+        student = _parse_student(item)
+        if student.part != part:
+            raise item["part"].wrong(f"{part}: students are listed by part, from 0")
+        if not student.stages or student.stages != tuple(range(start, start + len(student.stages))):
+            raise item["stages"].wrong(f"{start} and on, without a gap: stages are numbered through all students")
+        if len({*student.filters} - filters) < len(student.filters):
+            raise item["filters"].wrong("each of the teacher's filters once among all students")
+        filters.update(student.filters)
+        start += len(student.stages)
+        students.append(student)
+    if start != stages:
+        raise field.wrong(f"all {stages} stages in some student, not {start} of them")
+    return tuple(students)
+
+
+def _parse_student(item: Field) -> StudentSpec:
+    numbers = {key: tuple(each.whole() for each in item[key].items()) for key in ("stages", "filters")}
+    return StudentSpec(item["part"].whole(), **numbers, parameters=item["parameters"].whole(), bytes=item["bytes"].whole())
+
+
+def _parse_join(field: Field, parts: int, classes: int) -> Join:
+    def listed(item: Field, count: int, what: str, low: float, high: float) -> tuple[float, ...]:
+        values = item.items()
+        if len(values) != count:
+            raise item.wrong(f"{count} values, one per {what}")
+        return tuple(value.number(low, high) for value in values)
+
+    sets, accuracy = 2**parts, field["accuracy"]
+    return Join(
+        bias=listed(field["bias"], classes, "class", -1e6, 1e6),
+        temperatures=listed(field["temperatures"], sets, "set of parts", 1e-3, 1e3),
+        calibration=listed(accuracy["calibration"], sets, "set of parts", 0.0, 1.0),
+        test=listed(accuracy["test"], sets, "set of parts", 0.0, 1.0),
+    )
 
 
 def _parse_stage(index: int, item: Field) -> StageSpec:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zpipe.bundle.files import MANIFEST, REMEDY, UNREADABLE, read_arrays, read_npz
+from zpipe.bundle.join import Join, StudentSpec
 from zpipe.errors import BundleError
 from zpipe.model import CODECS, OperatingPoint, Promise, StageSpec, TensorSpec
 
@@ -69,10 +70,12 @@ class Replay:
     Attributes:
         labels: `[samples, exits]`, int16 or int32.
         confidences: `[samples, exits] float32`, max softmax(logits / temperature).
+        scores: `[samples, stages, classes] float32`, raw logits; of a bundle of students, else None.
     """
 
     labels: npt.NDArray[np.signedinteger[Any]]
     confidences: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +120,7 @@ class Bundle:
         path: the folder.
         classes: names of the labels.
         preprocessing: what the caller must do to an image; None where stage 0 takes tensors that are no RGB images 0..255.
-        stages: the chain, in order.
+        stages: the chain, in order; of a bundle of students each one's chain, one after the other.
         operating_points: ordered by mean multiply-adds on calibration, cheapest first.
         default_point: one of them, fixed before the test split was looked at.
         digest: sha256 (hex) of the manifest's canonical JSON, which holds the digest of every file.
@@ -128,6 +131,8 @@ class Bundle:
             far answers agree with that, no more.
         emulates: the real bundle, where this one is its emulation (`emulated`); None for a real one.
         costs_only: what its stages take and give is all there is of them, no files: for the simulator and for emulated nodes.
+        students: by part; () where the stages are one chain.
+        join: makes one answer of the students' scores; None where the stages are one chain.
     """
 
     name: str
@@ -150,10 +155,13 @@ class Bundle:
     accuracy_table: tuple[Promise, ...] = ()
     evaluation_generated: bool = False
     costs_only: bool = False
+    students: tuple[StudentSpec, ...] = ()
+    join: Join | None = None
 
     def __repr__(self) -> str:
+        students = f"{len(self.students)} students, " if self.students else ""
         return (
-            f"<Bundle {self.name} | {len(self.stages)} stages, {self.full_macs / 1e6:.1f} M multiply-adds | "
+            f"<Bundle {self.name} | {students}{len(self.stages)} stages, {self.full_macs / 1e6:.1f} M multiply-adds | "
             f"default {self.default_point.name} | {self.digest[:12]}>"
         )
 
@@ -161,6 +169,13 @@ class Bundle:
     def real(self) -> Bundle:
         """The bundle whose tensors really are what the network computes with: itself, unless it is an emulation."""
         return self.emulates or self
+
+    @property
+    def chains(self) -> tuple[range, ...]:
+        """The stages a task passes one after the other: of each student, or all of them."""
+        if not self.students:
+            return (range(len(self.stages)),)
+        return tuple(range(student.stages[0], student.stages[-1] + 1) for student in self.students)
 
     @property
     def image_size(self) -> int:
@@ -293,9 +308,11 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {REMEDY}")
         shape = (self.evaluation_samples, len(self.stages))
         table = lossy_part(codec)
-        keys = {f"label.{table}": ("int", shape), f"confidence.{table}": ("float32", shape)}
+        keys: dict[str, tuple[str, tuple[int, ...]]] = {f"label.{table}": ("int", shape), f"confidence.{table}": ("float32", shape)}
+        if self.students:
+            keys[f"scores.{table}"] = ("float32", (*shape, len(self.classes)))
         arrays = read_npz(self.path / self.replay_file, keys)
-        return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"])
+        return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"], arrays.get(f"scores.{table}"))
 
     def bottleneck(self) -> dict[str, npt.NDArray[np.float32]]:
         """The weights of the learned codec, by name (`zpipe.codecs.bottleneck` says which there are).

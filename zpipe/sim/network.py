@@ -50,6 +50,11 @@ class Direction:
     raw_bytes: int = 0
     _arrived: list[float] = field(default_factory=lambda: [0.0, 0.0])  #: {plane: when its last frame arrives}
 
+    @property
+    def last_arrival(self) -> float:
+        """When the last of what was sent so far arrives."""
+        return max(self._arrived)
+
     def carry(self, size: int, plane: int, overhead_seconds: float, now: float, rng: random.Random) -> float:
         """When `size` bytes sent now on a plane arrive; `overhead_seconds`: what the two nodes add."""
         medium = self.medium

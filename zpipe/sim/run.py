@@ -19,6 +19,7 @@ from zpipe.policy.messages import Resolve
 from zpipe.report import RunLog, build_report, link_rows, merged, node_rows, sources_grown
 from zpipe.series import AdmissionSeries
 from zpipe.service import load_service
+from zpipe.sim.faults import NodeFault, check_faults, never_there
 from zpipe.sim.hop import HopProfile, load_hop_profile
 from zpipe.sim.offer import ClosedLoop, Offering, OpenLoop
 from zpipe.sim.packing import Packing
@@ -60,6 +61,7 @@ class SimOptions:
         service: a file of measured service times (`zpipe.service`) instead of device profiles, or {rank: file} for some nodes.
         hop: a measured profile of what nodes take beside, or a file of one.
         check: every node asserts its invariants after each round of decisions; several times slower.
+        faults: of nodes (`zpipe.sim.faults`), none by default.
     """
 
     topology: str | Path | Topology
@@ -84,6 +86,7 @@ class SimOptions:
     service: Path | Mapping[int, Path] | None = None
     hop: HopProfile | Path | None = None
     check: bool = False
+    faults: tuple[NodeFault, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("window", 1), ("warm_up", 0)):
@@ -103,7 +106,7 @@ def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
         topology: a topology, its file or its name.
         options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `rates`, `exit_point`,
             `admission`, `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`, `offload`,
-            `device`, `service`, `hop`, `check`.
+            `device`, `service`, `hop`, `check`, `faults`.
 
     Raises:
         ConfigError: topology, bundle or an option is wrong.
@@ -147,6 +150,7 @@ class _Run:
         self.options = options
         self.progress = progress
         self.topology, self.bundle = _prepared(options)
+        check_faults(options.faults, self.topology)
         self.loads = source_loads(
             self.topology, arrivals=options.arrivals, rate_hz=options.rate_hz, rates=options.rates, seed=options.seed
         )
@@ -180,6 +184,7 @@ class _Run:
         for offering in self.offerings.values():
             offering.log = RunLog(first=offering.next_sample, source=offering.spec.rank)
         before, started_at, events = world.stats(), world.now, world.events
+        world.absences.schedule(options.faults)
         series = AdmissionSeries([world.nodes[rank] for rank in self.offerings])
         self._record(series, started_at)
         self._show_progress(span, started_at)
@@ -326,6 +331,7 @@ def _world(topology: Topology, bundle: Bundle, options: SimOptions) -> World:
         pack=packing.pack,
         hop=hop,
         seed=options.seed,
+        dead=never_there(options.faults),
     )
 
 

@@ -45,6 +45,7 @@ from zpipe.policy.messages import (
 )
 from zpipe.policy.state import NodeConfig
 from zpipe.sim import sizes
+from zpipe.sim.faults import Absences
 from zpipe.sim.hop import HopProfile
 from zpipe.sim.network import CONTROL, DATA, directions
 from zpipe.sim.packing import Pack
@@ -90,6 +91,7 @@ class World:
         pack: how links pack frames.
         hop: what nodes take beside.
         seed: of the policies' dice and of all that is drawn here.
+        dead: nodes that are not there.
 
     Attributes:
         now: the clock, seconds.
@@ -98,6 +100,7 @@ class World:
         resolved: takes outcomes; set it before samples are submitted.
         pumped: #: {rank: called after each round of its decisions}.
         events: what the policies were told so far.
+        absences: who is dead or stands still.
         checked: whether every node asserts its invariants after each round.
     """
 
@@ -111,6 +114,7 @@ class World:
         pack: Pack,
         hop: HopProfile,
         seed: int,
+        dead: frozenset[int] = frozenset(),
     ) -> None:
         self.topology = topology
         self.now = 0.0
@@ -139,6 +143,8 @@ class World:
         self._free_at = [-1.0] * len(configs)  #: when each node's executor was done with its last batch,
         self._told_at = [-1.0] * len(configs)  #: ... and when the node heard of it
         self._running = False
+        self.absences = Absences(self, dead)
+        self._waiting = self.absences.waiting
         self._measured_report: tuple[Report | None, int] = (None, 0)  #: the last one sent, and its bytes
         self._perform: dict[type[Command], Callable[[int, Any], None]] = {
             RunStage: self._run_stage,
@@ -214,6 +220,9 @@ class World:
 
     def _round(self, rank: int, events: list[Event]) -> None:
         """What one node makes of what happened to it."""
+        if rank in self._waiting:
+            self.absences.put_off(rank, events)
+            return
         self.events += len(events)
         policy, perform = self.nodes[rank], self._perform
         for command in policy.handle_all(events, now=self.now):
@@ -248,7 +257,12 @@ class World:
     # ---- connections ---------------------------------------------------------------------------
 
     def _connect(self, a: int, b: int) -> None:
-        """Hello is instantaneous: both ends know at once, the receiver first."""
+        """Hello is instantaneous: both ends know at once, the receiver first. It waits for one that stands still."""
+        there_from = self.absences.both_from(a, b)
+        if there_from > self.now:
+            if there_from < float("inf"):
+                self.call_at(there_from, lambda: self._connect(a, b))
+            return
         for sender, receiver in ((a, b), (b, a)):
             if self._connects(sender, receiver):
                 epoch = self.links[sender][receiver].epoch = next(self._epochs)
@@ -269,6 +283,7 @@ class World:
         forth.epoch = back.epoch = -1
         self._heap[:] = [entry for entry in self._heap if not _is_between(entry, rank, peer)]
         heapq.heapify(self._heap)
+        self.absences.forget(rank, peer)
         for outgoing in (True, False):
             self.tell(peer, PeerLost(rank, outgoing, command.reason))
         self.call_at(self.now + RECONNECT_SECONDS, lambda: self._connect(rank, peer))

@@ -86,7 +86,7 @@ def test_a_batch_on_a_gpu_pays_its_fixed_part_once() -> None:
         ("devices:\n  - {name: a, device: reference, speed: 2}\n", r"devices\[0\].speed: found an unknown key"),
         ("devices:\n  - {name: a, device: reference, count: 2, address: 'x:1'}\n", r"address: found one address of 2 devices"),
         (TWO + "links: {shape: line, bandwidth: -1 Mbit/s}\n", "links.bandwidth: found '-1 Mbit/s', expected a number above 0"),
-        (TWO + "links: star\n", "links.shape: found 'star', expected one of line, ring, mesh"),
+        (TWO + "links: tree\n", "links.shape: found 'tree', expected one of line, ring, mesh"),
         (TWO + "links: [{between: [a, c]}]\n", r"links\[0\].between\[1\]: found 'c', expected the name of a device: one of a, b"),
         (TWO + "links: [{between: [a, a]}]\n", r"links\[0\].between: found 'a' twice, expected two different"),
         (TWO + "links: {shape: mesh, codec: gzip}\n", "links.codec: found 'gzip'"),

@@ -50,7 +50,7 @@ def load_checked(topology: Topology) -> Bundle:
         bundle = load_bundle(topology.bundle, beside=topology.path)
     except BundleError as exc:
         raise BundleError(f"{topology.path or topology.name}: bundle: {exc}") from exc
-    check(topology, len(bundle.stages))
+    check(topology, len(bundle.stages), bundle.student_stages)
     points = dict.fromkeys((DEFAULT_POINT, NO_EXIT, *[point.name for point in bundle.operating_points]))
     _check_name(topology, "policy.offload", topology.policy.offload, OFFLOADS)
     _check_name(topology, "policy.exit", topology.policy.exit_point, points)

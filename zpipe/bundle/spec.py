@@ -178,6 +178,11 @@ class Bundle:
         return tuple(range(student.stages[0], student.stages[-1] + 1) for student in self.students)
 
     @property
+    def student_stages(self) -> tuple[int, ...]:
+        """How many stages each student has, by part; () where the stages are one chain."""
+        return tuple(len(student.stages) for student in self.students)
+
+    @property
     def image_size(self) -> int:
         """Height and width in pixels of the images it takes.
 

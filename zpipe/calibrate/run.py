@@ -71,7 +71,7 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
     bundle = load_bundle(options.bundle)
     seconds = None
     if options.topology is not None:
-        check(options.topology, len(bundle.stages))
+        check(options.topology, len(bundle.stages), bundle.student_stages)
         seconds = exit_seconds(options.topology, bundle, device=options.device)
     fitted, tested = _images(bundle, options)
     if options.write:

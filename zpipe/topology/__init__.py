@@ -4,6 +4,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
 
     name: the file's name
     bundle: NAME                  the model bundle, required
+    students: none                of a bundle of students: how many stages each has, by part, such as [1, 1, 2]; its stages are
+                                  numbered through (here 0; 1; 2 and 3), and every sample goes to a host of each student
     nodes:                        required; listed by rank, from 0
       - rank: 0                   required
         stages: [0, 1]            required; [] for a node that only submits samples
@@ -16,7 +18,7 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
                                   zpipe/devices.yaml, or NAME/4 for four times slower
         max_batch: 8              most tasks in one batch
         slots: 64                 most samples of its own under way in this node (policy rule C1)
-    links: line                   line, ring, mesh; or {shape: line, latency: 5 ms, ...}; or a list of
+    links: line                   line, ring, mesh, star (all linked to rank 0); or {shape: line, latency: 5 ms, ...}; or a list of
       - between: [0, 1]           required
         bandwidth: 20 Mbit/s      none = not limited (the lab and the simulator limit it, a live link is measured)
         latency: 0 s
@@ -46,6 +48,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         order: fifo               fifo or priority (pa-mdi: priority): by class, then age (policy rule A7); with priority also
         min_share: 0.05           of each node's time, for every class that waits below another
         max_batch_low: 0          most tasks in a batch of any class but the highest; 0 = the node's max_batch
+        redundancy: hedged        with students: failover, another host of a student gets a sample once one failed; hedged, besides
+                                  once one takes long; all, every host gets every sample
     security:                     who may connect; where it is absent nodes bind loopback addresses only
         keys: keys                the folder of keys that `zpipe keygen` made, beside the topology file
     security: none                everybody who can reach the nodes; the same as --insecure
@@ -78,6 +82,7 @@ from zpipe.topology.spec import (
     NodeSpec,
     OffloadInput,
     PolicySpec,
+    Redundancy,
     SourceSpec,
     Topology,
     first_difference,
@@ -95,6 +100,7 @@ __all__ = [
     "NodeSpec",
     "OffloadInput",
     "PolicySpec",
+    "Redundancy",
     "SecuritySpec",
     "SourceSpec",
     "Topology",
@@ -181,6 +187,7 @@ def override(
     bandwidth: str | float | None = None,
     latency: str | float | None = None,
     codec: str | None = None,
+    redundancy: str | None = None,
 ) -> Topology:
     """A copy with some values changed at every node, source or link, checked like a file: what a command line says on top of it.
 
@@ -189,7 +196,7 @@ def override(
         bundle: name or path.
         max_batch, executor: of every node.
         device: of every node that names none.
-        offload, offload_input, exit_point: of the policy.
+        offload, offload_input, exit_point, redundancy: of the policy.
         admission: of every source, a name or a mapping as in a topology file.
         accuracy: that every source wants, 0..1.
         deadline_seconds: of every source.
@@ -206,7 +213,8 @@ def override(
         (plain["sources"], {"admission": admission, "deadline": deadline_seconds, "accuracy": accuracy}),
         (plain["links"], {"bandwidth": bandwidth, "latency": latency, "codec": codec}),
         ([plain], {"bundle": bundle}),
-        ([plain["policy"]], {"offload": offload, "offload_input": _inputs(offload, offload_input), "exit": exit_point}),
+        ([plain["policy"]], {"offload": offload, "offload_input": _inputs(offload, offload_input)}),
+        ([plain["policy"]], {"exit": exit_point, "redundancy": redundancy}),
     ):
         for entry in entries:
             entry.update({key: value for key, value in values.items() if value is not None})

@@ -28,7 +28,7 @@ def baseline(topology: Topology, name: str, *, stage_count: int) -> Topology:
         stage_count: stages of its bundle.
 
     Raises:
-        TopologyError: no such baseline, or `local` of several sources.
+        TopologyError: no such baseline, `local` of several sources, or `ddi` of students.
     """
     if name not in BASELINES:
         where = topology.path or topology.name
@@ -53,6 +53,11 @@ def _local(topology: Topology, stages: tuple[int, ...]) -> Topology:
 
 
 def _ddi(topology: Topology, stages: tuple[int, ...]) -> Topology:
+    if topology.students:
+        raise TopologyError(
+            f"{topology.path or topology.name}: baseline: found students, each of which gets every raw input, expected one chain "
+            "for `ddi`; compare with local or no-exit"
+        )
     nodes = tuple(replace(node, stages=stages) for node in topology.nodes)
     # One slot is reserved for each lane (policy rule C1), so a window below their number would not load.
     links = tuple(replace(link, window=max(link.window, len(stages))) for link in topology.links)

@@ -9,18 +9,27 @@ from zpipe.topology.spec import Topology
 DEFAULT_T_Q2 = 30
 
 
-def check(topology: Topology, stage_count: int) -> None:
+def check(topology: Topology, stage_count: int, students: tuple[int, ...] = ()) -> None:
     """Checks a topology against a bundle of `stage_count` stages.
 
     Together with what loading checks this is why no sample can get stuck: each host of stage k hosts k+1 or has a link to a
-    host of it, and each source hosts stage 0 or has a link to a host of it.
+    host of it, and each source hosts stage 0 or has a link to a host of it. Of students this holds within each of them.
+
+    Args:
+        topology: as it was loaded.
+        stage_count: stages of its bundle.
+        students: how many stages each student of the bundle has; () where they are one chain.
 
     Raises:
-        TopologyError: a node hosts a stage that the bundle does not have, no node hosts a stage, or a stage's output
-            cannot reach the next stage.
+        TopologyError: a node hosts a stage that the bundle does not have, no node hosts a stage, a stage's output cannot reach
+            the next stage, or the students are not the bundle's.
     """
     at = At(str(topology.path or topology.name))
     last = stage_count - 1
+    if topology.students != students:
+        found = f"{list(topology.students)}" if topology.students else "none"
+        expected = f"{list(students)}, the stages of each student of" if students else "none, as one chain is all there is in"
+        raise (at / "students").error(found, f"{expected} bundle {topology.bundle}")
     for node in topology.nodes:
         if node.stages and node.stages[-1] > last:
             raise (at / f"nodes[{node.rank}].stages").error(
@@ -30,10 +39,11 @@ def check(topology: Topology, stage_count: int) -> None:
         if not topology.hosts(stage):
             raise (at / "nodes").error(f"no node that hosts stage {stage}", f"each of stages 0 to {last} in some node's stages")
     for source in topology.sources:
-        _check_next(topology, at, source.rank, 0, f"the source (rank {source.rank})")
+        for first in topology.firsts:
+            _check_next(topology, at, source.rank, first, f"the source (rank {source.rank})")
     for node in topology.nodes:
         for stage in node.stages:
-            if stage < last:
+            if stage not in topology.ends:
                 _check_next(topology, at, node.rank, stage + 1, f"rank {node.rank}, which hosts stage {stage}")
 
 

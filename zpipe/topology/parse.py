@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import cast
 
-from zpipe.model import AUTO_CODEC, CODECS
+from zpipe.model import AUTO_CODEC, CODECS, MAX_PARTS
 from zpipe.topology.check import check_links
 from zpipe.topology.keys import parse_security
 from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, one_of
@@ -21,6 +21,7 @@ from zpipe.topology.spec import (
     OffloadInput,
     Order,
     PolicySpec,
+    Redundancy,
     Topology,
     has_port,
 )
@@ -29,7 +30,8 @@ LINK_CODECS = (*CODECS, AUTO_CODEC)
 OFFLOADS = ("local", "cheapest", "ddi", "mdi", "pa-mdi", "ar-mdi", "ms-mdi", "fifo")
 OFFLOAD_INPUT: Mapping[object, OffloadInput] = {True: "yes", False: "no", "yes": "yes", "no": "no", "auto": "auto"}
 ORDERS = ("fifo", "priority")
-SHAPES = ("line", "ring", "mesh")
+REDUNDANCIES: tuple[Redundancy, ...] = ("failover", "hedged", "all")
+SHAPES = ("line", "ring", "mesh", "star")
 
 #: A batch is one tensor and one run of the exit gate, on a GPU one block of it.
 MAX_BATCH = 1024
@@ -52,21 +54,34 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         TopologyError: something is wrong; one line that names file, key, found and expected.
     """
     at = At(file)
-    top = Fields(at, value, known=("name", "bundle", "nodes", "links", "source", "sources", "policy", "security", "shared_memory"))
+    top = Fields(at, value, known=_TOP_KEYS)
     nodes = _nodes(at / "nodes", top.raw("nodes"))
+    students = _students(at / "students", top.raw("students"))
     topology = Topology(
         name=top.text("name", name),
         bundle=top.text("bundle"),
         nodes=nodes,
         links=parse_links(at / "links", top.raw("links"), len(nodes)),
         sources=parse_sources(top, len(nodes)),
-        policy=_policy(at / "policy", top.raw("policy")),
+        policy=_policy(at / "policy", top.raw("policy"), students=bool(students)),
         security=parse_security(at / "security", top.raw("security"), path=path, nodes=len(nodes), read_keys=read_keys),
         shared_memory=top.flag("shared_memory", default=True),
+        students=students,
         path=path,
     )
     check_links(topology, at)
     return topology
+
+
+_TOP_KEYS = ("name", "bundle", "nodes", "links", "source", "sources", "policy", "security", "shared_memory", "students")
+
+
+def _students(at: At, value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_PARTS:
+        raise at.wrong(value, f"how many stages each of 1 to {MAX_PARTS} students has, such as [1, 1, 2]")
+    return tuple(integer(here, stages, minimum=1) for here, stages in items(at, value))
 
 
 # ---- nodes -------------------------------------------------------------------------------------
@@ -198,6 +213,8 @@ def _between(at: At, value: object, end: Callable[[At, object], int]) -> tuple[i
 def _shape(shape: str, nodes: int) -> Iterable[tuple[int, int]]:
     if shape == "mesh":
         return combinations(range(nodes), 2)
+    if shape == "star":
+        return [(0, rank) for rank in range(1, nodes)]
     line = list(pairwise(range(nodes)))
     # Two nodes in a ring share the one link that they have in a line.
     return [*line, (0, nodes - 1)] if shape == "ring" and nodes > 2 else line
@@ -206,7 +223,7 @@ def _shape(shape: str, nodes: int) -> Iterable[tuple[int, int]]:
 # ---- policy ------------------------------------------------------------------------------------
 
 
-def _policy(at: At, value: object) -> PolicySpec:
+def _policy(at: At, value: object, *, students: bool) -> PolicySpec:
     default = PolicySpec()
     if value is None:
         return default
@@ -220,6 +237,12 @@ def _policy(at: At, value: object) -> PolicySpec:
     for key in ("min_share", "max_batch_low"):
         if key in read and order != "priority":
             raise (at / key).error("it with order fifo, which knows no classes", "order: priority, or none of it")
+    if "redundancy" in read and not students:
+        raise (at / "redundancy").error("it without students, of which there is one chain", "students, or none of it")
+    offload_input = _offload_input(at / "offload_input", read.raw("offload_input"), offload)
+    if students and offload_input != "no":
+        key = "offload" if offload == "ddi" else "offload_input"
+        raise (at / key).wrong(read.raw(key), "none that passes raw inputs on: every student gets them from their source")
     return PolicySpec(
         offload=offload,
         exit_point=read.text("exit", default.exit_point),
@@ -227,10 +250,11 @@ def _policy(at: At, value: object) -> PolicySpec:
             "report_interval", TIME_UNITS, default.report_interval_seconds, bounds=REPORT_SECONDS
         ),
         output_threshold=read.integer("output_threshold", default.output_threshold),
-        offload_input=_offload_input(at / "offload_input", read.raw("offload_input"), offload),
+        offload_input=offload_input,
         order=order,
         min_share=read.number("min_share", default.min_share, valid=_is_share, expected="a number from 0 to below 0.5"),
         max_batch_low=read.integer("max_batch_low", default.max_batch_low, maximum=MAX_BATCH),
+        redundancy=cast(Redundancy, read.text("redundancy", default.redundancy, names=REDUNDANCIES)),
     )
 
 
@@ -243,6 +267,7 @@ _POLICY_KEYS = (
     "order",
     "min_share",
     "max_batch_low",
+    "redundancy",
 )
 
 

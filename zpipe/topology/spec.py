@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from zpipe.topology.keys import SecuritySpec
 WhenFull = Literal["block", "latest", "deadline"]
 OffloadInput = Literal["no", "yes", "auto"]
 Order = Literal["fifo", "priority"]
+Redundancy = Literal["failover", "hedged", "all"]
 
 LOCAL_ADDRESS = "127.0.0.1:0"
 #: Strategies whose service order is by class unless the topology says more.
@@ -178,6 +179,8 @@ class PolicySpec:
         order: of service; `priority`: by class, then age (policy rule A7).
         min_share: of each node's time, 0..1, for every class that waits below another.
         max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
+        redundancy: how many hosts of a student get a sample: `failover`, another once one failed; `hedged`, another once one takes
+            long; `all`.
     """
 
     offload: str = "local"
@@ -188,6 +191,7 @@ class PolicySpec:
     order: Order = "fifo"
     min_share: float = 0.05
     max_batch_low: int = 0
+    redundancy: Redundancy = "hedged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,7 @@ class Topology:
         policy: what all nodes decide by.
         security: who may connect.
         shared_memory: large frames between nodes of one host and one user may go through memory that both have mapped.
+        students: how many stages each student of the bundle has, by part; () where its stages are one chain.
         path: the file it was read from, None where there was none.
     """
 
@@ -214,13 +219,20 @@ class Topology:
     policy: PolicySpec = PolicySpec()
     security: SecuritySpec = field(default_factory=SecuritySpec)
     shared_memory: bool = True
+    students: tuple[int, ...] = ()
     path: Path | None = field(default=None, compare=False)
     #: {rank: {neighbour: link}}, neighbours rising.
     _adjacent: Mapping[int, Mapping[int, LinkSpec]] = field(init=False, repr=False, compare=False, hash=False)
     #: {rank: its hops}, found when first asked for: every node of a large mesh asks for the same few.
     _hops: dict[int, dict[int, int]] = field(init=False, repr=False, compare=False, hash=False)
+    #: Where each student begins and ends; of a chain, stage 0 and the highest stage that somebody hosts.
+    firsts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        sizes = self.students or (1 + max((stage for node in self.nodes for stage in node.stages), default=0),)
+        object.__setattr__(self, "ends", tuple(count - 1 for count in accumulate(sizes)))
+        object.__setattr__(self, "firsts", tuple(end + 1 - size for end, size in zip(self.ends, sizes, strict=True)))
         adjacent: dict[int, dict[int, LinkSpec]] = {node.rank: {} for node in self.nodes}
         for link in self.links:
             low, high = link.between
@@ -292,11 +304,17 @@ class Topology:
         """Stages a task may wait for when `sender` forwards it to `receiver`, rising; () where there is no link.
 
         Those the receiver hosts whose predecessor the sender hosts (policy rule L3); stage 0 from a source that does not host
-        it; and stage 0 away from some source, where raw inputs may go out (rule S3).
+        it; and stage 0 away from some source, where raw inputs may go out (rule S3). Of students: each one's first stage from a
+        source, and no other from one student to the next.
         """
         if receiver not in self._adjacent[sender]:
             return ()
         before = self.nodes[sender].stages
+        if self.students:
+            source = self.source_at(sender) is not None
+            return tuple(
+                stage for stage in self.nodes[receiver].stages if (source if stage in self.firsts else stage - 1 in before)
+            )
         raw = (0 not in before and self.source_at(sender) is not None) or bool(self.farther(sender, receiver))
         return tuple(stage for stage in self.nodes[receiver].stages if stage - 1 in before or (stage == 0 and raw))
 
@@ -395,6 +413,7 @@ class Topology:
             "output_threshold": self.policy.output_threshold,
             "offload_input": self.policy.offload_input,
             **self._service_order(),
+            **({"redundancy": self.policy.redundancy} if self.students else {}),
         }
         return {
             "name": self.name,
@@ -406,6 +425,7 @@ class Topology:
             "security": self.security.to_plain(),
             "path": str(self.path) if self.path else None,
             **({} if self.shared_memory else {"shared_memory": False}),
+            **({"students": list(self.students)} if self.students else {}),
         }
 
     def _service_order(self) -> dict[str, Any]:

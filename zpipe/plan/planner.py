@@ -241,7 +241,7 @@ class _Search:
     ) -> Topology:
         exit_point = NO_EXIT if point is None else "default" if point == self.bundle.default_point else point.name
         topology = to_topology(problem, layout, codecs, exit_point=exit_point, name=self.name)
-        check(replace(topology, bundle=self.bundle.name), len(self.bundle.stages), self.bundle.student_stages)
+        check(replace(topology, bundle=self.bundle.name), len(self.bundle.stages))
         return replace(topology, bundle=_bundle_name(self.bundle, self.out))
 
 

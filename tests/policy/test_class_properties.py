@@ -164,6 +164,35 @@ def test_of_a_node_that_both_classes_want_the_lower_gets_its_least_share_and_no_
     assert {kind for kinds in mesh.kinds(source=3).values() for kind in kinds} == {"result"}
 
 
+@pytest.mark.parametrize("min_share", [0.05, 0.2])
+def test_behind_a_link_that_the_higher_class_keeps_full_the_lower_has_its_share_too(min_share: float) -> None:
+    """A7, C8: the second board is the slow one, so every slot there is taken, always, and no lane has room to ask."""
+    shape = Shape(
+        stages=((), (0,), (1,), ()),
+        links=((0, 1), (1, 2), (1, 3)),
+        sources={0: HIGH, 3: LOW},
+        window=8,
+        own_slots=16,
+        waiting=2000,
+        offload="pa-mdi",
+        order="priority",
+        min_share=min_share,
+    )
+    mesh = Mesh(shape, answer=leaves_at(lambda sample: 99), service=lambda rank, stage: SERVICE_SECONDS * rank)
+    ran: dict[int, int] = defaultdict(int)
+
+    def note(rank: int, command: RunStage) -> None:
+        if rank == 2 and mesh.now >= 1.0:
+            ran[command.tasks[0].priority] += 1
+
+    mesh.ran = note
+    mesh.checked = False
+    for source, count in ((0, 1000), (3, 200)):
+        _offer(mesh, {source: count}, 0.0, deadline=float("inf"))
+    mesh.run_for(5.0)
+    assert ran[LOW] / sum(ran.values()) == pytest.approx(min_share, abs=0.01 + 0.1 * min_share)
+
+
 def _delays(mesh: Mesh, source: int) -> list[float]:
     return [resolve.latency_seconds for _, _, resolve in mesh.ended[source]]
 

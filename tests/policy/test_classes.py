@@ -18,6 +18,7 @@ from zpipe.policy.messages import (
     ReportReceived,
     RunStage,
     SendReport,
+    StageCompleted,
     TimerFired,
 )
 from zpipe.policy.state import NeighbourConfig
@@ -81,24 +82,22 @@ def test_a_link_is_given_nothing_of_a_lower_class_before_it_is_done_with_what_it
     assert sent(node.tell(TimerFired(), now=0.020)) == [(2, [(0, 0)])]
 
 
-def test_on_a_link_a_lower_class_gets_its_share(make_node: MakeNode) -> None:
-    """A7: every tenth task, though tasks of the higher class always wait for the link."""
-    node = make(make_node, TO_2, min_share=0.1, own_slots=64)
-    numbers = iter(range(1000))
-    node.receive(*[task(sample, 1, next(numbers)) for sample in range(4)])
-    order: list[int] = []
-    now = 0.0
-    for _ in range(4):
-        now += 0.01
-        order += [priority for _, rows in sent(node.complete(False, now=now)) for _, priority in rows]
-    for sample in range(100, 140):
-        node.receive(task(sample, 1, next(numbers), priority=1), now=now)
-        now += 0.001
-        order += [priority for _, rows in sent(node.complete(False, now=now)) for _, priority in rows]
-        expected = len(order)
-        node.tell(CreditReceived(2, Credit(OUT, expected, (), expected + 16, clear={0: 8})), now=now)
-    assert order.count(0) >= 3
-    assert order.count(1) >= 36
+@pytest.mark.parametrize("clear", [8, 0])
+def test_on_a_link_a_lower_class_gets_its_share(make_node: MakeNode, clear: int) -> None:
+    """A7, C8: every tenth task, though the higher class always has some waiting, and whether or not a Credit clears it for more."""
+    node = make(make_node, NeighbourConfig(2, lanes_out=(2,), window_out=4, stages=(2,)), min_share=0.1)
+    queue, numbers, order = node.policy._tasks.output[2], iter(range(10_000)), list[int]()
+    for step in range(100):
+        now = 0.01 * step
+        for priority in (1, 1, 1, 1, 1, 0):
+            if sum(waiting.priority == priority for waiting in queue) < 5:
+                sample = next(numbers)
+                commands = node.receive(task(sample, 1, sample, priority=priority), now=now) + node.complete(False, now=now)
+                order += [each for _, frame in sent(commands) for _, each in frame]
+        credit = Credit(OUT, len(order), (), len(order) + 4, clear={0: clear})
+        order += [each for _, frame in sent(node.tell(CreditReceived(2, credit), now=now)) for _, each in frame]
+    assert len(order) > 300
+    assert order.count(0) == pytest.approx(0.1 * len(order), abs=3)
 
 
 def test_a_class_that_may_not_go_holds_up_none_below_it(make_node: MakeNode) -> None:
@@ -119,6 +118,15 @@ def test_the_first_of_what_waits_in_o_is_taken_back_before_what_is_lower_in_i(ma
     node.tell(PeerLost(2, outgoing=True, reason="cut"))
     node.receive(*[task(sample, 1, sample) for sample in range(3)], task(9, 1, 3, priority=1))
     assert ran(node.complete(False, now=0.01)) == [9]
+
+
+def test_the_second_of_two_runs_is_of_the_higher_class_too_where_that_waits_in_o(make_node: MakeNode) -> None:
+    """A3 where A7 orders: with I alone in view it would be the lower one's."""
+    node = make(make_node, NeighbourConfig(2, lanes_out=(1, 2), window_out=16, stages=(1, 2)), stages=(1, 2), runs=2)
+    node.tell(PeerLost(2, outgoing=True, reason="cut"))
+    node.receive(task(0, 1, 0, priority=1), task(1, 1, 1, priority=1), *[task(sample, 1, sample) for sample in (2, 3)])
+    done = [StageCompleted(run, [False], [7], [0.9], 0.004) for run in node.policy._runs]
+    assert ran(node.tell(*done, now=0.01)) == [0, 1]
 
 
 # ---- where to ----------------------------------------------------------------------------------

@@ -127,6 +127,19 @@ def test_before_it_is_clear_one_of_each_lane_may_be_sent() -> None:
     assert link.is_clear(1, 1), "the highest class is always clear"
 
 
+def test_who_is_owed_its_turn_may_ask_where_the_highest_class_fills_every_lane() -> None:
+    """C8: one of it, and none more before that is gone or an answer came."""
+    link = sender()
+    for number, lane in enumerate((1, 2)):
+        link.send(task(number, lane, priority=1), now=0.0)
+    assert not link.is_clear(1, 0)
+    assert link.is_clear(1, 0, owed=True)
+    link.send(task(9, 1), now=0.0)
+    assert not link.is_clear(2, 0, owed=True)
+    link.credit(Credit(5, 3, (0, 1), 19), now=0.1)
+    assert link.is_clear(2, 0, owed=True)
+
+
 def test_it_sends_as_many_as_it_is_clear_for() -> None:
     link = sender()
     link.credit(Credit(5, 0, (), 16, clear={0: 3, 7: 9}), now=0.0)

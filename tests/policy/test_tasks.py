@@ -321,6 +321,24 @@ def test_a_class_that_waits_in_o_alone_waits_here_too_where_it_is_owed_a_share()
     assert {waiting.key.sample for queue in table.input.values() for waiting in queue} == {0, 1, 3}
 
 
+def test_a_lower_class_alone_in_o_waits_here_too_though_only_the_highest_is_in_i() -> None:
+    """A3, A7: else it would be owed nothing at a node where the highest class never ends."""
+    table = _ranked(0.05)
+    table.to_output(replace(task(1, 1), priority=0), 1.0)
+    table.take_back_ranked(8)
+    assert _classes(table) == [0, 2]
+
+
+def test_of_a_class_that_waits_in_i_and_in_o_who_came_first_is_next_here() -> None:
+    table = _ranked(0.05)
+    for sample, since in ((1, 1.0), (2, 2.0), (3, 9.0)):
+        table.to_output(replace(task(sample, 1), priority=0), since)
+    table.to_input(replace(task(4, 1), priority=0), 3.0)
+    for _ in range(2):
+        table.take_back_ranked(8)
+        assert sorted(waiting.key.sample for waiting in table.input[1]) == [0, 1, 4]
+
+
 def test_where_nothing_is_owed_only_the_first_of_all_is_taken_back() -> None:
     table = _ranked(0.0)
     table.to_output(replace(task(1, 1), priority=0), 0.0)

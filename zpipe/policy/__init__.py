@@ -46,7 +46,8 @@ rules below by their numbers.
   C8. Where A7 orders and there are several classes, Credit says per class, but for the highest, how many tasks of it and of those
       below may hold a slot (`clear`): clear to compute, granted for a class. A node shares one pool of such slots among the links
       that use it, so two nodes never fill a third at once, and the rest of each window is the highest class's. The slot that C2
-      reserves for every lane is anybody's: a task on it is the request to compute, and no circle of waiting closes.
+      reserves for every lane is anybody's: a task on it is the request to compute, and no circle of waiting closes. Higher classes
+      may keep it for ever, so what A7 owes a turn asks as well, one on a link at a time.
 
 **D. Delivery at the source**
   D1. Every submitted sample ends in exactly one outcome: result, rejected, expired or failed.

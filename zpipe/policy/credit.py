@@ -121,11 +121,16 @@ class OutgoingLink:
             return False
         return self._taken[lane] == 0 or self._shared_taken < self._shared
 
-    def is_clear(self, lane: int, priority: int) -> bool:
-        """Rule C8: whether a task of that class may be sent, where `may_send` holds. One of each lane may: it asks (RTC)."""
+    def is_clear(self, lane: int, priority: int, *, owed: bool = False) -> bool:
+        """Rule C8: whether a task of that class may be sent, where `may_send` holds. One of each lane may: it asks (RTC).
+
+        So may one that is owed its turn (A7), where none of its class or below is there: higher ones may fill every lane for ever.
+        """
         most = self.clear.get(priority)
         if most is None or self._taken[lane] == 0:
             return True
+        if owed and most < 1:
+            most = 1
         return sum(1 for sent in self.outstanding.values() if sent.priority <= priority) < most
 
     def send(self, task: Task, *, now: float) -> None:

@@ -514,9 +514,12 @@ class NodePolicy:
     def _choose_runs(self, now: float) -> list[RunStage]:
         """Finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
         tasks, source, chosen = self._tasks, self.source, []
-        if tasks.ranked and self._outlet.takes_back:
-            tasks.take_back_ranked(self.config.max_batch)
-        while len(self._runs) < self._most_runs and (tasks.input_length or (not self._runs and self._outlet.take_back())):
+        ranked = tasks.ranked and self._outlet.takes_back
+        while len(self._runs) < self._most_runs:
+            if ranked:
+                tasks.take_back_ranked(self.config.max_batch)
+            if not tasks.input_length and (self._runs or not self._outlet.take_back()):
+                break
             batch = tasks.take_batch(self.config.max_batch, self._service, now)
             if batch:
                 chosen.append(self._start_run(tuple(batch), now))

@@ -36,6 +36,9 @@ LINK_QUEUE_SECONDS = 0.05
 #: is under way when a higher class comes is a frame at most (A7).
 LINK_IDLE_SECONDS = 0.001
 
+#: Tasks a lower class may be owed on links (A7): where none could go for long, higher classes are not paid back with a burst.
+MOST_OWED = 2.0
+
 #: A frame of more tasks than a batch's takes its link no longer than this: its first task waits for the last.
 FRAME_SECONDS = 0.002
 
@@ -176,7 +179,7 @@ class Outlet:
                     self._tasks.output_length -= 1
                     self._send(task, neighbour, now)
                     commands.append(Forward(neighbour.config.rank, neighbour.outgoing.epoch, lane, [task]))
-                    self._owed[priority] = 0.0
+                    self._owed[priority] = owed - (1.0 - self._config.min_share)
                     return  # places in the queues have changed: the next one's turn comes with the next event
 
     def _serve_ranked(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
@@ -200,7 +203,7 @@ class Outlet:
             self._send(task, neighbour, now)
             for each in self._owed:
                 if each < task.priority:
-                    self._owed[each] += self._config.min_share
+                    self._owed[each] = min(MOST_OWED, self._owed[each] + self._config.min_share)
             name = neighbour.config.rank, task.priority
             frame, most = frames.get(name, (None, 0))
             if frame is None or len(frame) >= most:
@@ -324,7 +327,7 @@ class Outlet:
 
     def _may_take_lower(self, task: Task, link: OutgoingLink, now: float, *, owed: bool) -> bool:
         """Whether a link is clear for a task below the highest class (C8), and done with what it has, or owes it this (A7)."""
-        if not link.is_clear(task.stage, task.priority):
+        if not link.is_clear(task.stage, task.priority, owed=owed):
             if link.waiting_since is None:
                 link.waiting_since = now
             return False

@@ -111,13 +111,17 @@ class PriorityOrder:
         classes: of all sources, rising.
         min_share: 0..1, of a node's time.
         max_batch_low: most tasks of any class but the highest in a batch; 0: no less than of the highest.
+
+    Attributes:
+        shares: whether a class may be owed anything: there are several, and `min_share` is above 0.
     """
 
     def __init__(self, classes: Iterable[int], *, min_share: float, max_batch_low: int) -> None:
-        self.min_share = min_share
+        self._min_share = min_share
         self._max_batch_low = max_batch_low
         self._owed = dict.fromkeys(classes, 0.0)  #: {class: seconds it may have before those above it}
         self._highest = max(self._owed)
+        self.shares = min_share > 0.0 and len(self._owed) > 1
         self._alone: dict[int, float] = {}  #: {stage: seconds a row took in a batch of its own, smoothed}
         self._among: dict[int, float] = {}  #: ... and among others
 
@@ -168,6 +172,6 @@ class PriorityOrder:
             if each not in firsts:
                 self._owed[each] = 0.0
             elif each == chosen:
-                self._owed[each] = max(0.0, self._owed[each] - (1.0 - self.min_share) * seconds)
+                self._owed[each] = max(0.0, self._owed[each] - (1.0 - self._min_share) * seconds)
             elif each < max(firsts):
-                self._owed[each] += self.min_share * seconds
+                self._owed[each] += self._min_share * seconds

@@ -233,8 +233,8 @@ class TaskTable:
     def take_back_ranked(self, most: int) -> None:
         """Rule A3 where A7 orders: if the first of what is hosted here waits in O it goes to I, with others for its batch.
 
-        So does the first of each class of which none is in I, where A7 owes it a share: who waits in O for a place elsewhere waits
-        here, too.
+        So does the first of each other class that A7 owes a share, if none of its class in I came before it: who waits in O for a
+        place elsewhere waits here, too, however many of a higher class are in I.
         """
         hosted = {stage: queue for stage, queue in self.output.items() if queue and stage in self.input}
         if not hosted:
@@ -246,9 +246,11 @@ class TaskTable:
             while queue and taken < most and queue[0].priority == first.priority:
                 self._take_back(queue, 0)
                 taken += 1
-        if len(firsts) > 1 and self._order is not None and self._order.min_share:
-            present = first_of_classes(self.input)
-            others = [(index, stage) for each, (_, stage, index) in first_of_classes(hosted).items() if each not in present]
+        if self._order is not None and self._order.shares:
+            present, others = first_of_classes(self.input), []
+            for each, (task, stage, index) in first_of_classes(hosted).items():
+                if each not in present or task.since < present[each][0].since:
+                    others.append((index, stage))
             for index, stage in sorted(others, reverse=True):  # of one queue the last first: the places of the others stay
                 self._take_back(self.output[stage], index)
 

@@ -135,12 +135,14 @@ class GateSpec:
         temperature: logits are divided by it.
         thresholds: one per row `[batch]`; a row exits when confidence >= threshold and threshold < NEVER_EXIT.
         last: every row exits, whatever its confidence (the last stage).
+        scores: the raw logits are wanted, too: what a student says is joined with the other parts.
     """
 
     rule: GateRule
     temperature: float
     thresholds: tuple[float, ...]
     last: bool = False
+    scores: bool = False
 
 
 # ---- samples and tasks -------------------------------------------------------------------------
@@ -266,12 +268,14 @@ class LostRow:
 
     Attributes:
         shut_out_by: the session of its source that made a node drop it as old (policy rule S5); 0 where that was not the cause.
+        part: whose attempt it was, where students share a sample; else 0.
     """
 
     key: SampleKey
     attempt: int
     cause: str
     shut_out_by: int = 0
+    part: int = 0
 
 
 @dataclass(slots=True)
@@ -283,7 +287,9 @@ class ResultRow:
         label: index into the bundle's classes.
         confidence: float32 value of the gate.
         queued_seconds, service_seconds: waited and computed, over all nodes.
+        part: which student's answer it is, 0 in a chain.
         hops: nodes it passed on its way to the source; whoever passes it on adds one.
+        scores: of a student: its raw logits `[classes] float32`, little-endian; empty in a chain.
     """
 
     key: SampleKey
@@ -295,6 +301,7 @@ class ResultRow:
     service_seconds: float
     part: int = 0
     hops: int = 0
+    scores: bytes = b""
 
     def passed_on(self) -> ResultRow:
         """The same, one hop later."""
@@ -308,6 +315,7 @@ class ResultRow:
             self.service_seconds,
             self.part,
             self.hops + 1,
+            self.scores,
         )
 
 
@@ -323,10 +331,11 @@ class Result:
         label: index into the bundle's classes.
         class_name: the bundle's name for the label.
         confidence: calibrated, 0..1.
-        exit_stage: the stage whose head answered, from 0.
+        exit_stage: the stage whose head answered, from 0; of students, the one that came in last.
         latency_seconds: from submit() to here.
-        queued_seconds, service_seconds: of that, waited in queues and computed.
-        attempts: 1 unless the sample had to be submitted again.
+        queued_seconds, service_seconds: of that, waited in queues and computed; of students, by the one that came in last.
+        attempts: 1 unless the sample had to be submitted again; of students, the most copies that any part was sent in.
+        missing: parts that were not in, rising; the confidence is calibrated for just those that were. Empty in a chain.
     """
 
     sample: int
@@ -338,6 +347,7 @@ class Result:
     queued_seconds: float
     service_seconds: float
     attempts: int
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

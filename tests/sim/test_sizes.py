@@ -45,6 +45,10 @@ def test_task_headers_are_as_long_as_on_the_wire(rows: int, source: int, sample:
 def test_results_are_as_long_as_on_the_wire(rows: int) -> None:
     found = [ResultRow(SampleKey(999, SESSION, 100 + index), 1, 2, 7, 0.75, 0.01, 0.02) for index in range(rows)]
     assert sizes.results(300, found) == encoded(Results(300, found))
+    for classes in (10, 100):
+        for row in found:
+            row.scores = bytes(4 * classes)
+        assert sizes.results(300, found) == encoded(Results(300, found))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_blocked_and_lost_are_as_long_as_on_the_wire() -> None:
     assert sizes.blocked(3, 129) == encoded(Blocked(3, SESSION, 129))
     rows = [
         LostRow(SampleKey(2, SESSION, 9), 1, "peer-lost: node 3: nothing heard for 5.0 s"),
-        LostRow(SampleKey(2, SESSION, 9), 1, "x"),
+        LostRow(SampleKey(2, SESSION, 9), 1, "x", part=3),
     ]
     assert sizes.lost(3, rows) == encoded(Lost(3, rows))
 

@@ -40,7 +40,7 @@ WIDE = st.integers(-(2**60), 2**60)
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Any value of a type hint; lists where it says Sequence."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    plain = {int: WIDE, float: st.floats(allow_nan=False), bool: st.booleans(), str: st.text(max_size=5)}
+    plain = {int: WIDE, float: st.floats(allow_nan=False), bool: st.booleans(), str: st.text(max_size=5), bytes: st.binary()}
     if hint in plain:
         return plain[hint]
     if origin is typing.Literal:
@@ -175,7 +175,7 @@ def test_a_line_of_other_types_is_refused(plain: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "plain", [["Resolve", 1, "lost", 0.0, 1, None, ""], ["Resolve", 1, ["result"], 0.0, 1, None, ""]], ids=["other", "list"]
+    "plain", [["Resolve", 1, "lost", 0.0, 1, None, "", 0], ["Resolve", 1, ["result"], 0.0, 1, None, "", 0]], ids=["other", "list"]
 )
 def test_a_word_outside_of_its_list_is_refused(plain: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"found .*, expected \('result', 'rejected', 'expired', 'failed'\)"):

@@ -87,6 +87,12 @@ SAMPLES: dict[str, Message] = {
         ),
     ),
     "Lost": Lost(2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost"), LostRow(SampleKey(0, 123456789, 9), 2, "é", 2**40)]),
+    "Lost, of parts": Lost(
+        2, [LostRow(SampleKey(0, 123456789, 7), 1, "peer-lost", part=2), LostRow(SampleKey(0, 123456789, 7), 3, "x", 9)]
+    ),
+    "Results, with scores": Results(
+        3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, 0.5, 0.125, 0.0625, 1, 0, np.arange(10, dtype="<f4").tobytes())]
+    ),
     "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1, 3)]),
     "Ping": Ping(-1, 77, echo=False),
     "StatsRequest": StatsRequest(-1, 78),

@@ -97,7 +97,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
             rates,
         ),
     ),
-    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, lines, st.integers(0, 2**63 - 1)), min_size=1, max_size=20)),
+    st.builds(Lost, ranks, st.lists(st.builds(LostRow, keys, attempts, lines, counts, counts), min_size=1, max_size=20)),
     st.builds(
         Results,
         ranks,
@@ -113,6 +113,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
                 seconds,
                 counts,
                 st.integers(0, 65535),
+                st.just(b"") | st.binary(min_size=40, max_size=40),
             ),
             min_size=1,
             max_size=20,

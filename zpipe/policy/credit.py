@@ -156,11 +156,10 @@ class OutgoingLink:
         sent = self.outstanding.get(self.expected)
         return sent.sent_at if sent is not None else None
 
-    def on_the_way(self, key: SampleKey, attempt: int) -> bool:
-        """Whether this attempt was sent, and no Credit has told its arrival yet."""
-        return any(
-            sent.key == key and sent.attempt == attempt for number, sent in self.outstanding.items() if number >= self.expected
-        )
+    def on_the_way(self, key: SampleKey, attempt: int) -> list[Sent]:
+        """This attempt, where it was sent and no Credit has told its arrival yet."""
+        sent = [sent for number, sent in self.outstanding.items() if number >= self.expected]
+        return [each for each in sent if each.key == key and each.attempt == attempt]
 
     def believable(self, credit: Credit) -> bool:
         """Whether a receiver that keeps the rules may say that, in this epoch: nobody saw what was not sent, or has more slots."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from zpipe.model import LostRow
     from zpipe.policy.exits import ExitLadder
+    from zpipe.policy.fanout import FanoutConfig
 
 WhenFull = Literal["block", "latest", "deadline"]
 
@@ -62,6 +63,7 @@ class SourceConfig:
         admission, options: strategy name and its keyword arguments.
         waiting: size of the waiting room; 0 = the mode's default.
         max_open: limit on samples admitted and not resolved, whatever the strategy says.
+        fanout: where students share each sample; None: one chain.
     """
 
     session: int
@@ -71,6 +73,7 @@ class SourceConfig:
     when_full: WhenFull = "block"
     waiting: int = 0
     max_open: int = 4096
+    fanout: FanoutConfig | None = None
 
 
 @dataclass(slots=True)

@@ -42,10 +42,24 @@ class ExitGates:
     Attributes:
         temperatures: one per stage, from calibration (arXiv:2010.16335).
         rule: the confidence measure.
+        ends: per stage, whether it is the last one of its student, where every row exits; not given: of one chain.
+        scores: whether raw logits are wanted beside each answer, since it is one part of several.
     """
 
     temperatures: tuple[float, ...]
     rule: GateRule = "max-probability"
+    ends: tuple[bool, ...] = ()
+    scores: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.ends:
+            last = len(self.temperatures) - 1
+            object.__setattr__(self, "ends", tuple([stage == last for stage in range(last + 1)]))
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Per stage, the part whose student it belongs to; all 0 in a chain."""
+        return tuple([sum(self.ends[:stage]) for stage in range(len(self.ends))])
 
     def gate(self, stage: int, tasks: Sequence[Task]) -> GateSpec:
         """The gate for one batch; a row without thresholds never leaves early."""
@@ -53,13 +67,13 @@ class ExitGates:
             thresholds = tasks[0].thresholds[:1] or _NEVER
         else:
             thresholds = tuple([task.thresholds[0] if task.thresholds else NEVER_EXIT for task in tasks])
-        return _gate(self.rule, self.temperatures[stage], thresholds, stage == len(self.temperatures) - 1)
+        return _gate(self.rule, self.temperatures[stage], thresholds, self.ends[stage], self.scores)
 
 
 _NEVER = (NEVER_EXIT,)
 
 
 @lru_cache(maxsize=256)
-def _gate(rule: GateRule, temperature: float, thresholds: tuple[float, ...], last: bool) -> GateSpec:
+def _gate(rule: GateRule, temperature: float, thresholds: tuple[float, ...], last: bool, scores: bool) -> GateSpec:
     """Gates repeat from batch to batch, and a frozen value costs 1 µs to make."""
-    return GateSpec(rule, temperature, thresholds, last)
+    return GateSpec(rule, temperature, thresholds, last, scores)

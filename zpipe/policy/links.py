@@ -13,9 +13,10 @@ from zpipe.policy.messages import BanPeer, GrantCredit, ResetLink, SendBlocked, 
 from zpipe.policy.state import Neighbour
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Sized
+    from collections.abc import Iterable, Mapping, Sequence, Sized
 
     from zpipe.model import Report, SampleKey
+    from zpipe.policy.credit import Sent
     from zpipe.policy.messages import (
         BlockedReceived,
         Command,
@@ -58,6 +59,7 @@ class Links:
     def __init__(self, config: NodeConfig, counts: NodeCounts) -> None:
         self._config = config
         self._counts = counts
+        self._parts = config.gates.parts
         classes = config.classes
         self.neighbours = {
             neighbour.rank: Neighbour(
@@ -110,7 +112,7 @@ class Links:
         if link.expected > expected:
             neighbour.stuck_factor = 1
         self._counts.frames_missed += len(missed)
-        return [LostRow(sent.key, sent.attempt, f"frame-lost: on the way to node {event.peer}") for sent in missed]
+        return self._lost(missed, f"frame-lost: on the way to node {event.peer}")
 
     def on_blocked(self, event: BlockedReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)
@@ -134,7 +136,7 @@ class Links:
         if link is None or link.epoch != event.epoch:
             if event.outgoing:
                 neighbour.arrived_then = 0
-                lost = _close(neighbour, "peer-lost: it connected anew")
+                lost = self._close(neighbour, "peer-lost: it connected anew")
             if link is not None:
                 link.open(event.epoch)
         if event.outgoing:
@@ -152,7 +154,7 @@ class Links:
         lost: list[LostRow] = []
         if event.outgoing:
             neighbour.sends = False
-            lost = _close(neighbour, f"peer-lost: node {event.peer}: {event.reason}")
+            lost = self._close(neighbour, f"peer-lost: node {event.peer}: {event.reason}")
             _credit_again(neighbour)
         else:
             neighbour.receives = False
@@ -194,7 +196,8 @@ class Links:
             elif not neighbour.suspected and now - self._owes_since(neighbour) > self._patience(neighbour, now):
                 neighbour.suspected = True
                 self._counts.suspicions += 1
-                lost += _outstanding(neighbour, f"peer-silent: node {neighbour.config.rank}: nothing heard for {silent:.1f} s")
+                cause = f"peer-silent: node {neighbour.config.rank}: nothing heard for {silent:.1f} s"
+                lost += self._outstanding_at(neighbour, cause)
         return lost
 
     def _owes_since(self, neighbour: Neighbour) -> float:
@@ -300,15 +303,29 @@ class Links:
         _forget(neighbour)
         if neighbour.incoming is not None:
             neighbour.incoming.close()
-        return _close(neighbour, cause)
+        return self._close(neighbour, cause)
+
+    def _close(self, neighbour: Neighbour, cause: str) -> list[LostRow]:
+        """Rule R1: everything that was outstanding there."""
+        lost = self._outstanding_at(neighbour, cause)
+        if neighbour.outgoing is not None:
+            neighbour.outgoing.close()
+        return lost
+
+    def _outstanding_at(self, neighbour: Neighbour, cause: str) -> list[LostRow]:
+        link = neighbour.outgoing
+        return self._lost(link.outstanding.values(), cause) if link is not None else []
+
+    def _lost(self, tasks: Iterable[Sent], cause: str) -> list[LostRow]:
+        return [LostRow(sent.key, sent.attempt, cause, part=self._parts[sent.lane]) for sent in tasks]
 
     def waits(self) -> bool:
         """Whether some neighbour holds tasks of ours: whoever does is watched closely (R5)."""
         return any(map(_OUTSTANDING, self._outgoing))
 
-    def on_the_way(self, key: SampleKey, attempt: int) -> bool:
+    def on_the_way(self, key: SampleKey, attempt: int, part: int = 0) -> bool:
         """Whether a link of this node still carries this attempt, as far as Credits tell."""
-        return any(link.on_the_way(key, attempt) for link in self._outgoing)
+        return any(self._parts[sent.lane] == part for link in self._outgoing for sent in link.on_the_way(key, attempt))
 
     def check(self) -> None:
         """Asserts the invariants of every link."""
@@ -337,16 +354,3 @@ def _forget(neighbour: Neighbour) -> None:
     """It is gone: what it said is no more, and nobody suspects it."""
     neighbour.forget_report()
     neighbour.suspected, neighbour.lateness = False, 0.0
-
-
-def _outstanding(neighbour: Neighbour, cause: str) -> list[LostRow]:
-    link = neighbour.outgoing
-    return [LostRow(sent.key, sent.attempt, cause) for sent in link.outstanding.values()] if link is not None else []
-
-
-def _close(neighbour: Neighbour, cause: str) -> list[LostRow]:
-    """Rule R1: everything that was outstanding there."""
-    lost = _outstanding(neighbour, cause)
-    if neighbour.outgoing is not None:
-        neighbour.outgoing.close()
-    return lost

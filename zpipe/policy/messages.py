@@ -52,6 +52,7 @@ class StageCompleted:
         run: the RunStage it answers.
         seconds: wall time of the batch.
         tokens: under which each row's activation now waits; empty where the runtime keeps no payloads.
+        scores: each row's raw logits, little-endian float32, where the gate asked for them; else empty.
     """
 
     run: int
@@ -60,6 +61,7 @@ class StageCompleted:
     confidences: Sequence[float]
     seconds: float
     tokens: Sequence[int] = ()
+    scores: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
@@ -292,6 +294,7 @@ class Resolve:
     Attributes:
         row: the answer when `kind` is `result`, else None.
         latency_seconds: since it was submitted.
+        missing: parts that were not in, as bits, part 0 the lowest; 0 in a chain.
     """
 
     sample: int
@@ -300,6 +303,7 @@ class Resolve:
     attempts: int
     row: ResultRow | None
     cause: str
+    missing: int = 0
 
 
 Command: TypeAlias = (

@@ -109,7 +109,7 @@ class NodePolicy:
             rng=rng,
         )
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
-        self._last_stage = len(config.gates.temperatures) - 1
+        self._ends = config.gates.ends
         self._most_runs = config.runs  #: 0 once the executor was lost
         self._rows_running = 0  #: tasks in `_runs`
         self._next_run = 0
@@ -318,7 +318,8 @@ class NodePolicy:
         if event.tokens:
             for task, token in zip(rows, event.tokens, strict=False):
                 task.token = token
-        is_stale, seconds, last = tasks.is_stale, now - began_at, stage == self._last_stage
+        is_stale, seconds, last = tasks.is_stale, now - began_at, self._ends[stage]
+        scores = {id(task): each for task, each in zip(rows, event.scores, strict=True)} if event.scores else None
         for task, exited, label, confidence in zip(rows, event.exited, event.labels, event.confidences, strict=True):
             task.queued_seconds += began_at - task.since
             task.service_seconds += seconds
@@ -330,6 +331,8 @@ class NodePolicy:
                 row = ResultRow(
                     task.key, task.attempt, stage, label, confidence, task.queued_seconds, task.service_seconds, task.part
                 )
+                if scores is not None:
+                    row.scores = scores[id(task)]
                 self._answers.result(row, now)
             else:
                 task.stage = stage + 1
@@ -363,7 +366,7 @@ class NodePolicy:
         else:
             self._tasks.drop(task)
             cause = f"stage-failed: stage {run.stage} on node {self.config.rank}: {event.error}"
-            self._answers.lost([LostRow(task.key, task.attempt, cause)], now)
+            self._answers.lost([LostRow(task.key, task.attempt, cause, part=task.part)], now)
 
     def _lose_executor(self, run: Run, error: str, now: float) -> None:
         """Rule R6: this node takes nothing more, and what it held goes elsewhere."""
@@ -396,7 +399,7 @@ class NodePolicy:
         else:
             self._tasks.drop(task)
             cause = f"executor-lost: node {self.config.rank}: {self._lost_executor}"
-            self._answers.lost([LostRow(task.key, task.attempt, cause)], now)
+            self._answers.lost([LostRow(task.key, task.attempt, cause, part=task.part)], now)
 
     def _place(self, task: Task, now: float) -> None:
         """Rule A1: to I or to O."""

@@ -87,9 +87,9 @@ class TaskTable:
         self.shut_out: list[LostRow] = []
         self._sessions: dict[tuple[int, int], _Heard] = {}  #: {(source, neighbour): what that said of it}
 
-    def holds(self, key: SampleKey) -> bool:
-        """Whether a task of this sample is here."""
-        return (key, 0) in self.held
+    def holds(self, key: SampleKey, part: int = 0) -> bool:
+        """Whether a task of this part of a sample is here."""
+        return (key, part) in self.held
 
     # ---- in ------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class TaskTable:
         cause = (
             f"shut-out: node {self._rank} knows of session {known.session} of node {task.key.source}, from sample {known.oldest} on"
         )
-        self.shut_out.append(LostRow(task.key, task.attempt, cause, known.session))
+        self.shut_out.append(LostRow(task.key, task.attempt, cause, known.session, task.part))
 
     def _replaces(self, task: Task) -> bool:
         """Rule S2. Returns whether the newcomer stays; whichever goes frees its slot."""

@@ -58,6 +58,8 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
     for row in rows:
         source, _, sample = row.key
         size += RESULT_ROW_BYTES + INTEGER_BYTES[source.bit_length()] + INTEGER_BYTES[sample.bit_length()]
+        if row.scores:
+            size += len(row.scores) + (2 if len(row.scores) < 256 else 3)
     return size
 
 
@@ -104,6 +106,7 @@ def lost(sender: int, rows: Sequence[LostRow]) -> int:
         text = len(row.cause.encode())
         marker = 1 if text < 32 else 2 if text < 256 else 3
         size += 2 + _integer(row.key.source) + CLOCK_BYTES + _integer(row.key.sample) + marker + text + _integer(row.shut_out_by)
+        size += _integer(row.part) if row.part else 0
     return size
 
 

@@ -19,13 +19,13 @@ import msgpack
 
 from zpipe import model
 from zpipe.errors import ConfigError
-from zpipe.policy import delivery, exits, messages, state
+from zpipe.policy import delivery, exits, fanout, messages, state
 from zpipe.policy.messages import Command, Event
 from zpipe.policy.state import NodeConfig
 
 MESSAGES: tuple[type, ...] = (*typing.get_args(Event), *typing.get_args(Command))
 #: The policy's modules import what they need for hints only while types are checked, so their names are looked up here.
-_NAMES = {**vars(collections.abc), **vars(model), **vars(exits), **vars(delivery), **vars(state), **vars(messages)}
+_NAMES = {**vars(collections.abc), **vars(model), **vars(exits), **vars(fanout), **vars(delivery), **vars(state), **vars(messages)}
 
 Decode = Callable[[Any], Any]
 
@@ -225,7 +225,7 @@ def _plain_decoder(hint: Any) -> Decode | None:
     if hint is float:
         return _float
     allowed = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-    if hint not in (bool, int, str) and allowed is None:
+    if hint not in (bool, int, str, bytes) and allowed is None:
         return None
 
     def decode(plain: Any) -> Any:

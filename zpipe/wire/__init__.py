@@ -36,9 +36,9 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
 
     task row          number, source, session, sample, attempt, part, priority, oldest, budget_us, age_us, weight,
                       queued_seconds, service_seconds, [threshold]
-    lost row          source, session, sample, attempt, cause, shut_out_by
+    lost row          source, session, sample, attempt, cause, shut_out_by || part
     result row        source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued_seconds,
-                      service_seconds
+                      service_seconds || scores (bin)
 
 - a priority is a class, 0 to 255.
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
@@ -54,6 +54,8 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
   there, cause, reason) the receiver takes in as one line of 240 characters, whatever does not print escaped (`one_line`).
 - what stands behind a `|` is there, all of it, where samples are of several classes, else absent. A class is 0 to 255; withheld
   is a set of stages as bits, stage 0 the lowest.
+- what stands behind a `||` is there where students share a sample: scores with each result, `[classes] float32`, little-endian, 4
+  bytes for each of the bundle's classes and of any value; part, in a lost row, where it is not 0. In a chain both are absent.
 - holding_seconds is -1.0 when the receiver does not say.
 - label is one of the bundle's classes.
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the

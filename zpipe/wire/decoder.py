@@ -22,6 +22,7 @@ from zpipe.model import CONFIDENCE_SLACK, Credit, LostRow, Report, ResultRow, Sa
 from zpipe.wire.kinds import (
     CLASS_TYPES,
     HEADER_TYPES,
+    LOST_PART_TYPES,
     LOST_ROW_TYPES,
     MAX_CLASS,
     MAX_MICROSECONDS,
@@ -30,6 +31,8 @@ from zpipe.wire.kinds import (
     NO_BUDGET,
     NO_HOLDING,
     RESULT_ROW_TYPES,
+    SCORE_BYTES,
+    SCORED_ROW_TYPES,
     TASK_ROW_TYPES,
     TRAILER_BYTES,
     Kind,
@@ -305,12 +308,13 @@ def _lost(fields: Fields, limits: WireLimits) -> Lost:
     _check_rows("LOST", rows, limits)
     lost = []
     for row in rows:
-        if type(row) is not tuple or tuple(map(type, row)) != LOST_ROW_TYPES:
+        types = tuple(map(type, row)) if type(row) is tuple else ()
+        if types not in (LOST_ROW_TYPES, LOST_PART_TYPES):
             raise WireError(f"LOST: row {_short(row)} has not the types of a row")
-        source, session, sample, attempt, cause, by = row
-        if min(*row[:4], by) < 0 or max(*row[:4], by) > MAX_INT or source > MAX_RANK or attempt < 1:
+        source, session, sample, attempt, cause, by, *parts = row
+        if not 0 <= source | session | sample | attempt | by | sum(parts) <= MAX_INT or source > MAX_RANK or attempt < 1:
             raise WireError(f"LOST: row {_short(row)} is out of range")
-        lost.append(LostRow(SampleKey(source, session, sample), attempt, one_line(cause), by))
+        lost.append(LostRow(SampleKey(source, session, sample), attempt, one_line(cause), by, *parts))
     return Lost(fields[2], lost)
 
 
@@ -321,7 +325,12 @@ def _results(fields: Fields, limits: WireLimits) -> Results:
 
 
 def _result(row: Any, limits: WireLimits) -> ResultRow:
-    if type(row) is not tuple or tuple(map(type, row)) != RESULT_ROW_TYPES:
+    scores = b""
+    if type(row) is tuple and tuple(map(type, row)) == SCORED_ROW_TYPES:
+        *row, scores = row
+        if len(scores) != SCORE_BYTES * limits.classes:
+            raise WireError(f"RESULT: scores of {len(scores)} bytes, expected {SCORE_BYTES} for each of {limits.classes} classes")
+    elif type(row) is not tuple or tuple(map(type, row)) != RESULT_ROW_TYPES:
         raise WireError(f"RESULT: row {_short(row)} has not the types of a row")
     (source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued, service) = row
     if (
@@ -335,7 +344,9 @@ def _result(row: Any, limits: WireLimits) -> ResultRow:
         or not (queued >= 0.0 and service >= 0.0 and queued + service < math.inf)
     ):
         raise WireError(f"RESULT: row {_short(row)} is out of range")
-    return ResultRow(new_key((source, session, sample)), attempt, exit_stage, label, confidence, queued, service, part, hops)
+    return ResultRow(
+        new_key((source, session, sample)), attempt, exit_stage, label, confidence, queued, service, part, hops, scores
+    )
 
 
 def _ping(fields: Fields, limits: WireLimits) -> Ping:

@@ -107,25 +107,24 @@ def _header(message: Message) -> tuple[Any, ...]:
         case CreditUpdate(sender, credit):
             return (WIRE_VERSION, Kind.CREDIT, sender, *_credit(credit))
         case Results(sender, rows):
-            return (
-                WIRE_VERSION,
-                Kind.RESULT,
-                sender,
-                [
-                    (
-                        *row.key,
-                        row.attempt,
-                        row.part,
-                        row.exit_stage,
-                        row.label,
-                        min(row.hops, MAX_RANK),
-                        float(row.confidence),
-                        float(row.queued_seconds),
-                        float(row.service_seconds),
-                    )
-                    for row in rows
-                ],
-            )
+            answers: list[tuple[Any, ...]] = [
+                (
+                    *row.key,
+                    row.attempt,
+                    row.part,
+                    row.exit_stage,
+                    row.label,
+                    min(row.hops, MAX_RANK),
+                    float(row.confidence),
+                    float(row.queued_seconds),
+                    float(row.service_seconds),
+                )
+                for row in rows
+            ]
+            scores = [row.scores for row in rows]
+            if any(scores):
+                answers = [(*answer, each) if each else answer for answer, each in zip(answers, scores, strict=True)]
+            return (WIRE_VERSION, Kind.RESULT, sender, answers)
         case ReportUpdate(sender, report):
             service, backlog = (_flat(report.service_seconds), _flat(report.backlog_seconds))
             lengths = (report.input_length, report.output_length)
@@ -133,7 +132,9 @@ def _header(message: Message) -> tuple[Any, ...]:
         case Blocked(sender, epoch, next_number):
             return (WIRE_VERSION, Kind.BLOCKED, sender, epoch, next_number)
         case Lost(sender, lost):
-            attempts = [(*row.key, row.attempt, row.cause[:MAX_TEXT], row.shut_out_by) for row in lost]
+            attempts = [
+                (*row.key, row.attempt, row.cause[:MAX_TEXT], row.shut_out_by, *((row.part,) if row.part else ())) for row in lost
+            ]
             return (WIRE_VERSION, Kind.LOST, sender, attempts)
         case Ping(sender, token, echo, padding):
             return (WIRE_VERSION, Kind.PING, sender, token, echo, padding)

@@ -51,6 +51,13 @@ TASK_ROW_TYPES: tuple[type, ...] = (int,) * 10 + (float, float, float, tuple)
 RESULT_ROW_TYPES: tuple[type, ...] = (int,) * 8 + (float, float, float)
 LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str, int)
 
+#: The same where students share a sample: a result with scores, a lost row with its part.
+SCORED_ROW_TYPES: tuple[type, ...] = (*RESULT_ROW_TYPES, bytes)
+LOST_PART_TYPES: tuple[type, ...] = (*LOST_ROW_TYPES, int)
+
+#: Bytes of each class's score.
+SCORE_BYTES = 4
+
 #: The checksum that ends every header frame, in bytes.
 TRAILER_BYTES = 8
 

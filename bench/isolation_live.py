@@ -1,11 +1,13 @@
 """Two sources of different class over emulated boards with real processes and sockets, as `zpipe bench` drives them; and faults.
 
 Every stage takes 26 ms and more, so that few cores carry all boards: how busy they were is told. The same topology, rates and seed
-go through the simulator, whose only parameter is the measured hop profile; nothing is fitted.
+go through the simulator, whose only parameter is the hop profile that another topology shows just before each live run; nothing is
+fitted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import statistics
@@ -19,6 +21,7 @@ import yaml
 
 from bench.isolation_sim import HIGH, HOP, LOW, WEIGHTS
 from bench.sim_live import interval
+from zpipe.bench.hop import look
 from zpipe.sim import SimOptions, load_hop_profile, run_sim
 from zpipe.topology import from_dict
 
@@ -39,6 +42,7 @@ WARM_UP = 60
 WAITING = 30
 #: What issue 9 wants of simulator against live; above that share of the cores boards are delayed, not emulated.
 MOST_DIFFERENCE, MOST_BUSY = 0.05, 0.5
+HOP_PARTS = ("forward", "finish", "control")
 NAMES = {HIGH: "high", LOW: "low"}
 
 
@@ -113,12 +117,14 @@ def compare(seeds: int) -> list[dict[str, Any]]:
         most_hz = capacity(plain)
         rates = {HIGH: HIGH_SHARE * most_hz, LOW: LOW_TIMES * most_hz / 2.0}
         pairs: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {HIGH: [], LOW: []}
-        alone, busy, broken = [], [], 0
+        alone, busy, hops, broken = [], [], [], 0
         for seed in range(seeds):
             both = _offered(plain, rates)
             load = ("--duration", f"{SECONDS:g}", "--policy", "no-exit", "--warm-up", str(WARM_UP), "--seed", str(seed))
-            here, there = _live(both, *load), _simulated(both, seed)
-            alone.append(_of(_simulated(_offered(plain, {HIGH: rates[HIGH]}), seed), HIGH)["latency_ms"]["mean"])
+            hop = asyncio.run(look(seed=seed))
+            hops.append(hop)
+            here, there = _live(both, *load), _simulated(both, seed, hop=hop)
+            alone.append(_of(_simulated(_offered(plain, {HIGH: rates[HIGH]}), seed, hop=hop), HIGH)["latency_ms"]["mean"])
             broken += sum(here["counts"][kind] + there["counts"][kind] for kind in ("lost", "duplicate", "hung"))
             busy.append(sum(node["cpu_s"] for node in here["nodes"]) / here["seconds"] / here["machine"]["cores"])
             for each, found in pairs.items():
@@ -138,6 +144,7 @@ def compare(seeds: int) -> list[dict[str, Any]]:
                     "simulated_hz": statistics.fmean(there["throughput_hz"] for _, there in found),
                     "alone_ms": statistics.fmean(alone) if each == HIGH else None,
                     "cores_busy": statistics.fmean(busy),
+                    "hop_ms": {part: 1e3 * statistics.fmean(getattr(hop, part).mean for hop in hops) for part in HOP_PARTS},
                     "broken": broken,
                     "held": broken == 0 and abs(difference[0]) <= MOST_DIFFERENCE,
                 }
@@ -152,10 +159,11 @@ def show_compared(row: dict[str, Any]) -> None:
     alone = "" if row["alone_ms"] is None else f"; {row['live_ms'] / row['alone_ms']:.2f} times alone ({row['alone_ms']:.0f} ms)"
     delayed = "" if row["cores_busy"] <= MOST_BUSY else " (too busy: delayed, not emulated)"
     difference = f"{100 * mean:+.1f}{width} %"
+    hops = ", ".join(f"{part} {mean:.2f}" for part, mean in row["hop_ms"].items())
     means = f"mean latency live {row['live_ms']:,.0f} ms, simulated {row['simulated_ms']:,.0f} ms, {difference}"
     print(
         f"{row['shape']:<6}{row['source']:<6}{row['rate_hz']:>7.1f}/s offered: {means}; results {row['live_hz']:.1f} and "
-        f"{row['simulated_hz']:.1f}/s{alone}; cores {row['cores_busy']:.0%} busy{delayed}  "
+        f"{row['simulated_hz']:.1f}/s{alone}; cores {row['cores_busy']:.0%} busy{delayed}, ms of a hop: {hops}  "
         f"{'held' if row['held'] else 'FALLS SHORT'}",
         flush=True,
     )

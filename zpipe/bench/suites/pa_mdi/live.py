@@ -1,18 +1,23 @@
 """Some of the sweep over real sockets with emulated boxes, beside what the simulator says of the very same load.
 
 GPT-2's five boxes at half their pace: their links (10 Gbit/s) are what loopback is, nothing to speak of, so that what is compared
-is what this package decides and what its processes take; and at half the pace a layer takes 21 ms, so that five boxes and their
+is what this package decides and what its processes take; and at half the pace a layer takes 22 ms, so that five boxes and their
 sockets leave two cores idle most of the time.
+
+The simulator's only parameter is measured (`zpipe.bench.hop`), just before each live run: what a hop takes depends on what else the
+machine does, and nobody has it for himself for as long as all of this takes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zpipe.bench.hop import look
 from zpipe.bench.run import BenchOptions, run_bench
 from zpipe.bench.suites.pa_mdi.bundles import write_bundle
 from zpipe.bench.suites.pa_mdi.settings import (
@@ -29,15 +34,13 @@ from zpipe.bench.suites.statistics import interval
 from zpipe.bench.suites.work import Progress
 from zpipe.emulation import EMULATED
 from zpipe.model import NO_CODEC
-from zpipe.sim import SimOptions, load_hop_profile, run_sim
+from zpipe.sim import HopProfile, SimOptions, run_sim
 from zpipe.topology import Topology
 
 SETTING, SOURCES = "gpt2", 2
 DEVICE = f"{SERVER}/2"
 #: Kinds of load, neither so light that nobody waits nor so heavy that a mean is of how long it went on.
 LOADS = ((OPEN, 0.6), (CLOSED, 4.0))
-#: What a live node takes beside computing, as a benchmark of another topology measured it; a checkout has it.
-_HOP = Path(__file__).parents[4] / "bench" / "results" / "hop.json"
 
 
 def live_setting() -> Setting:
@@ -53,25 +56,27 @@ def live_topology(where: Setting, policy: str, *, bundle: Path) -> Topology:
     return replace(topology, nodes=nodes, links=links)
 
 
-async def live_rows(scale: Scale, scratch: Path, *, progress: Progress) -> list[Row]:
+async def live_rows(scale: Scale, scratch: Path, *, progress: Progress, loads: Sequence[tuple[str, float]] = LOADS) -> list[Row]:
     """A row for each policy and load of the live part: live and simulated means over runs, and their differences, run by run."""
     if not scale.live_runs:
         return []
     where = live_setting()
     bundle = write_bundle(where.profile(), scratch / "live").path
-    wanted = [(policy, kind, load) for policy in scale.live_policies for kind, load in LOADS[: scale.live_loads]]
+    wanted = [(policy, kind, load) for policy in scale.live_policies for kind, load in loads[: scale.live_loads]]
     rows = []
     for place, (policy, kind, load) in enumerate(wanted):
         topology = live_topology(where, policy, bundle=bundle)
-        pairs = []
+        pairs, hops = [], []
         for run in range(scale.live_runs):
             done = (place * scale.live_runs + run) / (len(wanted) * scale.live_runs)
             progress("live", done)
             offered = _offered(where, kind, load, seconds=scale.live_seconds, seed=run)
+            hop = await look(seed=run)
             report, _ = await run_bench(BenchOptions(topology, **offered), progress=partial(_unseen, progress, done))
-            simulated, _ = run_sim(SimOptions(topology, hop=load_hop_profile(_HOP) if _HOP.exists() else None, **offered))
+            simulated, _ = run_sim(SimOptions(topology, hop=hop, **offered))
+            hops.append(hop)
             pairs.append((figures_of(report, topology), figures_of(simulated, topology), report))
-        rows.append(_row(pairs, policy=policy, kind=kind, load=load))
+        rows.append(_row(pairs, hops, policy=policy, kind=kind, load=load))
     return rows
 
 
@@ -91,10 +96,9 @@ def _offered(where: Setting, kind: str, load: float, *, seconds: float, seed: in
     }
 
 
-def _row(pairs: list[tuple[Row, Row, dict[str, Any]]], *, policy: str, kind: str, load: float) -> Row:
+def _row(pairs: list[tuple[Row, Row, dict[str, Any]]], hops: Sequence[HopProfile], *, policy: str, kind: str, load: float) -> Row:
     ranks = pairs[0][0]["ranks"]
     both = [[(live["latency_ms"][at], there["latency_ms"][at]) for live, there, _ in pairs] for at in range(len(ranks))]
-    hop = "the hop profile of bench/results/hop.json" if _HOP.exists() else "no hop profile, which only a checkout has"
     seconds = sum(report["seconds"] for _, _, report in pairs)
     used = sum(node["cpu_s"] or 0.0 for _, _, report in pairs for node in report["nodes"])
     return {
@@ -109,9 +113,11 @@ def _row(pairs: list[tuple[Row, Row, dict[str, Any]]], *, policy: str, kind: str
         "simulated_ms": [interval([there for _, there in values]) for values in both],
         "difference": [interval([there / live - 1.0 for live, there in values]) for values in both],
         "cores_busy": used / seconds,
+        "hop_ms": {part: interval([1e3 * getattr(hop, part).mean for hop in hops]) for part in ("forward", "finish", "control")},
         "broken": sum(live["broken"] for live, _, _ in pairs),
         "how": (
             f"{SOURCES} sources, {len(pairs)} runs of each row: five emulated {DEVICE} boxes, each a process of its own, over real "
-            f"sockets on loopback; the simulator has the same arrivals and {hop}."
+            f"sockets on loopback; the simulator has the same arrivals, and its hops take what those of three other boxes took "
+            f"just before each run."
         ),
     }

@@ -240,9 +240,9 @@ class _Program:
         return {"mean": mean, "max": max(latencies, default=math.nan), "hz": ended / span, "kinds": dict(kinds)}
 
 
-def _answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool], list[int], list[float]]:
+def _answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool], list[int], list[float], tuple[bytes, ...]]:
     """Nothing exits before the last stage."""
-    return [gate.last] * len(rows), [0] * len(rows), [1.0] * len(rows)
+    return [gate.last] * len(rows), [0] * len(rows), [1.0] * len(rows), ()
 
 
 def simulate(case: Case, *, hop: HopProfile | None = None) -> dict[str, Any]:

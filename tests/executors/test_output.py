@@ -78,6 +78,27 @@ def test_wrong_output_is_refused_with_what_was_found(stage: int, changes: dict[s
     assert str(info.value).startswith(f"stage {stage}: found output {message}")
 
 
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "NoneType as scores, expected float32 [2, 3], as its gate asks for them"),
+        (np.zeros((2, 4), np.float32), "float32 [2, 4] as scores, expected float32 [2, 3]"),
+        (np.zeros((2, 3)), "float64 [2, 3] as scores, expected float32 [2, 3]"),
+        (np.full((2, 3), np.nan, np.float32), "scores that are not finite of a row that leaves"),
+    ],
+)
+def test_scores_are_looked_at_where_a_gate_asks_for_them(scores: Any, message: str) -> None:
+    check_output(STAGES[0], 2, output(scores=scores))
+    with pytest.raises(ExecutorError) as info:
+        check_output(STAGES[0], 2, output(scores=scores), scores=True)
+    assert str(info.value).startswith(f"stage 0: found output {message}")
+
+
+def test_scores_of_a_row_that_stays_may_be_anything_and_a_stage_without_exits_has_none() -> None:
+    check_output(STAGES[0], 2, output(scores=np.array([[0, 1, 2], [np.nan, 0, 0]], np.float32)), scores=True)
+    check_output(STAGES[1], 2, output(1), scores=True)
+
+
 @pytest.mark.parametrize("given", [None, (), "exited"])
 def test_anything_but_an_output_is_refused(given: Any) -> None:
     with pytest.raises(ExecutorError, match=f"found output of type {type(given).__name__}, expected a StageOutput"):

@@ -30,7 +30,7 @@ def test_answers_are_those_of_the_executors_gate_on_the_replay(stage: int, thres
         threshold = float(replay.confidences[7, stage])
     gate = GateSpec("max-probability", 1.0, (threshold,) * len(ROWS), last=stage == 4)
     expected = recorded_decision(replay.labels[ROWS, stage], replay.confidences[ROWS, stage], gate)
-    assert replayed(bundle(), "none")(stage, ROWS, gate) == tuple(expected)
+    assert replayed(bundle(), "none")(stage, ROWS, gate) == (*expected, ())
 
 
 def test_devices_are_the_topologys_and_the_callers_where_it_names_none() -> None:

@@ -26,7 +26,7 @@ def bundle() -> Bundle:
 
 
 #: As `zpipe.sim.service.Answers` gives.
-Rows = tuple[list[bool], list[int], list[float]]
+Rows = tuple[list[bool], list[int], list[float], tuple[bytes, ...]]
 
 
 def topology(stages: Sequence[Sequence[int]], links: object = "line", *, node: dict[str, Any] | None = None) -> Topology:
@@ -44,7 +44,7 @@ def leave_at(exit_stage: Callable[[int], int]) -> Callable[[int, Sequence[int], 
 
     def answers(stage: int, rows: Sequence[int], gate: GateSpec) -> Rows:
         exited = [gate.last or stage >= exit_stage(row) for row in rows]
-        return exited, [row % 10 for row in rows], [0.5] * len(rows)
+        return exited, [row % 10 for row in rows], [0.5] * len(rows), ()
 
     return answers
 

@@ -30,13 +30,14 @@ run what it names: read one before you use it.
             wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
             return StageOutput(activation, *decision, wall, cpu)
 
-The activation holds all rows, or those alone that do not exit. It may take keywords `device` and `max_batch`, the topology's, and
-`note`, which takes a line for people. What it raises, or gives and does not fit the stage, costs the samples of that batch an
-attempt and the node nothing; `zpipe.ExecutorLost` takes the node's stages out of service.
+The activation holds all rows, or those alone that do not exit. For bundles of students its class says `scores = True` and its
+runs give `StageOutput(activation, *decision, wall, cpu, wanted_scores(logits, gate))`. It may take keywords `device` and
+`max_batch`, the topology's, and `note`, which takes a line for people. What it raises, or gives and does not fit the stage, costs
+the samples of that batch an attempt and the node nothing; `zpipe.ExecutorLost` takes the node's stages out of service.
 """
 
 from zpipe.executors.base import EXECUTORS, StageExecutor, StageOutput, make_executor
-from zpipe.executors.gate import GateDecision, evaluate_gate, undecided
+from zpipe.executors.gate import GateDecision, evaluate_gate, undecided, wanted_scores
 from zpipe.model import GateSpec
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "evaluate_gate",
     "make_executor",
     "undecided",
+    "wanted_scores",
 ]

@@ -86,6 +86,7 @@ class StageOutput:
         wall_seconds: `time.perf_counter` around engine and gate; on an emulated device what the board would have taken; on a GPU
             how long it was occupied by this batch, without the time this one waited behind another.
         cpu_seconds: `time.thread_time` around engine and gate, of the calling thread and of one that worked for it.
+        scores: `[rows, classes] float32`, the raw logits where the gate asks for them (`wanted_scores`), else None.
     """
 
     activation: Batch | None
@@ -94,6 +95,7 @@ class StageOutput:
     confidences: list[float]
     wall_seconds: float
     cpu_seconds: float
+    scores: npt.NDArray[np.float32] | None = None
 
 
 @runtime_checkable
@@ -173,7 +175,8 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         options: what the executor's own class takes.
 
     Raises:
-        ConfigError: there is no executor of that name, it knows no such option, or the bundle has no such stage.
+        ConfigError: there is no executor of that name, it knows no such option, the bundle has no such stage, or has students and
+            the executor does not give their scores.
         ExecutorError: it could not be made.
         BackendUnavailable: the library it needs is not installed, or there is no GPU.
     """
@@ -183,6 +186,9 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         raise ConfigError(
             f"executor {name}: found stages {missing}, expected some of 0..{last} as bundle {bundle.name} has; correct `stages`"
         )
+    factory = _factory(name)
+    if inspect.isclass(factory):
+        _check_scores(name, bundle, factory)
     require(name)  # before its module asks for one library after the other
     known = executor_options(name)
     unknown = sorted(set(options) - set(known))
@@ -191,7 +197,7 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
             f"executor {name}: found options {unknown}, expected some of: {', '.join(known) or 'none'}; correct the topology"
         )
     try:
-        made = _factory(name)(bundle, stages, **options)
+        made = factory(bundle, stages, **options)
     except ZpipeError:
         raise
     except Exception as exc:  # of somebody else's class
@@ -201,7 +207,17 @@ def make_executor(name: str, bundle: Bundle, stages: Sequence[int], **options: o
         raise ConfigError(
             f"executor {name}: found {type(made).__name__} without {', '.join(lacks)}, expected a zpipe.executors.StageExecutor"
         )
+    _check_scores(name, bundle, made)
     return cast("StageExecutor", made)
+
+
+def _check_scores(name: str, bundle: Bundle, executor: object) -> None:
+    """A student's label alone says nothing: its scores are joined with the others'."""
+    if bundle.students and not getattr(executor, "scores", False):
+        raise ConfigError(
+            f"executor {name}: found bundle {bundle.name} of {len(bundle.students)} students, expected one chain: it does not give "
+            "the scores that are joined; take executor onnx"
+        )
 
 
 def parallel(executor: StageExecutor) -> int:
@@ -269,7 +285,7 @@ def check_inputs(spec: StageSpec, inputs: Batch) -> None:
     raise ExecutorError(f"stage {spec.index}: found input {found}, expected {wanted}; reshape or convert it before submitting")
 
 
-def check_output(spec: StageSpec, rows: int, output: StageOutput) -> None:
+def check_output(spec: StageSpec, rows: int, output: StageOutput, *, scores: bool = False) -> None:
     """Refuse an output that does not fit the stage, before it goes on: a neighbour would drop it, or a later step break on it.
 
     It looks at shapes and at the values that travel, not into activations: those are read by the next stage alone, and one that
@@ -279,11 +295,14 @@ def check_output(spec: StageSpec, rows: int, output: StageOutput) -> None:
         spec: the stage that ran.
         rows: of the batch it ran on.
         output: as the executor gave it; anything may come from one that is not our own.
+        scores: whether the gate asked for them.
 
     Raises:
         ExecutorError: names what was found and what is expected.
     """
     found, expected = _misfit(spec, rows, output)
+    if not found and scores and spec.exit_head is not None:
+        found, expected = _scores_misfit(spec.exit_head.classes, output)
     if found:
         raise ExecutorError(f"stage {spec.index}: found output {found}, expected {expected}; correct the executor")
 
@@ -316,6 +335,18 @@ def _misfit(spec: StageSpec, rows: int, output: StageOutput) -> tuple[str, str]:
         if not isinstance(seconds, float | int) or not 0.0 <= seconds <= _MOST_SECONDS:
             return f"{name} {seconds!r:.40}", f"seconds, 0..{_MOST_SECONDS:g}"
     return _activation_misfit(spec.output, exited, output.activation)
+
+
+def _scores_misfit(classes: int, output: StageOutput) -> tuple[str, str]:
+    """Of those that leave each must be finite: one that is not would spoil the sum of all parts."""
+    scores, shape = output.scores, (len(output.exited), classes)
+    if not isinstance(scores, np.ndarray) or scores.dtype != np.float32 or scores.shape != shape:
+        found = f"{scores.dtype.name} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        return f"{found} as scores", f"float32 {list(shape)}, as its gate asks for them"
+    leaving = scores if all(output.exited) else scores[output.exited]
+    if not np.isfinite(leaving).all():
+        return "scores that are not finite of a row that leaves", "such rows to stay, or to fail at a last stage"
+    return _FITS
 
 
 def _activation_misfit(expected: TensorSpec | None, exited: list[bool], activation: object) -> tuple[str, str]:

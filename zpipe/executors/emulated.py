@@ -83,11 +83,13 @@ class _Recording:
 
     Attributes:
         labels, confidences: `[samples, stages]`, the bundle's replay.
+        scores: `[samples, stages, classes]`, likewise; None of one chain.
         activations: {stage: `[RECORDED_SAMPLES, bytes] uint8`}, for the hosted stages that have an output.
     """
 
     labels: npt.NDArray[np.int16]
     confidences: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32] | None
     activations: dict[int, npt.NDArray[np.uint8]]
 
 
@@ -106,6 +108,7 @@ class EmulatedExecutor:
     """
 
     inline = False  # it sleeps, however short a batch is
+    scores = True
 
     def __init__(
         self, bundle: Bundle, stages: Sequence[int], device: str = "", codec: str = "none", clock: Clock | None = None
@@ -148,12 +151,13 @@ class EmulatedExecutor:
         index = self._samples(spec, inputs)
         decision = self._decide(spec, index, gate, recording)
         activation = None if spec.output is None else _activation(inputs, index, recording.activations[stage])
+        scores = recording.scores[index, stage] if gate.scores and recording.scores is not None else None
         seconds = service_seconds(self._device, spec, len(inputs))
         with self._lock:
             done_at = self._schedule.take(seconds, now=handed_over, waited=waited)
         self._clock.sleep_until(done_at)
         cpu = time.thread_time() - cpu
-        return StageOutput(activation, decision.exited, decision.labels, decision.confidences, seconds, cpu)
+        return StageOutput(activation, decision.exited, decision.labels, decision.confidences, seconds, cpu, scores)
 
     def close(self) -> None:
         """Forget the recordings; a `run` still going on in another thread ends as it would have."""
@@ -167,7 +171,9 @@ class EmulatedExecutor:
                 raise ExecutorError("executor emulated: found a closed executor, expected an open one; make a new one")
             if self._recording is None:
                 replay = self._bundle.replay(self._codec)
-                self._recording = _Recording(replay.labels, replay.confidences, record_activations(self._bundle.real, self.stages))
+                self._recording = _Recording(
+                    replay.labels, replay.confidences, replay.scores, record_activations(self._bundle.real, self.stages)
+                )
             return self._recording
 
     def _hosted(self, stage: int) -> StageSpec:
@@ -214,16 +220,18 @@ def record_activations(bundle: Bundle, stages: Iterable[int]) -> dict[int, npt.N
     if bundle.costs_only:
         rows = min(RECORDED_SAMPLES, bundle.evaluation_samples)
         return {stage: _noise(bundle.stages[stage], rows, seed=stage) for stage in wanted}
-    through = range(max(wanted) + 1)
+    chains = [range(chain[0], 1 + max(found)) for chain in bundle.chains if (found := wanted.intersection(chain))]
     chosen = np.unique(np.linspace(0, bundle.evaluation_samples - 1, RECORDED_SAMPLES).astype(int))
-    tensor: Any = bundle.evaluation().images[chosen]
+    images = bundle.evaluation().images[chosen]
     gate = GateSpec("max-probability", 1.0, (NEVER_EXIT,) * len(chosen))
     recorded = {}
-    executor = make_executor("onnx", bundle, through)
-    for stage in through:
-        tensor = executor.run(stage, tensor, gate).activation
-        if stage in wanted:
-            recorded[stage] = np.ascontiguousarray(tensor).reshape(len(chosen), -1).view(np.uint8)
+    executor = make_executor("onnx", bundle, [stage for chain in chains for stage in chain])
+    for chain in chains:
+        tensor: Any = images
+        for stage in chain:
+            tensor = executor.run(stage, tensor, gate).activation
+            if stage in wanted:
+                recorded[stage] = np.ascontiguousarray(tensor).reshape(len(chosen), -1).view(np.uint8)
     executor.close()
     return recorded
 

@@ -94,6 +94,11 @@ def recorded_decision(labels: npt.NDArray[Any], confidences: Floats, gate: GateS
     return GateDecision(exited.tolist(), labels.tolist(), confidences.tolist())
 
 
+def wanted_scores(logits: npt.NDArray[Any], gate: GateSpec) -> Floats | None:
+    """The raw logits `[batch, classes] float32` where the gate asks for them, else None."""
+    return np.ascontiguousarray(logits, dtype=np.float32) if gate.scores else None
+
+
 def undecided(stage: int, batch: int, gate: GateSpec) -> GateDecision:
     """What a stage without an exit head says of its rows: they all go on.
 

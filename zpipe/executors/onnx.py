@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from zpipe.errors import BackendUnavailable, BundleError, ExecutorError, ExecutorLost, said
 from zpipe.executors.base import StageOutput, check_inputs, open_gate, sample_inputs
-from zpipe.executors.gate import evaluate_gate, undecided
+from zpipe.executors.gate import evaluate_gate, undecided, wanted_scores
 from zpipe.model import GateSpec, StageSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class OnnxExecutor:
     """
 
     inline = True
+    scores = True
 
     def __init__(self, bundle: Bundle, stages: Sequence[int], threads: int = 1) -> None:
         self.stages: tuple[int, ...] = tuple(sorted(set(stages)))
@@ -85,9 +86,10 @@ class OnnxExecutor:
             decision = undecided(stage, len(inputs), gate)
         else:
             decision = evaluate_gate(logits, gate)
+        scores = None if logits is None else wanted_scores(logits, gate)
         cpu = time.thread_time() - cpu
         wall = time.perf_counter() - wall
-        return StageOutput(activation, decision.exited, decision.labels, decision.confidences, wall, cpu)
+        return StageOutput(activation, decision.exited, decision.labels, decision.confidences, wall, cpu, scores)
 
     def close(self) -> None:
         """Drop the sessions; a `run` still going on in another thread keeps its own until it ends."""

@@ -90,12 +90,14 @@ def _expectations(bundle: Bundle, stages: tuple[int, ...], samples: int) -> dict
     chosen = np.unique(np.linspace(0, max(bundle.evaluation_samples - 1, 0), samples).astype(int))
     known = bundle.evaluation_file is not None and bundle.evaluation_samples > 0
     replay = bundle.replay() if known and bundle.replay_file is not None else None
-    inputs: Any = bundle.evaluation().images[chosen] if known else sample_inputs(bundle.stages[0], samples)
+    entering: Any = bundle.evaluation().images[chosen] if known else sample_inputs(bundle.stages[0], samples)
+    inputs, firsts = entering, {chain[0] for chain in bundle.chains}
     expected = {}
     reference = make_executor("onnx", bundle, range(max(stages) + 1))
     try:
         for stage in reference.stages:
             spec = bundle.stages[stage]
+            inputs = entering if stage in firsts else inputs
             output = reference.run(stage, inputs, _gate(spec, (NEVER_EXIT,) * len(inputs)))
             if stage in stages:
                 labels, confidences = np.array(output.labels), np.array(output.confidences, np.float32)

@@ -103,6 +103,8 @@ class Stages:
             for task, exited, index in zip(command.tasks, output.exited, _places(output), strict=True)
         ]
         event = StageCompleted(command.run, output.exited, output.labels, output.confidences, output.wall_seconds, tokens)
+        if output.scores is not None and command.gate.scores:
+            event.scores = [row.tobytes() for row in output.scores.astype("<f4", copy=False)]
         self._done(event, output.cpu_seconds)
 
     def _keep(self, token: int, activation: Batch | None, index: int, *, exited: bool) -> int:

@@ -67,7 +67,7 @@ class Worker:
         """
         try:
             output = self._executor.run(command.stage, inputs, command.gate)
-            check_output(self._specs[command.stage], len(command.tasks), output)
+            check_output(self._specs[command.stage], len(command.tasks), output, scores=command.gate.scores)
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from zpipe.bundle import Bundle
 from zpipe.devices import Device, load_device, service_seconds
@@ -18,8 +19,9 @@ from zpipe.topology import NodeSpec, Topology
 
 #: (rank, stage, rows) -> seconds: how long a batch keeps a node's executor busy.
 Service: TypeAlias = Callable[[int, int, int], float]
-#: (stage, indices into the evaluation set, gate) -> per row: whether it exits, its label, its confidence.
-Answers: TypeAlias = Callable[[int, Sequence[int], GateSpec], tuple[list[bool], list[int], list[float]]]
+#: (stage, indices into the evaluation set, gate) -> per row: whether it exits, its label, its confidence, and where the gate asks
+#: for them its scores.
+Answers: TypeAlias = Callable[[int, Sequence[int], GateSpec], tuple[list[bool], list[int], list[float], Sequence[bytes]]]
 
 
 def device_service(topology: Topology, bundle: Bundle, *, device: str) -> Service:
@@ -75,6 +77,7 @@ def replayed(bundle: Bundle, codec: str) -> Answers:
     # Plain lists by stage: one element of an array costs ten times as much as one of a list.
     all_labels: list[list[int]] = replay.labels.T.tolist()
     all_confidences: list[list[float]] = replay.confidences.T.tolist()
+    all_scores = [] if replay.scores is None else [[row.tobytes() for row in each] for each in _by_stage(replay.scores)]
     rounded: dict[float, float] = {}  # {threshold: as float32, infinite where it means never}
 
     def least(threshold: float) -> float:
@@ -84,13 +87,19 @@ def replayed(bundle: Bundle, codec: str) -> Answers:
             value = rounded[threshold] = value if value < NEVER_EXIT else math.inf
         return value
 
-    def answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool], list[int], list[float]]:
+    def answers(stage: int, rows: Sequence[int], gate: GateSpec) -> tuple[list[bool], list[int], list[float], Sequence[bytes]]:
         labels, recorded = all_labels[stage], all_confidences[stage]
         confidences = [recorded[row] for row in rows]
         if gate.last:
             exited = [True] * len(rows)
         else:
             exited = [value >= least(bound) for value, bound in zip(confidences, gate.thresholds, strict=True)]
-        return exited, [labels[row] for row in rows], confidences
+        scores = [all_scores[stage][row] for row in rows] if gate.scores else ()
+        return exited, [labels[row] for row in rows], confidences, scores
 
     return answers
+
+
+def _by_stage(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """`[stages, samples, classes]`, little endian as they travel."""
+    return scores.astype("<f4", copy=False).transpose(1, 0, 2)

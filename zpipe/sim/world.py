@@ -299,9 +299,9 @@ class World:
         seconds = self._service(rank, stage, len(tasks))
         rows = [indices[task.key[0]][task.key[2]] for task in tasks]
         if len(self._answers) == 1:
-            exited, labels, confidences = self._answers[0](stage, rows, command.gate)
+            exited, labels, confidences, scores = self._answers[0](stage, rows, command.gate)
         else:
-            exited, labels, confidences = self._answer_each(command, rows)
+            exited, labels, confidences, scores = self._answer_each(command, rows)
         traffic = self.traffic[rank]
         traffic.busy_seconds += seconds
         served, each = traffic.served_seconds, seconds / len(tasks)
@@ -316,19 +316,20 @@ class World:
         end = self._free_at[rank] = start + seconds
         after = self._finish_seconds
         when = self._told_at[rank] = max(self.now, end + (hop.finish.draw(self._rng) if after is None else after))
-        event = StageCompleted(command.run, exited, labels, confidences, seconds)
+        event = StageCompleted(command.run, exited, labels, confidences, seconds, (), scores)
         heapq.heappush(self._heap, (when, next(self._ids), rank, event))
 
-    def _answer_each(self, command: RunStage, rows: Sequence[int]) -> tuple[list[bool], list[int], list[float]]:
+    def _answer_each(self, command: RunStage, rows: Sequence[int]) -> tuple[list[bool], list[int], list[float], Sequence[bytes]]:
         """Rows that passed different codecs may share a batch."""
-        exited, labels, confidences = [], [], []
+        exited, labels, confidences, scores = [], [], [], list[bytes]()
         for index, (task, row) in enumerate(zip(command.tasks, rows, strict=True)):
             gate = replace(command.gate, thresholds=command.gate.thresholds[index : index + 1])
-            (left,), (label,), (confidence,) = self._answers[task.token](command.stage, (row,), gate)
+            (left,), (label,), (confidence,), said = self._answers[task.token](command.stage, (row,), gate)
             exited.append(left)
             labels.append(label)
             confidences.append(confidence)
-        return exited, labels, confidences
+            scores += said
+        return exited, labels, confidences, scores
 
     # ---- messages ------------------------------------------------------------------------------
 

@@ -175,6 +175,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         classes=tuple(sorted({spec.priority for spec in topology.sources})) if topology.policy.order == PRIORITY else (0,),
         min_share=topology.policy.min_share,
         max_batch_low=topology.policy.max_batch_low,
+        ageing_seconds=topology.policy.ageing_seconds,
         macs=tuple(float(spec.macs) for spec in bundle.stages),
         reach=reach(bundle),
         chains=_chains(topology, rank),

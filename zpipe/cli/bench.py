@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 @click.option(
     "--suite",
     metavar="NAME",
-    help="A whole evaluation instead of one run: `mdi-exit` or `pa-mdi`. Writes NAME.html (or --html) and its figures as JSON "
-    "beside it.",
+    help="A whole evaluation instead of one run: `mdi-exit`, `pa-mdi` or `rocoin`. Writes NAME.html (or --html) and its "
+    "figures as JSON beside it.",
 )
 @click.option("--quick", is_flag=True, help="With --suite: fewer settings, topologies and seeds.")
 @click.pass_context

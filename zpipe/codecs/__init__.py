@@ -105,7 +105,6 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
     """
     names = tuple(names)
     weights = load_bottleneck(bundle) if "bottleneck" in names else {}
-    entrances = {chain[0] for chain in bundle.chains}
     sizes = {(name, cut): size for name, row in bundle.codecs.items() for cut, size in enumerate(row.cut_bytes)}
     return {
         (name, stage.index): make_codec(
@@ -114,7 +113,7 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
             weights=weights.get(stage.index - 1),
             prefix_bytes=bundle.prefix_bytes,
             typical_bytes=sizes.get((name, stage.index - 1)),
-            lossless=stage.index in entrances,
+            lossless=stage.index == 0,
         )
         for name in names
         for stage in bundle.real.stages

@@ -179,7 +179,6 @@ class PolicySpec:
         order: of service; `priority`: by class, then age (policy rule A7).
         min_share: of each node's time, 0..1, for every class that waits below another.
         max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
-        ageing_seconds: of waiting at a node that a class is worth; 0 = none is.
         redundancy: how many hosts of a student get a sample: `failover`, another once one failed; `hedged`, another once one takes
             long; `all`.
     """
@@ -192,7 +191,6 @@ class PolicySpec:
     order: Order = "fifo"
     min_share: float = 0.05
     max_batch_low: int = 0
-    ageing_seconds: float = 0.0
     redundancy: Redundancy = "hedged"
 
 
@@ -435,8 +433,7 @@ class Topology:
         policy = self.policy
         if policy.order == "fifo":
             return {"order": "fifo"} if policy.offload in RANKED else {}
-        ageing = {"ageing": policy.ageing_seconds} if policy.ageing_seconds else {}
-        return {"order": policy.order, "min_share": policy.min_share, "max_batch_low": policy.max_batch_low, **ageing}
+        return {"order": policy.order, "min_share": policy.min_share, "max_batch_low": policy.max_batch_low}
 
     def canonical(self) -> dict[str, Any]:
         """What must be the same at every node: all but paths, where nodes listen and when samples come; of security the keys."""

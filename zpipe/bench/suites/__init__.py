@@ -1,4 +1,4 @@
-"""Whole evaluations as one command: `zpipe bench --suite mdi-exit`, `zpipe bench --suite pa-mdi`.
+"""Whole evaluations as one command: `zpipe bench --suite mdi-exit`, and `pa-mdi`, `rocoin`.
 
 What all have:
 `work.py`        many simulations on all cores
@@ -19,17 +19,20 @@ Source: the shape of MDI-Exit's evaluation (arXiv:2408.05247): its topologies an
 baselines No-EE (`no-exit`), DDI and Local.
 
 pa-mdi, several sources of which one is in a hurry: `pa_mdi/`.
+
+rocoin, students on boards that fail: `rocoin/`.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from zpipe.bench.suites import mdi_exit, pa_mdi
+from zpipe.bench.suites import mdi_exit, pa_mdi, rocoin
 from zpipe.bench.suites.work import Progress
 from zpipe.errors import BackendUnavailable, ConfigError
 from zpipe.report import machine
@@ -38,7 +41,9 @@ __all__ = ["SCHEMA", "SUITES", "check_suite", "render_suite", "run_suite"]
 
 SCHEMA = "zpipe.suite/1"
 #: {name: what runs it}: each has `FULL` and `QUICK`, how much is run, and `measure`.
-SUITES: dict[str, Any] = {"mdi-exit": mdi_exit, "pa-mdi": pa_mdi}
+SUITES: dict[str, Any] = {"mdi-exit": mdi_exit, "pa-mdi": pa_mdi, "rocoin": rocoin}
+#: {name: the module that renders its page}; imported where one is, as it needs matplotlib.
+_PAGES = {"mdi-exit": "page", "pa-mdi": "pa_mdi.page", "rocoin": "rocoin.page"}
 
 
 async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, Any]:
@@ -54,11 +59,8 @@ async def run_suite(name: str, *, quick: bool, progress: Progress) -> dict[str, 
 
 def render_suite(found: dict[str, Any]) -> str:
     """The page of what `run_suite` returned: HTML that needs nothing else."""
-    if found["suite"] == "pa-mdi":
-        from zpipe.bench.suites.pa_mdi.page import render_page
-    else:
-        from zpipe.bench.suites.page import render_page
-    return render_page(found)
+    page: str = importlib.import_module(f"{__name__}.{_PAGES[found['suite']]}").render_page(found)
+    return page
 
 
 def check_suite(name: str) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from zpipe.bundle import SCHEMA, Bundle, Join, load_bundle, parts_of
 from zpipe.bundle.write import save_manifest
 from zpipe.model import NEVER_EXIT, TensorSpec
+from zpipe.topology import Topology, from_dict
 
 #: Stages of each student, as a topology says it.
 SIZES = (1, 1, 2)
@@ -141,3 +142,15 @@ def _point(name: str, threshold: float, shares: list[float], macs: float) -> dic
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def star(folder: Path, *, replicas: int = 2, executor: str = "emulated", **keys: Any) -> Topology:
+    """A source without stages, and so many replicas of each student around it: 1, 4, 7 ... of part 0, 2, 5, 8 ... of part 1."""
+    hosted = [[0], [1], [2, 3]] * replicas
+    nodes = [{"rank": 0, "stages": []}]
+    nodes += [
+        {"rank": 1 + index, "stages": stages, "executor": executor, "device": DEVICE, "max_batch": 4}
+        for index, stages in enumerate(hosted)
+    ]
+    plain = {"name": "boards", "bundle": str(folder), "students": list(SIZES), "nodes": nodes, "links": "star"}
+    return from_dict({**plain, "source": {"rank": 0, "admission": "fixed"}, **keys})

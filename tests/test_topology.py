@@ -497,6 +497,14 @@ def test_another_strategy_brings_its_own_service_order_unless_the_file_chose_one
     assert override(build(line([0], [0, 1])), offload="pa-mdi").policy.order == "priority"
 
 
+def test_waiting_may_be_worth_a_class() -> None:
+    aged, plain = (build(line([0], [0, 1], policy={"offload": "pa-mdi", **key})) for key in ({"ageing": "500 ms"}, {}))
+    assert aged.policy.ageing_seconds == 0.5
+    assert from_dict(aged.to_dict()) == aged
+    assert override(aged, offload="local").policy.ageing_seconds == 0.0, "it came with the order"
+    assert "ageing" not in plain.canonical()["policy"], "boards that do not know it go on with those that do"
+
+
 def test_when_samples_come_is_each_sources_own_business_and_its_name_is_not() -> None:
     plain = several(0, 1).digest()
     assert several({"rank": 0, "rate": "20/s"}, {"rank": 1, "arrivals": "./a.txt"}).digest() == plain

@@ -16,10 +16,11 @@ from zpipe.policy.admission import ADMISSIONS, MdiThreshold
 from zpipe.policy.allocation import chain_of
 from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
+from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, SourceSpec, Topology, baseline, check
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, Redundancy, SourceSpec, Topology, baseline, check
 
 #: Admission strategies under which a source's thresholds change as it runs.
 MOVES_THRESHOLDS = (MdiThreshold.name,)
@@ -88,9 +89,12 @@ def _check_codecs(topology: Topology, bundle: Bundle) -> None:
 
 
 def reach(bundle: Bundle) -> tuple[float, ...]:
-    """Per stage the share of samples that get there at the default operating point, as measured on the calibration split."""
+    """Per stage the share of samples that get there at the default operating point, as measured on the calibration split.
+
+    Every student gets every sample, so of students it begins with 1 in each.
+    """
     shares = bundle.default_point.calibration.exit_shares
-    return tuple(max(0.0, 1.0 - sum(shares[:stage])) for stage in range(len(shares)))
+    return tuple(max(0.0, 1.0 - sum(shares[chain[0] : stage])) for chain in bundle.chains for stage in chain)
 
 
 def lane_bytes(bundle: Bundle, codec: str = NO_CODEC) -> dict[int, float]:
@@ -118,7 +122,9 @@ def lane_order(bundle: Bundle, sizes: Mapping[int, float]) -> tuple[int, ...]:
     """
     reached = reach(bundle)
     macs = [share * spec.macs for share, spec in zip(reached, bundle.stages, strict=True)]
-    relief = [sum(macs[stage:]) / max(reached[stage], 1e-9) / sizes[stage] for stage in range(len(macs))]
+    relief = [
+        sum(macs[stage : chain.stop]) / max(reached[stage], 1e-9) / sizes[stage] for chain in bundle.chains for stage in chain
+    ]
     return tuple(sorted(range(len(macs)), key=lambda stage: -relief[stage]))
 
 
@@ -153,7 +159,7 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
     return NodeConfig(
         rank=rank,
         stages=node.stages,
-        gates=ExitGates(tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages)),
+        gates=exit_gates(bundle),
         neighbours=tuple(neighbours),
         nearer={spec.rank: topology.nearer(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
         beside={spec.rank: topology.beside(rank, spec.rank) for spec in topology.sources if spec.rank != rank},
@@ -169,11 +175,21 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         classes=tuple(sorted({spec.priority for spec in topology.sources})) if topology.policy.order == PRIORITY else (0,),
         min_share=topology.policy.min_share,
         max_batch_low=topology.policy.max_batch_low,
+        ageing_seconds=topology.policy.ageing_seconds,
         macs=tuple(float(spec.macs) for spec in bundle.stages),
         reach=reach(bundle),
         chains=_chains(topology, rank),
         report_seconds=topology.policy.report_interval_seconds,
         source=source,
+    )
+
+
+def exit_gates(bundle: Bundle) -> ExitGates:
+    """What a node needs to know of every stage's gate."""
+    return ExitGates(
+        temperatures=tuple(spec.exit_head.temperature if spec.exit_head else 1.0 for spec in bundle.stages),
+        ends=tuple(stage == chain[-1] for chain in bundle.chains for stage in chain),
+        scores=bool(bundle.students),
     )
 
 
@@ -211,7 +227,13 @@ def _chains(topology: Topology, rank: int) -> dict[int, tuple[int, int]]:
 
 
 def source_config(
-    spec: SourceSpec, bundle: Bundle, *, exit_point: str, admission: str | None = None, when_full: str | None = None
+    spec: SourceSpec,
+    bundle: Bundle,
+    *,
+    exit_point: str,
+    admission: str | None = None,
+    when_full: str | None = None,
+    redundancy: Redundancy = "hedged",
 ) -> SourceConfig:
     """How samples enter at one source.
 
@@ -220,6 +242,7 @@ def source_config(
         bundle: its operating points are the exit ladder.
         exit_point: `default`, `no-exit`, or an operating point's name.
         admission, when_full: instead of what the topology says; a strategy other than the topology's starts with its defaults.
+        redundancy: the topology's, where the bundle has students.
 
     Raises:
         ConfigError: no operating point of that name, or none reaches the accuracy the source wants.
@@ -235,6 +258,19 @@ def source_config(
         options=spec.admission.options if name == spec.admission.name else {},
         when_full=when_full or spec.admission.when_full,  # type: ignore[arg-type]
         waiting=spec.admission.waiting if when_full in (None, spec.admission.when_full) else 0,
+        fanout=_fanout(bundle, redundancy),
+    )
+
+
+def _fanout(bundle: Bundle, redundancy: Redundancy) -> FanoutConfig | None:
+    if bundle.join is None:
+        return None
+    return FanoutConfig(
+        firsts=tuple(chain[0] for chain in bundle.chains),
+        ends=tuple(chain[-1] for chain in bundle.chains),
+        bias=bundle.join.bias,
+        temperatures=bundle.join.temperatures,
+        redundancy=redundancy,
     )
 
 

@@ -77,6 +77,7 @@ class Shape:
     order: str = "fifo"
     min_share: float = 0.05
     max_batch_low: int = 0
+    ageing_seconds: float = 0.0
 
     @property
     def stage_count(self) -> int:
@@ -168,6 +169,7 @@ class Shape:
             classes=tuple(sorted(set(self.sources.values()))),
             min_share=self.min_share,
             max_batch_low=self.max_batch_low,
+            ageing_seconds=self.ageing_seconds,
             macs=(1.0,) * self.stage_count,
             reach=(1.0,) * self.stage_count,
             chains=self.chains(rank),

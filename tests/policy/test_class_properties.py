@@ -39,6 +39,7 @@ def shared(draw: st.DrawFn) -> Shape:
         order=draw(st.sampled_from(["priority", "priority", "priority", "fifo"])),
         min_share=draw(st.sampled_from([0.0, 0.05, 0.5])),
         max_batch_low=draw(st.sampled_from([0, 1])),
+        ageing_seconds=draw(st.sampled_from([0.0, 0.0, 0.02])),
     )
 
 
@@ -115,7 +116,7 @@ def _waiting(mesh: Mesh, rank: int) -> set[int]:
 @given(shape=shared(), count=st.integers(1, 40), gap=st.sampled_from([0.0, 0.003]), seed=st.integers(0, 999))
 @examples(50)
 def test_no_low_task_starts_while_a_high_one_waits_where_nothing_is_owed(shape: Shape, count: int, gap: float, seed: int) -> None:
-    shape = replace(shape, order="priority", min_share=0.0)
+    shape = replace(shape, order="priority", min_share=0.0, ageing_seconds=0.0)
     mesh = Mesh(shape, answer=leaves_at(lambda sample: 99), seed=seed)
 
     def ran(rank: int, command: RunStage) -> None:
@@ -191,6 +192,35 @@ def test_behind_a_link_that_the_higher_class_keeps_full_the_lower_has_its_share_
         _offer(mesh, {source: count}, 0.0, deadline=float("inf"))
     mesh.run_for(5.0)
     assert ran[LOW] / sum(ran.values()) == pytest.approx(min_share, abs=0.01 + 0.1 * min_share)
+
+
+def test_with_ageing_a_lower_class_waits_no_longer_than_that_beyond_the_higher_one() -> None:
+    """A7, without any share: 40 low samples one by one, while the high source always has eight on its way to each board."""
+    shape = Shape(
+        stages=((), (0,), (1,), ()),
+        links=((0, 1), (1, 2), (1, 3)),
+        sources={0: 1, 3: 0},
+        window=8,
+        own_slots=16,
+        waiting=2000,
+        offload="pa-mdi",
+        order="priority",
+        min_share=0.0,
+        ageing_seconds=0.05,
+    )
+    ended: dict[float, Mesh] = {}
+    for ageing in (0.0, 0.05):
+        mesh = ended[ageing] = Mesh(replace(shape, ageing_seconds=ageing), answer=leaves_at(lambda sample: 99))
+        mesh.checked = False
+        _offer(mesh, {0: 1000}, 0.0, deadline=float("inf"))
+        for sample in range(40):
+            mesh.submit_at(0.5 + 0.05 * sample, sample, source=3)
+        mesh.run_for(3.0)
+    assert not ended[0.0].ended[3], "starved while the other goes on"
+    delays = _delays(ended[0.05], 3)
+    assert len(delays) == 40
+    slowest = max(_delays(ended[0.05], 3))
+    assert slowest < 2 * (shape.ageing_seconds + 16 * SERVICE_SECONDS) + 0.02, "at each board: that, and those before it there"
 
 
 def _delays(mesh: Mesh, source: int) -> list[float]:

@@ -100,6 +100,20 @@ def test_on_a_link_a_lower_class_gets_its_share(make_node: MakeNode, clear: int)
     assert order.count(0) == pytest.approx(0.1 * len(order), abs=3)
 
 
+def test_on_a_link_who_waited_long_enough_goes_before_the_higher_class(make_node: MakeNode) -> None:
+    """A7, C8: 50 ms make up for a class; nothing is owed, and the one lane is the higher class's all the time."""
+    node = make(make_node, NeighbourConfig(2, lanes_out=(2,), window_out=2, stages=(2,)), ageing_seconds=0.05)
+    node.tell(CreditReceived(2, Credit(OUT, 0, (), 2, clear={0: 0})))
+    order: list[int] = []
+    for step in range(12):
+        now = 0.01 * step
+        commands = node.receive(task(step, 1, step, priority=int(step != 2)), now=now) + node.complete(False, now=now)
+        if step > 3:
+            commands += node.tell(CreditReceived(2, Credit(OUT, len(order), (len(order) - 1,), len(order) + 1)), now=now)
+        order += [sample for _, frame in sent(commands) for sample, _ in frame]
+    assert order == [0, 1, 3, 4, 5, 6, 2, 7, 8, 9]
+
+
 def test_a_class_that_may_not_go_holds_up_none_below_it(make_node: MakeNode) -> None:
     """The higher class does better here; the lower one goes."""
     both = NeighbourConfig(2, lanes_out=(1, 2), window_out=16, stages=(1, 2))

@@ -75,8 +75,10 @@ def take(order: PriorityOrder, queues: dict[int, deque[Task]], *, max_batch: int
     return samples(order.take(queues, max_batch=max_batch, service_seconds=dict.fromkeys(queues, seconds), now=0.0))
 
 
-def order(*, classes: tuple[int, ...] = (0, 1), min_share: float = 0.0, max_batch_low: int = 0) -> PriorityOrder:
-    return PriorityOrder(classes, min_share=min_share, max_batch_low=max_batch_low)
+def order(
+    *, classes: tuple[int, ...] = (0, 1), min_share: float = 0.0, max_batch_low: int = 0, ageing: float = 0.0
+) -> PriorityOrder:
+    return PriorityOrder(classes, min_share=min_share, max_batch_low=max_batch_low, ageing_seconds=ageing)
 
 
 def test_a_ranked_queue_has_the_higher_class_first_and_in_a_class_who_came_first() -> None:
@@ -155,6 +157,21 @@ def test_who_did_not_wait_is_owed_nothing() -> None:
         take(by, busy, max_batch=1, seconds=0.01)
     insert_ranked(busy[2], of(99, 2, 0, 0.0))
     assert take(by, busy, max_batch=1, seconds=0.01) != [99], "it came just now"
+
+
+def test_with_ageing_a_class_is_worth_so_many_seconds_of_waiting() -> None:
+    """Two seconds a class, and at a tie the higher one; a batch of who aged holds nobody else."""
+    by = order(classes=(0, 1, 3), ageing=2.0)
+    queues = {
+        1: ranked(of(0, 1, 0, 0.0), of(1, 1, 0, 0.5), of(2, 1, 0, 9.0)),
+        2: ranked(of(3, 2, 1, 1.9), of(4, 2, 1, 2.5), of(5, 2, 3, 6.5)),
+    }
+    assert [take(by, queues) for _ in range(5)] == [[3], [0], [5], [4], [1, 2]]
+
+
+def test_with_ageing_one_class_by_itself_is_as_before() -> None:
+    by = order(classes=(0, 1), ageing=2.0)
+    assert take(by, {1: ranked(*[of(sample, 1, 0, float(sample)) for sample in range(4)])}) == [0, 1, 2, 3]
 
 
 def test_what_must_run_alone_does_in_a_ranked_queue_too() -> None:

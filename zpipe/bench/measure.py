@@ -129,7 +129,12 @@ class Run:
         exit_point = options.exit_point or topology.policy.exit_point
         return {
             source.rank: source_config(
-                source, self.pipeline.bundle, exit_point=exit_point, admission=options.admission, when_full=options.when_full
+                source,
+                self.pipeline.bundle,
+                exit_point=exit_point,
+                admission=options.admission,
+                when_full=options.when_full,
+                redundancy=topology.policy.redundancy,
             )
             for source in topology.sources
             if source.rank in self.loads

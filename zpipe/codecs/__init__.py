@@ -105,6 +105,7 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
     """
     names = tuple(names)
     weights = load_bottleneck(bundle) if "bottleneck" in names else {}
+    entrances = {chain[0] for chain in bundle.chains}
     sizes = {(name, cut): size for name, row in bundle.codecs.items() for cut, size in enumerate(row.cut_bytes)}
     return {
         (name, stage.index): make_codec(
@@ -113,7 +114,7 @@ def make_codecs(bundle: Bundle, names: Iterable[str]) -> dict[tuple[str, int], C
             weights=weights.get(stage.index - 1),
             prefix_bytes=bundle.prefix_bytes,
             typical_bytes=sizes.get((name, stage.index - 1)),
-            lossless=stage.index == 0,
+            lossless=stage.index in entrances,
         )
         for name in names
         for stage in bundle.real.stages

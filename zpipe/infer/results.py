@@ -20,7 +20,10 @@ _BEGINS = b'{"input": "'
 
 
 def to_line(answer: Answer) -> dict[str, Any]:
-    """One answer as it is written: `input`, `frame` and `seconds` if there are any, `outcome`, then the result or its `cause`."""
+    """One answer as it is written: `input`, `frame` and `seconds` if there are any, `outcome`, then the result or its `cause`.
+
+    A result lists under `missing` the parts that were not in, if there were such.
+    """
     entry, outcome = answer.entry, answer.outcome
     line: dict[str, Any] = {"input": entry.name}
     if entry.frame is not None:
@@ -31,6 +34,8 @@ def to_line(answer: Answer) -> dict[str, Any]:
     if outcome.result is not None:
         result = outcome.result
         line |= {"label": result.class_name, "confidence": round(result.confidence, 6), "exit_stage": result.exit_stage}
+        if result.missing:
+            line["missing"] = list(result.missing)
     else:
         line["cause"] = outcome.cause
     return {**line, "latency_ms": round(1e3 * outcome.latency_seconds, 3)}

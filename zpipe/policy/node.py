@@ -74,7 +74,14 @@ class NodePolicy:
         self._classed = config.order == PRIORITY
         ranked = self._classed or offload.looks_ahead  # what looks ahead asks who goes before whom, of one class too
         self._order = (
-            PriorityOrder(config.classes, min_share=config.min_share, max_batch_low=config.max_batch_low) if ranked else None
+            PriorityOrder(
+                config.classes,
+                min_share=config.min_share,
+                max_batch_low=config.max_batch_low,
+                ageing_seconds=config.ageing_seconds,
+            )
+            if ranked
+            else None
         )
         self._tasks = TaskTable(
             rank=config.rank,

@@ -200,8 +200,9 @@ class PaMdiOffload(FifoOffload):
     """Priority-aware MDI: the earliest end, where only what is of a task's class or above it counts as before it.
 
     Source: PA-MDI (arXiv:2412.12371), our reading. The published cost of a neighbour, (transfer + age + work * compute + backlog) /
-    (gamma * alpha), has age, gamma and alpha of the task alone, which are the same for all neighbours: they say which of several
-    tasks goes first, and stand in the service order (A7). Its RTC and CTC are rule C8, its model allocation rule A8.
+    (gamma * alpha), has age, gamma and alpha of the task alone, which are the same for all neighbours, so they choose none of them:
+    they say which of several tasks goes first, and stand in the service order (A7), gamma as the order of classes. Its RTC and CTC
+    are rule C8, its model allocation rule A8.
     """
 
     withholds = True

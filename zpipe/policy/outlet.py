@@ -14,7 +14,7 @@ from zpipe.policy.priority import first_of_classes
 if TYPE_CHECKING:
     import random
     from collections import deque
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from zpipe.model import SampleKey, Task
     from zpipe.policy.allocation import Lookahead
@@ -85,7 +85,7 @@ class Outlet:
         self._chains = load.chains
         self._highest = config.classes[-1]
         #: {class below the highest: tasks it may send before those above it} (A7)
-        self._owed = dict.fromkeys(config.classes[:-1] if tasks.ranked and config.min_share else (), 0.0)
+        self._owed = dict.fromkeys(config.classes[:-1] if tasks.yields else (), 0.0)
         self._rng = rng
         self._offload = offload
         self.weighs = self._offload.weighs
@@ -164,12 +164,12 @@ class Outlet:
             self._serve_ranked(lane, queue, commands, hosted=lane in hosts, now=now)
 
     def _pay(self, hosts: Container[int], commands: list[Command], now: float) -> None:
-        """Sends a task of every lower class that is owed one (A7); who does not wait here is owed nothing."""
+        """Sends a task of a lower class that is owed one, or waited long enough (A7); who does not wait here is owed nothing."""
         firsts = first_of_classes(self._tasks.output)
         for priority, owed in self._owed.items():
             if priority not in firsts:
                 self._owed[priority] = 0.0
-            elif owed >= 1.0:
+            elif owed >= 1.0 or self._is_aged(priority, firsts, now):
                 task, lane, index = firsts[priority]
                 neighbour = self._choose_neighbour(task, hosted=lane in hosts, owed=True, now=now)
                 if neighbour is not None and not self._tasks.is_stale(task, now):
@@ -179,8 +179,19 @@ class Outlet:
                     self._tasks.output_length -= 1
                     self._send(task, neighbour, now)
                     commands.append(Forward(neighbour.config.rank, neighbour.outgoing.epoch, lane, [task]))
-                    self._owed[priority] = owed - (1.0 - self._config.min_share)
+                    self._owed[priority] = max(0.0, owed - (1.0 - self._config.min_share))
                     return  # places in the queues have changed: the next one's turn comes with the next event
+
+    def _is_aged(self, priority: int, firsts: Mapping[int, tuple[Task, int, int]], now: float) -> bool:
+        """Whether the first of a class goes before all that wait above it, and before whoever may come now."""
+        worth, since = self._config.ageing_seconds, firsts[priority][0].since
+        if not worth:
+            return False
+        return all(
+            since + worth * (each - priority) <= (firsts[each][0].since if each in firsts else now)
+            for each in self._config.classes
+            if each > priority
+        )
 
     def _serve_ranked(self, lane: int, queue: deque[Task], commands: list[Command], *, hosted: bool, now: float) -> None:
         """Sends of one lane what may go; a frame holds one class."""

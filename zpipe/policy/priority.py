@@ -101,27 +101,35 @@ class PriorityOrder:
     task goes next. So nobody starves, and a higher class loses at most that share to each lower one. In a queue of one class
     nothing is owed.
 
+    With `ageing_seconds`, a class is worth so many seconds of waiting: a task of class p goes before one of class q > p that came
+    (q - p) times as much later. So a task waits for a time, however few of its class there are, and not for a share only; but where
+    a lower class offers too much, all it offers is old, and what a higher one waits for is no longer a single service of it.
+
     Of the highest of several classes a batch holds more than one task only where that pays: on a board that takes eight times as
     long for eight, each of them would wait for all, and go on in a clump.
 
-    Source: service by weight and age after PA-MDI (arXiv:2412.12371), our reading; the debt is a deficit counter as in deficit
-    round robin (doi:10.1109/90.502236), in seconds.
+    Source: service by weight and age after PA-MDI (arXiv:2412.12371), our reading: weights gamma say which class a source is of
+    (`zpipe.topology.sources`), how far apart they lie says nothing, since no ratio of them keeps a higher class's wait below one
+    service; age orders a class, and classes as `ageing_seconds` says. The debt is a deficit counter as in deficit round robin
+    (doi:10.1109/90.502236), in seconds; ageing is the urgency number of a dynamic-priority queue (Jackson, 1960).
 
     Args:
         classes: of all sources, rising.
         min_share: 0..1, of a node's time.
         max_batch_low: most tasks of any class but the highest in a batch; 0: no less than of the highest.
+        ageing_seconds: of waiting here that a class is worth; 0: no waiting is worth one.
 
     Attributes:
-        shares: whether a class may be owed anything: there are several, and `min_share` is above 0.
+        yields: whether a higher class that waits may have to let a lower one go first.
     """
 
-    def __init__(self, classes: Iterable[int], *, min_share: float, max_batch_low: int) -> None:
+    def __init__(self, classes: Iterable[int], *, min_share: float, max_batch_low: int, ageing_seconds: float = 0.0) -> None:
         self._min_share = min_share
         self._max_batch_low = max_batch_low
         self._owed = dict.fromkeys(classes, 0.0)  #: {class: seconds it may have before those above it}
         self._highest = max(self._owed)
-        self.shares = min_share > 0.0 and len(self._owed) > 1
+        self._ageing_seconds = ageing_seconds
+        self.yields = len(self._owed) > 1 and (min_share > 0.0 or ageing_seconds > 0.0)
         self._alone: dict[int, float] = {}  #: {stage: seconds a row took in a batch of its own, smoothed}
         self._among: dict[int, float] = {}  #: ... and among others
 
@@ -158,8 +166,10 @@ class PriorityOrder:
         return max_batch if among < PAYING_SHARE * self._alone.get(stage, among) else 1
 
     def _due(self, firsts: Mapping[int, tuple[Task, int, int]], highest: int, service_seconds: Mapping[int, float]) -> int:
-        """The class whose turn it is: the one that is owed a task, most by what it is owed, else the highest."""
+        """The class whose turn it is: the one that is owed a task, most by what it is owed, else the highest, but for ageing."""
         chosen, most = highest, 0.0
+        if self._ageing_seconds and len(firsts) > 1:
+            chosen = min(firsts, key=lambda each: (firsts[each][0].since - self._ageing_seconds * each, -each))
         for each, (_, stage, _) in firsts.items():
             owed = self._owed.get(each, 0.0)
             if each < highest and owed > most and owed >= service_seconds.get(stage, 0.0):

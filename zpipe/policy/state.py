@@ -64,6 +64,7 @@ class NodeConfig:
         classes: of all sources, rising; the lowest alone where `order` is not `priority`.
         min_share: of this node's time, for a class that waits below others (A7).
         max_batch_low: most tasks in a batch of any class but the highest; 0: `max_batch`.
+        ageing_seconds: of waiting that a class is worth (A7); 0: none is.
         macs: multiply-adds of each stage.
         reach: share of samples that get to each stage.
         chains: {source: the ranks before and behind this node on its chain, -1: none} (A9).
@@ -90,6 +91,7 @@ class NodeConfig:
     classes: tuple[int, ...] = (0,)
     min_share: float = 0.05
     max_batch_low: int = 0
+    ageing_seconds: float = 0.0
     macs: tuple[float, ...] = ()
     reach: tuple[float, ...] = ()
     chains: Mapping[int, tuple[int, int]] = field(default_factory=dict)

@@ -51,6 +51,7 @@ class TaskTable:
 
     Attributes:
         ranked: whether queues are in the order of rule A7, else first in first.
+        yields: whether a higher class may have to let a lower one go first (A7).
         input: #: {stage: I, first in first}.
         output: #: {lane: O}; lanes in the order in which a scarce link serves them.
         input_length, output_length: #: |I| and |O| over all stages.
@@ -74,6 +75,7 @@ class TaskTable:
         self._rank = rank
         self._order = order
         self.ranked = order is not None
+        self.yields = order is not None and order.yields
         self._incoming = incoming
         self._is_current = is_current
         self._counts = counts
@@ -233,8 +235,8 @@ class TaskTable:
     def take_back_ranked(self, most: int) -> None:
         """Rule A3 where A7 orders: if the first of what is hosted here waits in O it goes to I, with others for its batch.
 
-        So does the first of each other class that A7 owes a share, if none of its class in I came before it: who waits in O for a
-        place elsewhere waits here, too, however many of a higher class are in I.
+        So does the first of each other class where A7 may let a lower one go first, if none of its class in I came before it: who
+        waits in O for a place elsewhere waits here, too, however many of a higher class are in I.
         """
         hosted = {stage: queue for stage, queue in self.output.items() if queue and stage in self.input}
         if not hosted:
@@ -246,7 +248,7 @@ class TaskTable:
             while queue and taken < most and queue[0].priority == first.priority:
                 self._take_back(queue, 0)
                 taken += 1
-        if self._order is not None and self._order.shares:
+        if self.yields:
             present, others = first_of_classes(self.input), []
             for each, (task, stage, index) in first_of_classes(hosted).items():
                 if each not in present or task.since < present[each][0].since:

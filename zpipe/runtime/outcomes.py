@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from zpipe.bundle import parts_of
 from zpipe.errors import SampleExpired, SampleFailed, SampleRejected
 from zpipe.model import Outcome, Result
 from zpipe.policy.messages import Resolve
@@ -23,6 +24,7 @@ def outcome_of(resolve: Resolve, classes: Sequence[str]) -> Outcome:
             queued_seconds=row.queued_seconds,
             service_seconds=row.service_seconds,
             attempts=resolve.attempts,
+            missing=parts_of(resolve.missing),
         )
     return Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause)
 

@@ -112,6 +112,7 @@ class Pipeline:
             exit_point=exit_point or loaded.policy.exit_point,
             admission=admission,
             when_full=when_full,
+            redundancy=loaded.policy.redundancy,
         )
         self._monitor: Monitor | None = None
         self._driver: Driver | None = None

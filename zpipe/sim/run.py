@@ -363,6 +363,7 @@ def _source(spec: SourceSpec, topology: Topology, bundle: Bundle, options: SimOp
         exit_point=options.exit_point or topology.policy.exit_point,
         admission=options.admission,
         when_full=options.when_full,
+        redundancy=topology.policy.redundancy,
     )
     return replace(config, session=1)
 

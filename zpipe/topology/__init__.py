@@ -36,7 +36,7 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         admission: aimd           fixed, mdi-rate, mdi-threshold, aimd; or {name: aimd, when_full: block, waiting: 0, OPTION: ...}
         deadline: 30 s
         priority: by weight       the class of its tasks, 0 the lowest; not said, the heavier of two sources is of a higher class
-        weight: 1.0               gamma of PA-MDI: how much more a second of this source's samples counts
+        weight: 1.0               gamma of PA-MDI; the heavier source is of a higher class, however little heavier it is
         accuracy:                 what this source wants, such as 0.95: the thresholds come from the bundle's accuracy table, as
                                   long as policy.exit is default
     policy: local                 an offload strategy, or the keys below
@@ -48,6 +48,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         order: fifo               fifo or priority (pa-mdi: priority): by class, then age (policy rule A7); with priority also
         min_share: 0.05           of each node's time, for every class that waits below another
         max_batch_low: 0          most tasks in a batch of any class but the highest; 0 = the node's max_batch
+        ageing: 0 s               of waiting at a node that a class is worth: with 2 s, who came more than that before a task of the
+                                  class above goes first; 0 = none is, and min_share alone keeps a lower class going
         redundancy: hedged        with students: failover, another host of a student gets a sample once one failed; hedged, besides
                                   once one takes long; all, every host gets every sample
     security:                     who may connect; where it is absent nodes bind loopback addresses only
@@ -226,7 +228,7 @@ def override(
 def _as_strategy_orders(plain: dict[str, Any], policy: PolicySpec, offload: str) -> None:
     """A service order that came with the strategy goes with it; one that the file chose against its strategy stays."""
     if policy.order == ("priority" if policy.offload in RANKED else "fifo"):
-        kept = ("order",) if offload in RANKED else ("order", "min_share", "max_batch_low")
+        kept = ("order",) if offload in RANKED else ("order", "min_share", "max_batch_low", "ageing")
         for key in kept:
             plain.pop(key, None)
 

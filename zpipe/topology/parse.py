@@ -38,6 +38,8 @@ MAX_BATCH = 1024
 #: A Credit names every number it holds, and a control message may hold 1,024 (WireLimits.max_entries).
 MAX_WINDOW = 1024
 REPORT_SECONDS = (0.001, 60.0)
+#: Waiting that is worth a class: nobody waits longer than the longest deadline.
+AGEING_SECONDS = (0.0, 1e6)
 
 
 def parse(value: object, *, file: str, path: Path | None, name: str = "topology", read_keys: bool = True) -> Topology:
@@ -234,7 +236,7 @@ def _policy(at: At, value: object, *, students: bool) -> PolicySpec:
     read = Fields(at, value, known=_POLICY_KEYS)
     offload = read.text("offload", default.offload, names=OFFLOADS)
     order = cast(Order, read.text("order", "priority" if offload in RANKED else default.order, names=ORDERS))
-    for key in ("min_share", "max_batch_low"):
+    for key in ("min_share", "max_batch_low", "ageing"):
         if key in read and order != "priority":
             raise (at / key).error("it with order fifo, which knows no classes", "order: priority, or none of it")
     if "redundancy" in read and not students:
@@ -254,6 +256,7 @@ def _policy(at: At, value: object, *, students: bool) -> PolicySpec:
         order=order,
         min_share=read.number("min_share", default.min_share, valid=_is_share, expected="a number from 0 to below 0.5"),
         max_batch_low=read.integer("max_batch_low", default.max_batch_low, maximum=MAX_BATCH),
+        ageing_seconds=read.quantity("ageing", TIME_UNITS, default.ageing_seconds, zero=True, bounds=AGEING_SECONDS),
         redundancy=cast(Redundancy, read.text("redundancy", default.redundancy, names=REDUNDANCIES)),
     )
 
@@ -267,6 +270,7 @@ _POLICY_KEYS = (
     "order",
     "min_share",
     "max_batch_low",
+    "ageing",
     "redundancy",
 )
 

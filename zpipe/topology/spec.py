@@ -179,6 +179,7 @@ class PolicySpec:
         order: of service; `priority`: by class, then age (policy rule A7).
         min_share: of each node's time, 0..1, for every class that waits below another.
         max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
+        ageing_seconds: of waiting at a node that a class is worth; 0 = none is.
         redundancy: how many hosts of a student get a sample: `failover`, another once one failed; `hedged`, another once one takes
             long; `all`.
     """
@@ -191,6 +192,7 @@ class PolicySpec:
     order: Order = "fifo"
     min_share: float = 0.05
     max_batch_low: int = 0
+    ageing_seconds: float = 0.0
     redundancy: Redundancy = "hedged"
 
 
@@ -433,7 +435,8 @@ class Topology:
         policy = self.policy
         if policy.order == "fifo":
             return {"order": "fifo"} if policy.offload in RANKED else {}
-        return {"order": policy.order, "min_share": policy.min_share, "max_batch_low": policy.max_batch_low}
+        ageing = {"ageing": policy.ageing_seconds} if policy.ageing_seconds else {}
+        return {"order": policy.order, "min_share": policy.min_share, "max_batch_low": policy.max_batch_low, **ageing}
 
     def canonical(self) -> dict[str, Any]:
         """What must be the same at every node: all but paths, where nodes listen and when samples come; of security the keys."""

@@ -56,7 +56,7 @@ LEFT_OUT: dict[type, frozenset[str]] = {
     IncomingLink: frozenset({"gaps", "repeats", "overruns"}),
     DeliveryCounts: frozenset({"submitted", "admitted", "second_results", "strangers"}),
 }
-_ATOMS = frozenset({int, float, str, bool, type(None)})
+_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 _FIELDS: dict[type, tuple[str, ...]] = {}
 
 

@@ -2,7 +2,7 @@
 
     python -m bench.plan                   all; writes bench/results/plan.json
     python -m bench.plan brute             one part: brute (a minute), simulated (four), models (half an hour, and needs the extra
-                                           `train`), sparse (five) or equal (five)
+                                           `train`), sparse (five), equal (five) or rocoin (a minute)
 
 *brute*: random small networks and boards. Lines: every order and every cut is tried; the best must be the plan's. Meshes: every set
 of stages on every board is tried, each with the linear program of `zpipe.plan.bounds` (throughput), every board for every stage
@@ -16,6 +16,7 @@ each take half of what comes to them; `--bundles DIR` keeps the bundles (3 GB), 
 paper and simulated, is from what no placement exceeds. Here nodes that decide by what they see fall short; nothing is left out.
 *equal*: boards of three speeds (topologies/devices/mixed.yaml): the plan against slices of equal multiply-adds in the order of the
 file, in the simulator and live, emulated.
+*rocoin*: groups of boards for students against every grouping there is (`bench.groups`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from itertools import combinations, pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
+from bench.groups import rocoin
 from bench.made import commit
 from bench.predictions import BUNDLES, models, simulated, trial
 from zpipe.boards import Board, Boards, load_boards, parse_boards
@@ -357,7 +359,7 @@ def live_rate(topology: Topology, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "models", "sparse", "equal"])
+    parser.add_argument("parts", nargs="*", default=["brute", "simulated", "models", "sparse", "equal", "rocoin"])
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--count", type=int, default=10_000, help="most samples of a simulated run")
     parser.add_argument("--bundles", type=Path, help="models: where the reference networks are, or are put")
@@ -377,8 +379,10 @@ def main() -> None:
             found |= sparse(SPARSE_CASES, arguments.count // 2)
         elif part == "equal":
             found |= equal(arguments.count // 2, live=not arguments.no_live)
+        elif part == "rocoin":
+            found |= rocoin(arguments.cases)
         else:
-            parser.error(f"found part {part!r}, expected brute, simulated, models, sparse or equal")
+            parser.error(f"found part {part!r}, expected brute, simulated, models, sparse, equal or rocoin")
         found.setdefault("made", {})[part] = {"machine": machine(), "commit": made, "command": f"python -m bench.plan {part}"}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -12,9 +12,11 @@ A devices file is short YAML; `topologies/devices/` holds examples. Its keys, wi
         address: 127.0.0.1:0      as in a topology; not with a count
         executor: onnx            as in a topology
         max_batch: 8              most tasks in one batch
-    links: mesh                   which devices can be linked: line (in this order), ring, mesh; or {shape: mesh, bandwidth: 100
-                                  Mbit/s, latency: 1 ms, ...}; or a list of {between: [camera, arm], ...}; keys and defaults as in a
-                                  topology, but `codec: auto` (the default here) leaves the choice to the planner
+        failure: none             P(it does not answer), 0 to below 1: which boards host the same student (`zpipe plan --failure`)
+    links: mesh                   which devices can be linked: line (in this order), ring, mesh, star (all to the first one); or
+                                  {shape: mesh, bandwidth: 100 Mbit/s, latency: 1 ms, ...}; or a list of {between: [camera, arm],
+                                  ...}; keys and defaults as in a topology, but `codec: auto` (the default here) leaves the choice
+                                  to the planner
       except: []                  beside `shape`: links with values of their own, {between: [camera, arm], bandwidth: 10 Mbit/s}
     measured: none                what `zpipe profile --topology FILE --json THIS` found: bandwidth and latency of links whose ends
                                   have addresses that it knows, in place of what `links` says; devices without addresses
@@ -62,6 +64,7 @@ class Board:
         memory_bytes: what its node may take, `inf` = not limited.
         address, executor, max_batch: as in a topology.
         faster: by this factor quicker than its profile says: what a planner asks about.
+        failure: P(it does not answer), 0..1 and below 1; None = not said.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Board:
     executor: str = NodeSpec(0, ()).executor
     max_batch: int = NodeSpec(0, ()).max_batch
     faster: float = 1.0
+    failure: float | None = None
 
     def batch_seconds(self, stage: StageSpec, rows: float) -> float:
         """How long a batch of so many rows takes; a mean number of rows need not be whole."""
@@ -192,7 +196,7 @@ def _boards(at: At, value: object, measured: Callable[[str], Measured]) -> tuple
 
 
 def _entry(at: At, value: object, measured: Callable[[str], Measured]) -> Sequence[Board]:
-    read = Fields(at, value, known=("name", "device", "memory", "count", "address", "executor", "max_batch"))
+    read = Fields(at, value, known=("name", "device", "memory", "count", "address", "executor", "max_batch", "failure"))
     default = Board(read.text("name"), read.text("device"))
     count = read.integer("count", 1, minimum=1, maximum=MOST_BOARDS)
     if count > 1 and "address" in read:
@@ -205,6 +209,7 @@ def _entry(at: At, value: object, measured: Callable[[str], Measured]) -> Sequen
         address=parse_address(at / "address", read.text("address", default.address)),
         executor=read.text("executor", default.executor),
         max_batch=read.integer("max_batch", default.max_batch, minimum=1, maximum=MAX_BATCH),
+        failure=_probability(at / "failure", read.raw("failure")) if "failure" in read else None,
     )
     if not is_executor_name(board.executor):  # whether Python finds one is for the node that runs it to say
         raise (at / "executor").wrong(board.executor, one_of((*EXECUTORS, "MODULE:CLASS of your own"), board.executor))
@@ -218,6 +223,12 @@ def _with_unit(at: At, value: object, units: Mapping[str, float], example: str) 
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise at.error(f"{value} without a unit", f"a number with one, such as '{example}' (units: {', '.join(units)})")
     return quantity(at, value, units)
+
+
+def _probability(at: At, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise at.wrong(value, "P(it does not answer), a number from 0 to below 1, such as 0.1")
+    return float(value)
 
 
 def _measured(at: At, device: str, measured: Callable[[str], Measured]) -> Measured | None:

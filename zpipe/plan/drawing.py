@@ -1,4 +1,4 @@
-"""A plan as an SVG: boards from the source on, what each runs and how busy it is, and what their links carry."""
+"""A plan as an SVG: boards from the source on, what each runs and how busy it is, and what their links carry; or its groups."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
+from zpipe.plan.groups import percent
 from zpipe.plan.layout import Load
 from zpipe.plan.planner import Plan
+from zpipe.plan.rocoin import GroupPlan
 
 BOX_WIDTH, BOX_HEIGHT = 196, 104
 #: Between boxes; a link's label lies in the gap.
@@ -17,9 +19,11 @@ MARGIN, HEAD, FOOT = 28, 74, 46
 CHIP = 22
 #: Height that a link past other boards takes over them.
 LANE = 44
+#: Between boxes of a group, and its frame's edge; height of its heading; boxes beside each other.
+INSET, GROUP_HEAD, ABREAST = 14, 30, 4
 #: Busy at the planned rate: hardly, well, always. Told apart by lightness, too.
 COLOURS = ((0.5, "#7fb0d8"), (0.97, "#e0a030"), (math.inf, "#b3261e"))
-INK, PALE, PAPER = "#1f2933", "#68737d", "#ffffff"
+INK, PALE, PAPER, SHADE = "#1f2933", "#68737d", "#ffffff", "#f3f7fb"
 #: Characters of a line of the heading, by the mean width of its letters.
 LETTER_WIDTH = 6.6
 
@@ -48,18 +52,60 @@ def draw_plan(plan: Plan, title: str) -> str:
     head = HEAD + 18 * (len(lines) - 1) + LANE * len(over)
     shifted = {board: _Place(place.x, place.y + head) for board, place in places.items()}
     total = height + head + FOOT
-    size = f'width="{width:.0f}" height="{total:.0f}" viewBox="0 0 {width:.0f} {total:.0f}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
-        f"<title>{escape(plan.topology.name)}</title>",
-        f'<rect width="100%" height="100%" fill="{PAPER}"/>',
-    ]
-    parts += [_text(MARGIN, 30 + 18 * at, line, size=13) for at, line in enumerate(lines)]
+    parts = _opened(plan.topology.name, width, total, lines)
     lanes = {pair: head - LANE * (at + 0.6) for at, pair in enumerate(over)}
     parts += _links(plan, shifted, lanes)
     parts += [_box(plan, board, place) for board, place in shifted.items()]
     parts += [_legend(total - 20), "</svg>"]
     return "\n".join(parts) + "\n"
+
+
+def draw_groups(found: GroupPlan, title: str) -> str:
+    """The text of an SVG file: the source, and for each part a frame around the boards that host its student, the fastest first.
+
+    Args:
+        found: as `plan_groups` gave it.
+        title: one line for its top; broken where it is long.
+    """
+    plan, case, source = found.plan, found.case, found.plan.problem.boards.source
+    groups = [sorted(group, key=lambda board: case.seconds[part][board]) for part, group in enumerate(found.groups)]
+    abreast = min(ABREAST, max(map(len, groups)))
+    left = MARGIN + BOX_WIDTH + GAP_Y
+    frame = abreast * (BOX_WIDTH + INSET) + INSET
+    width = left + frame + MARGIN
+    lines = _wrapped(title, int((width - 2 * MARGIN) / LETTER_WIDTH))
+    heights = [GROUP_HEAD + math.ceil(len(group) / abreast) * (BOX_HEIGHT + INSET) for group in groups]
+    top = HEAD + 18 * (len(lines) - 1)
+    total = top + sum(heights) + INSET * (len(groups) - 1) + FOOT
+    home = _Place(MARGIN, top + (total - top - FOOT - BOX_HEIGHT) / 2)
+    parts = _opened(plan.topology.name, width, total, lines)
+    boxes = [_box(plan, source, home)]
+    y = float(top)
+    for part, (group, height) in enumerate(zip(groups, heights, strict=True)):
+        x1, y1, y2 = home.x + BOX_WIDTH, home.middle[1], y + height / 2
+        curve = f"M{x1:.1f} {y1:.1f}C{left - 20:.1f} {y1:.1f} {x1 + 20:.1f} {y2:.1f} {left:.1f} {y2:.1f}"
+        parts.append(f'<path d="{curve}" fill="none" stroke="{COLOURS[0][1]}" stroke-width="2"/>')
+        rect = f'x="{left:.1f}" y="{y:.1f}" width="{frame:.1f}" height="{height:.1f}" rx="10"'
+        parts.append(f'<rect {rect} fill="{SHADE}" stroke="{COLOURS[0][1]}"/>')
+        taken = f"{1e3 * case.part_seconds(part, found.groups[part]):.3g} ms, missing {percent(case.part_missing(group))}"
+        boxes.append(_text(left + INSET, y + 20, f"part {part}: {taken}", size=13, bold=True))
+        for at, board in enumerate(group):
+            row, column = divmod(at, abreast)
+            place = _Place(left + INSET + column * (BOX_WIDTH + INSET), y + GROUP_HEAD + row * (BOX_HEIGHT + INSET))
+            boxes.append(_box(plan, board, place, note=f"{1e3 * case.seconds[part][board]:.3g} ms"))
+        y += height + INSET
+    return "\n".join([*parts, *boxes, _legend(total - 20), "</svg>"]) + "\n"
+
+
+def _opened(name: str, width: float, height: float, lines: list[str]) -> list[str]:
+    """How the file begins: its size, its ground and its heading."""
+    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
+        f"<title>{escape(name)}</title>",
+        f'<rect width="100%" height="100%" fill="{PAPER}"/>',
+        *(_text(MARGIN, 30 + 18 * at, line, size=13) for at, line in enumerate(lines)),
+    ]
 
 
 # ---- where things are --------------------------------------------------------------------------
@@ -97,7 +143,7 @@ def _depths(plan: Plan) -> dict[int, int]:
 # ---- boards ------------------------------------------------------------------------------------
 
 
-def _box(plan: Plan, board: int, place: _Place) -> str:
+def _box(plan: Plan, board: int, place: _Place, note: str = "") -> str:
     there = plan.problem.boards.boards[board]
     share = _shares(plan).get(f"board {there.name}", 0.0)
     x, y = place.x, place.y
@@ -115,6 +161,7 @@ def _box(plan: Plan, board: int, place: _Place) -> str:
         left = x + 12 + at * (CHIP + 3)
         parts.append(f'<rect x="{left:.1f}" y="{y + 47:.1f}" width="{CHIP}" height="{CHIP}" rx="4" fill="#e3e9ef"/>')
         parts.append(_text(left + CHIP / 2, y + 62, label, anchor="middle"))
+    parts.append(_text(x + BOX_WIDTH - 12, y + 62, note, anchor="end", colour=PALE, size=11))
     if not stages:
         parts.append(_text(x + 12, y + 62, "takes samples in, runs no stage", colour=PALE, size=11))
     long = BOX_WIDTH - 24 - 46

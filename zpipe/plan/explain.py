@@ -83,12 +83,12 @@ def _boards(plan: Plan) -> str:
         for board, stages in hosting.items():
             groups.setdefault(stages, []).append(names[board])
         if any(len(alike) > MOST_NAMED for alike in groups.values()):
-            return "; ".join(f"{_some(alike)} {list(stages)}" for stages, alike in groups.items())
+            return "; ".join(f"{some_names(alike)} {list(stages)}" for stages, alike in groups.items())
         return ", ".join(f"{names[board]} {list(stages)}" for board, stages in hosting.items())
     return " -> ".join(f"{names[board]} {list(stages)}" for board, stages in hosting.items())
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
     """Those that there are, or the first and how many more."""
     if len(names) <= MOST_NAMED:
         return ", ".join(names)
@@ -103,7 +103,7 @@ def _limits(plan: Plan) -> str:
     busiest = [load for load in plan.loads if load.seconds * plan.rate_hz >= ALWAYS_BUSY]
     rest = plan.loads[len(busiest) :]
     each = f"{1e3 * plan.loads[0].seconds:.3g} ms per sample"
-    line = f"bottleneck: {_some([load.name for load in busiest])} (always busy at that rate: {each})"
+    line = f"bottleneck: {some_names([load.name for load in busiest])} (always busy at that rate: {each})"
     return line + (f"; then {rest[0].name} ({100 * rest[0].seconds * plan.rate_hz:.0f} %)" if rest else "")
 
 
@@ -185,7 +185,6 @@ def _board_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
 def _link_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
     """Links that may hold something up: busy ones, and those that are not used because they are slow."""
     problem = plan.problem
-    names = problem.boards.boards
     used = {frozenset(load.boards): load.seconds for load in plan.loads if len(load.boards) == 2}
     order = sorted(
         (at for at, link in enumerate(problem.boards.links) if link.bandwidth_bps < math.inf),
@@ -193,12 +192,18 @@ def _link_changes(plan: Plan) -> Iterator[tuple[str, Problem]]:
     )
     seen: set[str] = set()
     for at in order:
-        link = problem.boards.links[at]
-        a, b = link.between
-        name = f"medium {link.medium}" if link.medium else f"{names[a].name}-{names[b].name}"
+        name = faster_link_name(problem, at)
         if name not in seen and len(seen) < MOST_ASKED:
             seen.add(name)
-            yield f"{name} at {_mbit(FACTOR * link.bandwidth_bps)}", problem.with_faster_link(at, FACTOR)
+            yield name, problem.with_faster_link(at, FACTOR)
+
+
+def faster_link_name(problem: Problem, index: int) -> str:
+    """What is asked about: the link, or its medium, with `FACTOR` times the bandwidth."""
+    link, boards = problem.boards.links[index], problem.boards.boards
+    a, b = link.between
+    name = f"medium {link.medium}" if link.medium else f"{boards[a].name}-{boards[b].name}"
+    return f"{name} at {_mbit(FACTOR * link.bandwidth_bps)}"
 
 
 def _mbit(bps: float) -> str:

@@ -137,7 +137,7 @@ def make_plan(
         raise ConfigError(f"--rate: found {found}, expected a rate with `--goal accuracy-at-rate`, and there alone")
     search = _Search(bundle, boards, "line" if _is_line(boards, shape) else "mesh", most_lost, time_limit, name, out, trial, clock)
     if rate is None:
-        return search.plan("latency" if goal == "latency" else "throughput", _point(bundle, point))
+        return search.plan("latency" if goal == "latency" else "throughput", named_point(bundle, point))
     if point is not None:
         raise ConfigError(f"--policy: found {point} with goal accuracy-at-rate, expected none: that goal chooses the point")
     return _most_accurate(search, bundle, rate)
@@ -147,7 +147,12 @@ def _is_line(boards: Boards, shape: Shape) -> bool:
     return shape == "line" or (shape == "auto" and boards.shape == "line")
 
 
-def _point(bundle: Bundle, name: str | None) -> OperatingPoint | None:
+def named_point(bundle: Bundle, name: str | None) -> OperatingPoint | None:
+    """The operating point of that name, the bundle's default without one; None for `no-exit`.
+
+    Raises:
+        BundleError: there is none.
+    """
     if name == NO_EXIT:
         return None
     return bundle.default_point if name in (None, "default") else bundle.point(name)
@@ -239,10 +244,9 @@ class _Search:
     def _topology(
         self, problem: Problem, layout: Layout, codecs: Mapping[tuple[int, int], str], point: OperatingPoint | None
     ) -> Topology:
-        exit_point = NO_EXIT if point is None else "default" if point == self.bundle.default_point else point.name
-        topology = to_topology(problem, layout, codecs, exit_point=exit_point, name=self.name)
+        topology = to_topology(problem, layout, codecs, exit_point=exit_point_name(self.bundle, point), name=self.name)
         check(replace(topology, bundle=self.bundle.name), len(self.bundle.stages))
-        return replace(topology, bundle=_bundle_name(self.bundle, self.out))
+        return replace(topology, bundle=bundle_name(self.bundle, self.out))
 
 
 def solve(problem: Problem, goal: Goal, shape: str, *, time_limit: float, clock: Clock = still) -> Layout:
@@ -353,7 +357,12 @@ def _window(problem: Problem, layout: Layout, link: LinkSpec, codec: str, rate: 
     return most
 
 
-def _bundle_name(bundle: Bundle, out: Path | None) -> str:
+def exit_point_name(bundle: Bundle, point: OperatingPoint | None) -> str:
+    """As the topology file should say it."""
+    return NO_EXIT if point is None else "default" if point == bundle.default_point else point.name
+
+
+def bundle_name(bundle: Bundle, out: Path | None) -> str:
     """As the topology file should say it: the name where that is enough, else the way there from the file."""
     if bundle.path.parent.name == "engines" and bundle.path.name == bundle.name:
         return bundle.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from zpipe.boards import Board, Boards
-from zpipe.bundle import Bundle, lossy_part
+from zpipe.bundle import SCORE_BYTES, Bundle, lossy_part
 from zpipe.codecs import accuracy_lost, measured_codecs, row_bytes
 from zpipe.errors import ConfigError
 from zpipe.model import AUTO_CODEC, NO_CODEC, OperatingPoint, StageSpec
@@ -35,7 +35,7 @@ class Problem:
     Attributes:
         boards: who and how linked.
         stages: of the bundle.
-        reach: P(a sample gets to stage k).
+        reach: P(a sample gets to stage k); of a student's stages: gets so far in it.
         weight_bytes: of each stage's file.
         sizes: {codec: bytes of one row that waits for stage k}, those that cost less accuracy first.
         open: the codecs of a link that leaves its codec open; () = all of `sizes`.
@@ -215,7 +215,7 @@ def make_problem(bundle: Bundle, boards: Boards, *, point: OperatingPoint | None
         ConfigError: a link names a codec that the bundle has no figures for.
     """
     shares = point.calibration.exit_shares if point is not None else (0.0,) * len(bundle.stages)
-    reach = tuple(max(0.0, 1.0 - sum(shares[:stage])) for stage in range(len(bundle.stages)))
+    reach = tuple(max(0.0, 1.0 - sum(shares[chain[0] : stage])) for chain in bundle.chains for stage in chain)
     names = [name for name in measured_codecs(bundle) if max(0.0, accuracy_lost(bundle, name)) <= most_lost]
     named = dict.fromkeys(link.codec for link in boards.links if link.codec != AUTO_CODEC)
     for name in named:
@@ -230,10 +230,17 @@ def make_problem(bundle: Bundle, boards: Boards, *, point: OperatingPoint | None
         replace(boards, boards=sized),
         bundle.stages,
         reach,
-        tuple(float(size) for size in bundle.stage_file_bytes()),
+        _weight_bytes(bundle),
         {name: tuple(map(float, row_bytes(bundle, name))) for name in ordered},
         tuple(name for name in ordered if name in names),
     )
+
+
+def _weight_bytes(bundle: Bundle) -> tuple[float, ...]:
+    """Of each stage; a student that only costs says what all of its stages have, which is shared out evenly here."""
+    if bundle.costs_only and bundle.students:
+        return tuple(student.bytes / len(student.stages) for student in bundle.students for _ in student.stages)
+    return tuple(float(size) for size in bundle.stage_file_bytes())
 
 
 def _batch_rows(board: Board, stages: Sequence[StageSpec]) -> int:
@@ -250,6 +257,11 @@ def _batch_rows(board: Board, stages: Sequence[StageSpec]) -> int:
             break
         rows -= 1
     return rows
+
+
+def answer_seconds(link: LinkSpec, classes: int) -> float:
+    """Seconds that a lone Result with so many scores keeps a link busy."""
+    return 8.0 * _on_link(RESULT_BYTES + SCORE_BYTES * classes) / link.bandwidth_bps
 
 
 def _on_link(size: float) -> float:

@@ -21,7 +21,9 @@ def to_yaml(topology: Topology, comment: str) -> str:
     """
     default = PolicySpec()
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-    lines += [f"name: {_text(topology.name)}", f"bundle: {_text(topology.bundle)}", "nodes:"]
+    lines += [f"name: {_text(topology.name)}", f"bundle: {_text(topology.bundle)}"]
+    lines += [f"students: {list(topology.students)}"] if topology.students else []
+    lines.append("nodes:")
     lines += [f"  - {_mapping(_node(node))}" for node in topology.nodes]
     if topology.links:
         lines.append("links:")
@@ -36,6 +38,8 @@ def to_yaml(topology: Topology, comment: str) -> str:
         policy["report_interval"] = f"{topology.policy.report_interval_seconds!r} s"
     if topology.policy.offload_input != default.offload_input:
         policy["offload_input"] = "true"
+    if topology.policy.redundancy != default.redundancy:
+        policy["redundancy"] = topology.policy.redundancy
     lines.append(f"policy: {topology.policy.offload if len(policy) == 1 else _mapping(policy)}")
     return "\n".join(lines) + "\n"
 

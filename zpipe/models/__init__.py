@@ -13,19 +13,22 @@ from typing import Literal
 
 from zpipe.bundle import MANIFEST, Bundle
 from zpipe.errors import BackendUnavailable
-from zpipe.models.recipes import RECIPES, Recipe
+from zpipe.models.recipes import RECIPES, STUDENT_RECIPES, Recipe, StudentsRecipe
 
 __all__ = [
     "DATA_SETS",
     "HEAD_EPOCHS",
     "RECIPES",
+    "STUDENT_RECIPES",
     "Progress",
     "Recipe",
+    "StudentsRecipe",
     "attach_heads",
     "head_notes",
     "make_untrained",
     "retrain_codecs",
     "train_bundle",
+    "train_students",
 ]
 
 #: What `data` may be.
@@ -221,6 +224,72 @@ def attach_heads(
     check_numbers(epochs=epochs, threads=threads, seed=seed)
     check_free(out, replace=replace, read=(data, test))
     return build_heads(bundle, out, Plan(at, data, test, distill, tokens, epochs, seed, threads), progress or _silent)
+
+
+def train_students(
+    recipe: str,
+    *,
+    out: Path,
+    teacher: str | Path | None = None,
+    data: str = "digits",
+    data_dir: Path | None = None,
+    students: int | None = None,
+    student_bytes: Sequence[int] = (),
+    student_macs: Sequence[int] = (),
+    student_exits: bool = False,
+    epochs: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Distil a network into small students, each for one part of its last filters, and write them as one bundle to `out`.
+
+    Args:
+        recipe: a name in STUDENT_RECIPES.
+        out: the bundle's folder.
+        teacher: folder or name of the bundle to distil, for images; None = the recipe's. It is only read.
+        data: `digits`, `cifar10` (read from `data_dir`), or a path for `zpipe.datasets`: images with labels.
+        data_dir: as for `train_bundle`.
+        students: how many, 1 to MAX_PARTS; None = as many as there are bounds, or as the recipe says.
+        student_bytes: at most so many of each student's files, one for all of them or one per part; the first part is the largest.
+        student_macs: the same in multiply-adds for one sample.
+        student_exits: students have two stages, and an exit after the first.
+        epochs: passes over the training set; None = as the recipe says.
+        seed: of weights, order, augmentation and which parts are missing.
+        threads: torch's.
+        replace: as for `train_bundle`.
+        progress: called as work goes on, from this thread.
+
+    Returns:
+        The bundle, loaded and verified.
+
+    Raises:
+        BundleError: no such teacher, or a damaged one.
+        ConfigError: unknown recipe, a teacher without a linear layer at its end, data that does not fit, bounds that no student
+            meets, or `out` holds something else.
+        BackendUnavailable: a library of the extra `train` is absent.
+        ExecutorError: the exported stages disagree with torch.
+    """
+    require_libraries()
+    from zpipe.models.students.run import StudentOptions, run_students
+
+    options = StudentOptions(
+        recipe=recipe,
+        out=out,
+        teacher=teacher,
+        data=data,
+        data_dir=data_dir,
+        students=students,
+        student_bytes=tuple(student_bytes),
+        student_macs=tuple(student_macs),
+        student_exits=student_exits,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        replace=replace,
+    )
+    return run_students(options, progress or _silent)
 
 
 def head_notes(bundle: Bundle) -> tuple[str, ...]:

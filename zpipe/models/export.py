@@ -24,17 +24,18 @@ PARITY = 1e-4
 OPSET = 18
 
 
-def export_stages(network: MultiExitNet, example: npt.NDArray[Any], folder: Path) -> list[Path]:
+def export_stages(network: MultiExitNet, example: npt.NDArray[Any], folder: Path, *, first: int = 0) -> list[Path]:
     """Write `stageK.onnx` for every stage: input `input`, outputs `activation` (not in the last) and `logits`, any batch.
 
     Args:
         network: in eval mode.
         example: at least two samples `[batch, ...]`.
         folder: exists.
+        first: number of the first stage.
     """
     paths = []
     x = torch.from_numpy(example)
-    for index, stage in enumerate(network.stages):
+    for index, stage in enumerate(network.stages, first):
         path = folder / f"stage{index}.onnx"
         onnx.save_model(strip(_to_onnx(stage, x)), path)
         paths.append(path)

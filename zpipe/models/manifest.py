@@ -112,8 +112,10 @@ def stage_rows(trained: Trained, temperatures: Sequence[float]) -> list[Json]:
     return chain_rows(trained.network, trained.task.test.images[:2], classes=len(trained.task.classes), temperatures=temperatures)
 
 
-def chain_rows(network: MultiExitNet, example: npt.NDArray[Any], *, classes: int, temperatures: Sequence[float]) -> list[Json]:
-    """The manifest's `stages` of a network whose files are `stageK.onnx`; `example`: at least two samples."""
+def chain_rows(
+    network: MultiExitNet, example: npt.NDArray[Any], *, classes: int, temperatures: Sequence[float], first: int = 0
+) -> list[Json]:
+    """The manifest's `stages` of a network whose files are `stageK.onnx`, from K = `first`; `example`: at least two samples."""
     costs, tensors = stage_costs(network, example), stage_tensors(network, example)
     return [
         {
@@ -125,7 +127,9 @@ def chain_rows(network: MultiExitNet, example: npt.NDArray[Any], *, classes: int
             "parameters": parameters,
             "exit": {"classes": classes, "temperature": temperature},
         }
-        for index, ((before, after), (macs, parameters), temperature) in enumerate(zip(tensors, costs, temperatures, strict=True))
+        for index, ((before, after), (macs, parameters), temperature) in enumerate(
+            zip(tensors, costs, temperatures, strict=True), first
+        )
     ]
 
 
@@ -146,6 +150,13 @@ def training_rows(trained: Trained, parity_error: float) -> Json:
         "seconds": round(trained.seconds, 1),
         "onnx_parity_error": parity_error,
         "default_operating_point_rule": default_rule(trained.recipe.default_threshold_least),
+        **versions(),
+    }
+
+
+def versions() -> Json:
+    """What may change the result: libraries and the kind of machine."""
+    return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "machine": platform.machine(),
     }

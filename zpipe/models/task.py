@@ -26,6 +26,7 @@ class Task:
         calibration: temperatures and operating points are fitted on this, and nothing else.
         test: becomes the bundle's evaluation set; nothing is chosen on it.
         epochs: how long to train on this task; None = as the recipe says.
+        draws_anew: two epochs show other images; if not, only their order differs.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     calibration: Evaluation
     test: Evaluation
     epochs: int | None
+    draws_anew: bool = True
 
     @property
     def image_size(self) -> int:

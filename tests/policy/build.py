@@ -124,7 +124,7 @@ class DrivenSource:
 
     def tick(self, now: float, *, held: tuple[int, ...] = (), queue_length: int = 0) -> None:
         self.source.tick(
-            queue_length=queue_length, under_way=lambda key, attempt: key.sample in held, hindrance=lambda key: "", now=now
+            queue_length=queue_length, under_way=lambda key, attempt, part: key.sample in held, hindrance=lambda key: "", now=now
         )
 
     def outcomes(self) -> list[tuple[int, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from array import array
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 from zpipe.policy.allocation import chain_of
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
+from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.messages import (
     BanPeer,
     BlockedReceived,
@@ -57,6 +59,7 @@ class Shape:
 
     Attributes:
         sources: {rank: class of its samples}; rank 0 is one.
+        students: stages of each student; () is one chain of all.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -78,12 +81,44 @@ class Shape:
     min_share: float = 0.05
     max_batch_low: int = 0
     ageing_seconds: float = 0.0
+    students: tuple[int, ...] = ()
+    redundancy: str = "hedged"
 
     @property
     def stage_count(self) -> int:
-        return 1 + max(stage for hosted in self.stages for stage in hosted)
+        return sum(self.students) or 1 + max(stage for hosted in self.stages for stage in hosted)
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """Each student's first stage."""
+        return tuple(itertools.accumulate(self.students[:-1], initial=0))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Each student's last stage."""
+        return tuple(end - 1 for end in itertools.accumulate(self.students))
+
+    @property
+    def gates(self) -> ExitGates:
+        ends = tuple(stage in self.ends for stage in range(self.stage_count)) if self.students else ()
+        return ExitGates((1.0,) * self.stage_count, ends=ends, scores=bool(self.students))
+
+    @property
+    def fanout(self) -> FanoutConfig | None:
+        """With a class per set of parts, so that an answer's label tells which parts were joined (see `Mesh.scores`)."""
+        if not self.students:
+            return None
+        sets = range(1 << len(self.students))
+        bias = tuple(-0.5 * bin(each).count("1") for each in sets)
+        return FanoutConfig(self.firsts, self.ends, bias, (1.0,) * len(sets), self.redundancy)  # type: ignore[arg-type]
 
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
+        if self.students:
+            return tuple(
+                stage
+                for stage in self.stages[receiver]
+                if (sender in self.sources if stage in self.firsts else stage - 1 in self.stages[sender])
+            )
         raw = any(receiver in self.farther(sender, source) for source in self.sources)
         raw = raw or (sender in self.sources and 0 not in self.stages[sender])
         hosted = self.stages[receiver]
@@ -151,11 +186,12 @@ class Shape:
                 options=self.options,
                 when_full=self.when_full,  # type: ignore[arg-type]
                 waiting=self.waiting,
+                fanout=self.fanout,
             )
         return NodeConfig(
             rank=rank,
             stages=self.stages[rank],
-            gates=ExitGates((1.0,) * self.stage_count),
+            gates=self.gates,
             neighbours=tuple(neighbours),
             nearer={other: self.nearer(rank, other) for other in others},
             beside={other: self.beside(rank, other) for other in others},
@@ -344,9 +380,14 @@ class Mesh:
             for task, threshold in zip(command.tasks, command.gate.thresholds, strict=True)
         ]
         exited = [command.gate.last or answer[0] for answer in answers]
-        self.tell(
-            rank, StageCompleted(command.run, exited, [answer[1] for answer in answers], [answer[2] for answer in answers], seconds)
-        )
+        labels, confidences = [answer[1] for answer in answers], [answer[2] for answer in answers]
+        scores = [self.scores(task.part, task.key.sample) for task in command.tasks] if command.gate.scores else ()
+        self.tell(rank, StageCompleted(command.run, exited, labels, confidences, seconds, (), scores))
+
+    def scores(self, part: int, sample: int) -> bytes:
+        """A student's: more for every set of parts that holds its own, so that the sum is largest for just the set that is in."""
+        sets = range(1 << len(self.shape.students))
+        return array("f", [(1.0 + sample % 7) * (each >> part & 1) for each in sets]).tobytes()
 
     def _carry(self, sender: int, receiver: int, plane: str, command: Any, event: Event, *, epoch: int | None = None) -> None:
         """A frame on a FIFO link. It vanishes with its connection."""

@@ -114,6 +114,29 @@ rules below by their numbers.
   A9. Chains (ar-mdi, ms-mdi): the nodes of a chain from a source share its stages out in proportion to their measured rates, or to
       what other sources leave of them. Each tells its neighbours on the chain the sum of rates on its side; a task goes on once
       its next stage lies beyond this node's part.
+
+**F. Students that share a sample** (RoCoIn, arXiv:2406.14185; `SourceConfig.fanout`). A *part* is a student's index; its
+*replicas* are the nodes that host the student's first stage and are this source's neighbours, or the source itself; a *copy* is
+a task for one part of a sample, numbered per part by `attempt`. Other nodes need no rule of their own: a copy is an ordinary
+task with `part` set, and its student ends where the gate says so.
+  F1. An admitted sample is one copy per part (`failover`, `hedged`), or one per replica (`all`). Copies wait in the source's
+      outbox, per part, not in O: no replica and no part holds up another. A sample is let in while fewer than `own_slots`
+      copies wait there and some part has a replica.
+  F2. A part's first sound answer counts (D2): it brings the student's scores. With every part in, the source joins them (the
+      sum and a bias, softmax at the temperature of just these parts) and the sample ends as result. It ends so, too, once
+      every part that is not in is missing, and at its deadline, if one part is in; the result says which are missing. With
+      none it expires, or has failed where all parts have.
+  F3. A part is missing when no copy of it is out and no replica takes one: none is connected, speaks (R5) and accepts (R6).
+      Nobody waits for it. If a replica comes back while the sample is open, it gets a copy.
+  F4. A copy goes to a replica when that can take it: with credit (C2, C8) and no copy of this part of the sample; first to
+      those that were not given it before, then where it is done first, by transfer, backlog and service time. The source
+      gives itself one likewise, if it has an own slot. A copy that is Lost is followed by another at once, unless one is out
+      already (R2); at the second stage failure the part is missing (R4). The timer is per copy, with the budget of R3.
+  F5. `hedged`: a copy that is out for longer than its part's smoothed sojourn and two deviations is late, and another goes to
+      a second replica, now or as soon as one can take it; the second may be late as well. A budget holds: half of the
+      samples, and 10.
+  F6. What is still queued at the source for a part that is in is dropped. Replicas are told nothing: what they work on comes
+      as a second result, or is below `oldest` (S5).
 """
 
 from __future__ import annotations

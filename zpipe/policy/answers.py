@@ -89,7 +89,7 @@ class Answers:
             if row.key.source != self._rank:
                 self._pass_on(row, peer)
             elif self._source is not None:
-                self._source.lost(row, held=self._tasks.holds(row.key), now=now)
+                self._source.lost(row, held=self._tasks.holds(row.key, row.part), now=now)
 
     def _pass_on(self, row: ResultRow | LostRow, whence: int) -> None:
         hop = self._hop(row.key[0], whence)

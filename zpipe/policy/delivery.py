@@ -307,9 +307,8 @@ class Source:
             return
         entry.cause = row.cause
         if row.shut_out_by >= self.session:
-            if row.shut_out_by < MAX_SESSION and now >= self._raise_at:
-                self._raise_session(row, now=now)
-            return  # at once it would be shut out again: the timer tries (R3)
+            self._shut_out(row, now=now)
+            return
         if row.cause.startswith("stage-failed"):
             entry.stage_failures += 1
             if entry.stage_failures >= MAX_STAGE_FAILURES:
@@ -322,7 +321,7 @@ class Source:
         self,
         *,
         queue_length: int,
-        under_way: Callable[[SampleKey, int], bool],
+        under_way: Callable[[SampleKey, int, int], bool],
         hindrance: Callable[[SampleKey], str],
         now: float,
     ) -> None:
@@ -330,7 +329,7 @@ class Source:
 
         Args:
             queue_length: of this node.
-            under_way: whether an attempt is here or on a link of this node.
+            under_way: whether an attempt of a part is here or on a link of this node.
             hindrance: why a sample that is here can't go on, in words; "" where it can, or is not here.
             now: the time.
         """
@@ -338,10 +337,7 @@ class Source:
             _, sample = heapq.heappop(self._deadlines)
             entry = self._open.get(sample)
             if entry is not None:
-                if entry.attempt == 1:  # of a later one the loss was the cause, not the queues
-                    self._forecast.expired()
-                    self._pressed = True
-                self._resolve(sample, "expired", now=now, cause=self._why_expired(entry, hindrance))
+                self._expire(entry, hindrance, now=now)
         while self._retransmits and self._retransmits[0][0] <= now:
             _, sample, attempt = heapq.heappop(self._retransmits)
             entry = self._open.get(sample)
@@ -361,7 +357,14 @@ class Source:
         while retransmits and not self._is_standing(retransmits[0][1], attempt=retransmits[0][2]):
             heapq.heappop(retransmits)
 
-    def _start(self, entry: OpenSample, *, now: float) -> Task:
+    def _expire(self, entry: OpenSample, hindrance: Callable[[SampleKey], str], *, now: float) -> None:
+        if entry.attempt == 1:  # of a later one the loss was the cause, not the queues
+            self._forecast.expired()
+            self._pressed = True
+        self._resolve(entry.sample, "expired", now=now, cause=self._why_expired(entry, hindrance))
+
+    def _start(self, entry: OpenSample, *, now: float) -> Task | None:
+        """The task of its next attempt; None from a source that keeps the copies it makes (zpipe.policy.fanout)."""
         sample, attempt = entry.sample, entry.attempt + 1
         entry.attempt, entry.sent_at = attempt, now
         if attempt == 1:
@@ -382,8 +385,13 @@ class Source:
             since=now,
         )
 
-    def _raise_session(self, row: LostRow, *, now: float) -> None:
-        """Rule S5: an open sample of the present session is never old, so a clock was set back, or somebody lied about us."""
+    def _shut_out(self, row: LostRow, *, now: float) -> None:
+        """Rule S5: an open sample of the present session is never old, so a clock was set back, or somebody lied about us.
+
+        At once it would be shut out again: else the timer tries (R3).
+        """
+        if row.shut_out_by >= MAX_SESSION or now < self._raise_at:
+            return
         self.session = row.shut_out_by + 1
         self._sessions.append(self.session)
         self._raise_at = now + RAISE_SECONDS * min(RAISE_FACTOR, 2**self.counts.sessions)
@@ -399,13 +407,13 @@ class Source:
         self.counts.resubmitted += 1
         self._again.append(entry.sample)
 
-    def _retransmit(self, entry: OpenSample, *, under_way: Callable[[SampleKey, int], bool], now: float) -> None:
+    def _retransmit(self, entry: OpenSample, *, under_way: Callable[[SampleKey, int, int], bool], now: float) -> None:
         """Rule R3: what is here or still on a link is not lost, and what may not be submitted again yet waits for another round."""
         due_at = entry.sent_at + self._retransmit_seconds(entry)  # the load may have grown since it was sent
         budget = RESUBMIT_SHARE * self.counts.results + RESUBMIT_FREE
         allowed = self.counts.resubmitted - self._raise_again < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
         key = SampleKey(self.rank, self.session, entry.sample)
-        if due_at <= now and allowed and not under_way(key, entry.attempt):
+        if due_at <= now and allowed and not under_way(key, entry.attempt, 0):
             self.counts.by_timer += 1
             self._resubmitted_at = now
             entry.timeouts += 1

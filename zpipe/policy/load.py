@@ -68,6 +68,10 @@ class Load:
         if self.lookahead is not None:
             self.lookahead.forget()
 
+    def service_seconds(self, stage: int) -> float:
+        """Gamma of a stage hosted here."""
+        return self._service[stage] if stage in self._service else self._guess()
+
     def backlog(self, now: float) -> dict[int, float]:
         """{stage: seconds of work here}: I, what runs by what is left of it, and O as far as this node may take it back (A3)."""
         tasks, output, service = self._tasks, self._tasks.output, self._service

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from zpipe.model import LostRow, ResultRow
 from zpipe.policy.answers import Answers
 from zpipe.policy.delivery import Source
+from zpipe.policy.dispatch import Dispatch
+from zpipe.policy.entry import Entry
+from zpipe.policy.fanout import FanoutSource
 from zpipe.policy.links import HEARTBEAT_SECONDS, Links
 from zpipe.policy.load import Load
 from zpipe.policy.messages import (
@@ -38,7 +41,7 @@ from zpipe.policy.tasks import TaskTable
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Sized
 
     from zpipe.model import SampleKey, Task
     from zpipe.policy.messages import Command, Event
@@ -67,7 +70,11 @@ class NodePolicy:
             assert set(neighbour.lanes_in) <= set(config.stages), f"lanes {neighbour.lanes_in} lead to stages {config.stages} (L3)"
         self.config = config
         self.counts = NodeCounts()
-        self.source = Source(config.source, rank=config.rank) if config.source else None
+        self.source: Source | None = None
+        if config.source is not None and config.source.fanout is not None:
+            self.source = FanoutSource(config.source, rank=config.rank, own_slots=config.own_slots)
+        elif config.source is not None:
+            self.source = Source(config.source, rank=config.rank)
         self._links = Links(config, self.counts)
         self._service = dict(config.service_seconds)
         offload = OFFLOADS[config.offload](config.output_threshold)
@@ -115,6 +122,21 @@ class NodePolicy:
             load=self._load,
             rng=rng,
         )
+        self._entry: Entry | Dispatch | None = None
+        self._waiting: Mapping[int, Sized] = self._tasks.output  #: {lane: what waits for it}
+        if isinstance(self.source, FanoutSource):
+            self._entry = Dispatch(
+                config,
+                self.source,
+                tasks=self._tasks,
+                links=self._links,
+                outlet=self._outlet,
+                load=self._load,
+                counts=self.counts,
+            )
+            self._waiting = self._entry.waiting
+        elif self.source is not None:
+            self._entry = Entry(self.source, tasks=self._tasks, own_slots=config.own_slots, place=self._place, counts=self.counts)
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._ends = config.gates.ends
         self._most_runs = config.runs  #: 0 once the executor was lost
@@ -266,6 +288,7 @@ class NodePolicy:
 
     def _on_submitted(self, event: SampleSubmitted, now: float) -> None:
         assert self.source is not None, "samples are submitted at a source"
+        assert self._entry is not None
         self.source.submit(
             event.sample,
             deadline=event.deadline,
@@ -274,7 +297,7 @@ class NodePolicy:
             weight=event.weight,
             now=now,
         )
-        self._admit(self.source, now)  # at once: the next sample of the same turn should find the room this one left
+        self._entry.admit(self._commands, now)  # at once: the next sample of the same turn should find the room this one left
 
     def _on_tasks(self, event: TaskReceived, now: float) -> None:
         tasks, peer = self._tasks, event.peer
@@ -399,9 +422,10 @@ class NodePolicy:
     def _hand_over(self, task: Task, now: float) -> None:
         """A task that would run here, had this node an executor: to O, or back to its source. Its own samples wait (S5)."""
         self.counts.handed_over += 1
-        if task.stage in self._tasks.output:
+        shared = task.peer < 0 and isinstance(self.source, FanoutSource)  # another replica takes it, from its first stage
+        if task.stage in self._tasks.output and not shared:
             self._tasks.to_output(task, now)
-        elif task.peer < 0:
+        elif task.peer < 0 and not shared:
             self._tasks.to_input(task, now)
         else:
             self._tasks.drop(task)
@@ -433,7 +457,7 @@ class NodePolicy:
 
         It runs after every event, so each step looks first whether there is anything to do.
         """
-        commands, tasks, source, links = self._commands, self._tasks, self.source, self._links
+        commands, tasks, source, entry, links = self._commands, self._tasks, self.source, self._entry, self._links
         if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
             length = tasks.input_length + tasks.output_length
             source.tick(queue_length=length, under_way=self._under_way, hindrance=self._hindrance, now=now)
@@ -441,12 +465,12 @@ class NodePolicy:
         if links.returned:
             links.returned = False
             self._answers.retry()
-        if source is not None and 0 in tasks.output:
-            self._admit(source, now)  # raw inputs may go out in this very round
+        if entry is not None and 0 in tasks.output:
+            entry.admit(commands, now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._outlet.flush(commands, now)
-        if source is not None:
-            self._admit(source, now)
+        if entry is not None:
+            entry.admit(commands, now)
         runs: Sequence[RunStage] = ()
         if len(self._runs) < self._most_runs and (tasks.input_length or (tasks.output_length and self._outlet.takes_back)):
             runs = self._choose_runs(now)
@@ -461,7 +485,7 @@ class NodePolicy:
                 links.grant(commands, now)
                 break
         if report_due:
-            links.report(self._load.report(accepting=self._accepting, now=now), commands, waiting=tasks.output, now=now)
+            links.report(self._load.report(accepting=self._accepting, now=now), commands, waiting=self._waiting, now=now)
             self._reported_at, self._reported_length = now, tasks.input_length + self._rows_running
             self._look_at, self._due_at = now + self._least_seconds, now + self.config.report_seconds
             self._told_accepting = self._accepting
@@ -487,9 +511,9 @@ class NodePolicy:
         self._slept_seconds = 0.0
         return True
 
-    def _under_way(self, key: SampleKey, attempt: int) -> bool:
+    def _under_way(self, key: SampleKey, attempt: int, part: int) -> bool:
         """Whether an attempt is here, or on a link of this node: it is not lost, or the link will say so (C7, R1)."""
-        return self._tasks.holds(key) or self._links.on_the_way(key, attempt)
+        return self._tasks.holds(key, part) or self._links.on_the_way(key, attempt, part)
 
     def _hindrance(self, key: SampleKey) -> str:
         """Why an own sample that waits here for a stage can't go on, "" where that is a matter of time."""
@@ -506,24 +530,9 @@ class NodePolicy:
             why.append(f"this node lost its executor: {self._lost_executor}")
         return f"waiting for stage {task.stage}: {', '.join(why)}"
 
-    def _admit(self, source: Source, now: float) -> None:
-        """New attempts, while admission (D4) and own slots (C1) allow."""
-        tasks, (again, waiting) = self._tasks, source.queues
-        while (waiting or again) and tasks.own_held < self.config.own_slots:
-            task = source.next_task(now=now)
-            if task is None:
-                return
-            other = tasks.held.get((task.key, task.part))
-            if other is not None:  # a ring brought the earlier attempt back here: it is further on (S2)
-                self.counts.met_again += 1
-                other.attempt = task.attempt
-                continue
-            tasks.hold(task)
-            self._place(task, now)
-
     def _choose_runs(self, now: float) -> list[RunStage]:
         """Finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
-        tasks, source, chosen = self._tasks, self.source, []
+        tasks, entry, chosen = self._tasks, self._entry, []
         ranked = tasks.ranked and self._outlet.takes_back
         while len(self._runs) < self._most_runs:
             if ranked:
@@ -533,8 +542,8 @@ class NodePolicy:
             batch = tasks.take_batch(self.config.max_batch, self._service, now)
             if batch:
                 chosen.append(self._start_run(tuple(batch), now))
-            if source is not None:
-                self._admit(source, now)
+            if entry is not None:
+                entry.admit(self._commands, now)
         return chosen
 
     def _start_run(self, rows: tuple[Task, ...], now: float) -> RunStage:

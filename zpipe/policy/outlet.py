@@ -221,7 +221,7 @@ class Outlet:
                 assert neighbour.outgoing is not None
                 assert neighbour.outgoing.epoch is not None
                 frame = []
-                frames[name] = frame, self._frame_rows(neighbour, lane, lower=task.priority < self._highest)
+                frames[name] = frame, self.frame_rows(neighbour, lane, lower=task.priority < self._highest)
                 commands.append(Forward(neighbour.config.rank, neighbour.outgoing.epoch, lane, frame))
             frame.append(task)
 
@@ -261,11 +261,11 @@ class Outlet:
                 assert neighbour.outgoing is not None
                 assert neighbour.outgoing.epoch is not None
                 frame = []
-                frames[rank] = frame, self._frame_rows(neighbour, lane)
+                frames[rank] = frame, self.frame_rows(neighbour, lane)
                 commands.append(Forward(rank, neighbour.outgoing.epoch, lane, frame))
             frame.append(task)
 
-    def _frame_rows(self, neighbour: Neighbour, lane: int, *, lower: bool = False) -> int:
+    def frame_rows(self, neighbour: Neighbour, lane: int, *, lower: bool = False) -> int:
         """A2: how many tasks of a lane a frame holds. More than a batch's only where the first hardly waits for the last.
 
         Of a class below the highest no more at all: who comes behind it would wait for it.

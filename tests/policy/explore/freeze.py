@@ -28,6 +28,7 @@ from typing import Any
 from zpipe.policy.credit import IncomingLink
 from zpipe.policy.delivery import DeliveryCounts, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
+from zpipe.policy.fanout import FanoutConfig, FanoutCounts
 from zpipe.policy.links import Links
 from zpipe.policy.node import NodePolicy
 from zpipe.policy.outlet import Outlet
@@ -46,7 +47,7 @@ class NoDice(random.Random):
 
 NO_DICE = NoDice()
 #: Never changed after they were made: shared between copies, and no part of the state.
-CONSTANT = (NodeConfig, NeighbourConfig, SourceConfig, ExitLadder, ExitGates, NodeCounts, NoDice)
+CONSTANT = (NodeConfig, NeighbourConfig, SourceConfig, FanoutConfig, ExitLadder, ExitGates, NodeCounts, NoDice)
 #: {class: fields that no decision reads}
 LEFT_OUT: dict[type, frozenset[str]] = {
     NodePolicy: frozenset({"_next_run", "_runs"}),
@@ -55,6 +56,7 @@ LEFT_OUT: dict[type, frozenset[str]] = {
     Links: frozenset({"changed"}),
     IncomingLink: frozenset({"gaps", "repeats", "overruns"}),
     DeliveryCounts: frozenset({"submitted", "admitted", "second_results", "strangers"}),
+    FanoutCounts: frozenset({"submitted", "second_results", "strangers", "copies", "partial", "unsound"}),
 }
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 _FIELDS: dict[type, tuple[str, ...]] = {}

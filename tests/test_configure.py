@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from tests.runtime.mesh import HALF
 from zpipe.bundle import load_bundle, manifest_digest
 from zpipe.codecs import load_bottleneck
-from zpipe.configure import lane_bytes, load_checked
+from zpipe.configure import lane_bytes, load_checked, prepare
 from zpipe.errors import BundleError, TopologyError
 from zpipe.topology import from_dict
 
@@ -62,6 +63,23 @@ def test_links_know_the_bytes_of_a_task_under_their_codec() -> None:
     assert [round(measured[cut + 1]) for cut in range(4)] == [round(size) for size in bundle.codecs["int8+zstd"].cut_bytes]
     assert lane_bytes(bundle.emulated(), "int8+zstd")[1] == measured[1] + 4
     assert lane_bytes(bundle.emulated(), "fp16") == {0: 3076, 1: 8196, 2: 2052, 3: 1028, 4: 1540}
+
+
+def test_auto_inputs_are_decided_for_each_source_and_nobody_runs_another_topology() -> None:
+    """Raw inputs are fewer bytes than what is left after stage 0 where links carry that as it is, and more where they pack it."""
+    nodes = [{"rank": rank, "stages": [0, 1, 2, 3, 4]} for rank in range(3)]
+    links = [{"between": [0, 1], "codec": "none"}, {"between": [1, 2], "codec": "int8"}]
+    plain = {"name": "three", "bundle": str(HALF), "nodes": nodes, "links": links, "sources": [0, 2]}
+    as_written = from_dict({**plain, "policy": {"offload": "pa-mdi", "offload_input": "auto"}})
+    prepared, _ = prepare(as_written)
+    assert (prepared.may_send_input(0), prepared.may_send_input(2)) == (True, False)
+    assert (prepared.farther(0, 1), prepared.farther(2, 1), prepared.farther(1, 0)) == ((0,), (), ())
+    assert (as_written.farther(0, 1), as_written.farther(2, 1)) == ((0,), (2,)), "open: every lane there may be"
+    assert prepared.digest() == as_written.digest(), "who looks at the nodes compares with the file"
+    assert prepare(from_dict(prepared.to_dict()))[0] == prepared, "as does a child process, which decides anew"
+    never = replace(prepared, policy=replace(prepared.policy, offload_input="no"))
+    assert never.digest() != prepared.digest()
+    assert never.farther(0, 1) == ()
 
 
 @pytest.mark.parametrize(

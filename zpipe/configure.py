@@ -20,7 +20,7 @@ from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, OffloadInput, Redundancy, SourceSpec, Topology, baseline, check
+from zpipe.topology import DEFAULT_POINT, NO_EXIT, Redundancy, SourceSpec, Topology, baseline, check
 
 #: Admission strategies under which a source's thresholds change as it runs.
 MOVES_THRESHOLDS = (MdiThreshold.name,)
@@ -33,11 +33,15 @@ def prepare(topology: Topology) -> tuple[Topology, Bundle]:
         BundleError, TopologyError: as `load_checked`.
     """
     bundle = load_checked(topology)
-    policy = topology.policy
-    if policy.offload_input == "auto":
-        chosen: OffloadInput = "yes" if input_is_cheaper(bundle, _mean_bytes(topology, bundle, topology.source.rank)) else "no"
-        topology = replace(topology, policy=replace(policy, offload_input=chosen))
-    return topology, bundle
+    return with_inputs_decided(topology, bundle), bundle
+
+
+def with_inputs_decided(topology: Topology, bundle: Bundle) -> Topology:
+    """The same topology, `offload_input: auto` decided for each source by the links of its own node; the digest stays."""
+    if topology.policy.offload_input != "auto":
+        return topology
+    cheaper = [spec.rank for spec in topology.sources if input_is_cheaper(bundle, _mean_bytes(topology, bundle, spec.rank))]
+    return replace(topology, policy=replace(topology.policy, inputs_of=tuple(cheaper)))
 
 
 def load_checked(topology: Topology) -> Bundle:

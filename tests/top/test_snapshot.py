@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +164,8 @@ def test_nodes_of_another_topology_are_named() -> None:
     stranger.topology_digest = "other"
     (snapshot,) = snapshots([up(0, 100.0), up(1, 100.0), stranger])
     assert snapshot.notes == ("rank 2 runs another topology than this one, in which links and sources may be others",)
+    both = [up(0, 100.0), *[replace(up(rank, 100.0), topology_digest="other") for rank in (1, 2)]]
+    assert snapshots(both)[0].notes[0].startswith("ranks 1, 2 run another topology")
 
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0])

@@ -16,6 +16,7 @@ from zpipe.calibrate.table import DEFAULT_RULE, TARGETS, Rule
 from zpipe.calibrate.temperature import Variant
 from zpipe.calibrate.timing import exit_seconds
 from zpipe.calibrate.write import write_study
+from zpipe.configure import with_inputs_decided
 from zpipe.datasets import Labelled, is_cifar10, read_labelled, read_splits
 from zpipe.errors import ConfigError
 from zpipe.topology import Topology, check
@@ -72,7 +73,7 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
     seconds = None
     if options.topology is not None:
         check(options.topology, len(bundle.stages), bundle.student_stages)
-        seconds = exit_seconds(options.topology, bundle, device=options.device)
+        seconds = exit_seconds(with_inputs_decided(options.topology, bundle), bundle, device=options.device)
     fitted, tested = _images(bundle, options)
     if options.write:
         require_originals(bundle.calibration().digit if fitted is None else fitted.data.digit)

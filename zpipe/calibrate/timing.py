@@ -23,7 +23,7 @@ def exit_seconds(topology: Topology, bundle: Bundle, *, device: str) -> tuple[fl
     answer goes back over the links with the least latency. Nothing queues: this is the least a sample can take.
 
     Args:
-        topology: checked against the bundle; its first source counts.
+        topology: checked against the bundle, `offload_input` decided; its first source counts.
         bundle: says multiply-adds and bytes.
         device: profile of the nodes that name none.
 
@@ -35,7 +35,7 @@ def exit_seconds(topology: Topology, bundle: Bundle, *, device: str) -> tuple[fl
     devices = {node.rank: load_device(node.device or device) for node in topology.nodes if node.stages}
     sizes = {codec: lane_bytes(bundle, codec) for codec in {link.codec for link in topology.links}}
     back = _latencies(topology, source)
-    may_send_input = 0 not in topology.node(source).stages or topology.policy.offload_input == "yes"
+    may_send_input = 0 not in topology.node(source).stages or topology.may_send_input(source)
     # Dijkstra over (stage that is waited for, node): run it here, or send the task to a neighbour that hosts the stage.
     best: dict[State, float] = {(0, source): 0.0}
     done: list[float] = [math.inf] * len(bundle.stages)

@@ -277,7 +277,8 @@ class History:
         others = [str(track.seen.rank) for track in there if track.seen.topology_digest != self.digest]
         if not others:
             return ()
-        return (f"rank {', '.join(others)} runs another topology than this one, in which links and sources may be others",)
+        who = f"rank {others[0]} runs" if len(others) == 1 else f"ranks {', '.join(others)} run"
+        return (f"{who} another topology than this one, in which links and sources may be others",)
 
     def _links(self, track: _Track, node: NodeRow) -> list[LinkRow]:
         rank, stats = node.rank, track.stats

@@ -44,7 +44,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         exit: default             an operating point of the bundle, `default` for its own choice, or `no-exit`
         report_interval: 100 ms
         output_threshold: 50      T_O of MDI-Exit's Alg. 1
-        offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: where they are fewer bytes
+        offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: those of sources on whose
+                                  links they are fewer bytes than what is left to send after stage 0
         order: fifo               fifo or priority (pa-mdi: priority): by class, then age (policy rule A7); with priority also
         min_share: 0.05           of each node's time, for every class that waits below another
         max_batch_low: 0          most tasks in a batch of any class but the highest; 0 = the node's max_batch

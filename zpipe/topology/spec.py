@@ -176,6 +176,8 @@ class PolicySpec:
         output_threshold: T_O of MDI-Exit's Alg. 1, tasks.
         offload_input: whether raw inputs may go out, from their source and away from it; `auto`: where they are fewer bytes than
             what goes on after stage 0.
+        inputs_of: of `auto`, the sources whose raw inputs may go out, by rank; None while that is open. No part of `canonical`:
+            it follows from the rest and the bundle, and an observer has no bundle.
         order: of service; `priority`: by class, then age (policy rule A7).
         min_share: of each node's time, 0..1, for every class that waits below another.
         max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
@@ -189,6 +191,7 @@ class PolicySpec:
     report_interval_seconds: float = 0.1
     output_threshold: int = 50
     offload_input: OffloadInput = "no"
+    inputs_of: tuple[int, ...] | None = None
     order: Order = "fifo"
     min_share: float = 0.05
     max_batch_low: int = 0
@@ -322,11 +325,16 @@ class Topology:
 
     def farther(self, sender: int, receiver: int) -> tuple[int, ...]:
         """Sources of which a raw input may go from `sender` on to `receiver`, which is farther from them."""
-        if self.policy.offload_input == "no":
-            return ()
         hosts = self.nodes[sender].stages
-        ways = [(source.rank, self.hops(source.rank)) for source in self.sources]
+        ways = [(source.rank, self.hops(source.rank)) for source in self.sources if self.may_send_input(source.rank)]
         return tuple(source for source, hops in ways if hops[receiver] > hops[sender] and (sender == source or 0 in hosts))
+
+    def may_send_input(self, source: int) -> bool:
+        """Whether raw inputs of that source may go out (`offload_input`); while `auto` is open, they may."""
+        policy = self.policy
+        if policy.offload_input == "auto" and policy.inputs_of is not None:
+            return source in policy.inputs_of
+        return policy.offload_input != "no"
 
     def downstream(self, rank: int) -> tuple[int, ...]:
         """Neighbours this node may forward tasks to, rising."""

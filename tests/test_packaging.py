@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BUNDLE = "digits-mobilenetv2"
+BUNDLES = ("digits-mobilenetv2", "digits-rocoin")
 DATA = "zpipe/data"
 
-pytestmark = pytest.mark.skipif(not (ROOT / "engines" / BUNDLE / "manifest.json").exists(), reason=f"engines/{BUNDLE} is not there")
+pytestmark = pytest.mark.skipif(
+    not all((ROOT / "engines" / name / "manifest.json").exists() for name in BUNDLES), reason="a bundle of the wheel is not there"
+)
 
 
 def run(*command: str | Path, cwd: Path, seconds: float) -> str:
@@ -64,13 +66,14 @@ def test_the_wheel_holds_every_topology(contents: set[str]) -> None:
     assert shipped == {f"{DATA}/topologies/{path.relative_to(there).as_posix()}" for path in there.rglob("*.yaml")}
 
 
-def test_the_wheel_holds_the_digits_bundle_complete_and_no_other(contents: set[str]) -> None:
+def test_the_wheel_holds_its_bundles_complete_and_no_other(contents: set[str]) -> None:
     shipped = {name for name in contents if name.startswith(f"{DATA}/engines/")}
-    folder = ROOT / "engines" / BUNDLE
-    tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", folder, cwd=ROOT, seconds=10).split()
+    folders = [ROOT / "engines" / name for name in BUNDLES]
+    tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *folders, cwd=ROOT, seconds=10).split()
     assert {f"{DATA}/{name}" for name in tracked} == shipped
-    stages = {stage["file"] for stage in json.loads((folder / "manifest.json").read_text())["stages"]}
-    assert {f"{DATA}/engines/{BUNDLE}/{file}" for file in stages} <= shipped
+    for folder in folders:
+        stages = {stage["file"] for stage in json.loads((folder / "manifest.json").read_text())["stages"]}
+        assert {f"{DATA}/engines/{folder.name}/{file}" for file in stages} <= shipped
 
 
 def test_engines_built_on_this_machine_stay_here(contents: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,62 @@ def report_of(log: RunLog, **changes: Any) -> dict[str, Any]:
         "shared_machine": True,
     }
     return build_report(log, **(known | changes))
+
+
+# ---- students ----------------------------------------------------------------------------------
+
+#: Test accuracy of each set of two parts.
+PARTS = (0.25, 0.6, 0.7, 0.9)
+
+
+def of_students() -> dict[str, Any]:
+    """Three answers of both parts, two of them right, and two without part 1, one of them right."""
+    log = log_of(0, 0, 0, 0, 0)
+    for sample, (label, missing) in enumerate([(0, ()), (0, (1,)), (1, ()), (0, ()), (2, (1,))]):
+        outcome = result(sample, label=label, stage=1)
+        assert outcome.result is not None
+        log.outcome(replace(outcome, result=replace(outcome.result, missing=missing)), now=0.5)
+    return report_of(log, parts=PARTS)
+
+
+def test_answers_of_students_are_counted_by_what_was_missing() -> None:
+    report = of_students()
+    check_schema(report)
+    assert report["missing"] == [
+        {"parts": [], "samples": 3, "share": 0.6, "accuracy": pytest.approx(2 / 3), "expected": 0.9},
+        {"parts": [1], "samples": 2, "share": 0.4, "accuracy": 0.5, "expected": 0.6},
+    ]
+    assert (report["exits"], report["mean_macs"]) == ([], None)
+
+
+def test_report_of_students_shows_missing_parts_in_place_of_exits() -> None:
+    console = Console(width=80, record=True)
+    with console.capture() as shown:
+        console.print(render(of_students()))
+    lines = [" ".join(line.split()) for line in shown.get().splitlines()]
+    assert "missing parts answers share accuracy on test" in lines
+    assert "none 3 60.0 % 66.7 % 90.0 %" in lines
+    assert "1 2 40.0 % 50.0 % 60.0 %" in lines
+    assert not any(line.startswith(("exit", "multiply-adds")) for line in lines)
+
+
+def test_a_set_of_parts_that_nobody_missed_is_no_row_but_that_of_none_is() -> None:
+    assert report_of(log_of(), parts=PARTS)["missing"] == [
+        {"parts": [], "samples": 0, "share": 0.0, "accuracy": None, "expected": 0.9}
+    ]
+    assert "missing" not in report_of(log_of())
+
+
+def test_samples_say_which_parts_were_missing(tmp_path: Path) -> None:
+    log = log_of(0, 0)
+    outcome = result(1)
+    assert outcome.result is not None
+    log.outcome(result(0), now=0.5)
+    log.outcome(replace(outcome, result=replace(outcome.result, missing=(0, 7))), now=0.5)
+    log.save(tmp_path / "log.npz")
+    RunLog.load(tmp_path / "log.npz").samples_jsonl(tmp_path / "samples.jsonl")
+    found = [json.loads(line).get("missing") for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert found == [None, [0, 7]]
 
 
 # ---- counting from ids -------------------------------------------------------------------------

@@ -178,6 +178,7 @@ class Run:
             sources=sources,
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(config) for rank, config in configs.items()}),
+            parts=() if bundle.join is None else bundle.join.test,
         )
         # Else nobody could tell from a report that its links were slow on purpose.
         shares_of_cores = {str(rank): share for rank, share in sorted(options.cpu_shares.items())}

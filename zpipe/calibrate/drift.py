@@ -121,12 +121,14 @@ class Reference:
 
     @classmethod
     def of(cls, bundle: Bundle, thresholds: Sequence[float]) -> Reference | None:
-        """What the bundle's calibration split says under these thresholds (one per stage); None where it has none.
+        """What the bundle's calibration split says under these thresholds (one per stage).
+
+        None where it has none, or has students: how sure they are together no stage says.
 
         Raises:
             BundleError: its file is damaged.
         """
-        if bundle.calibration_file is None:
+        if bundle.calibration_file is None or bundle.students:
             return None
         found = bundle.calibration()
         temperatures = [stage.exit_head.temperature for stage in bundle.stages if stage.exit_head is not None]

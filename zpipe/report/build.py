@@ -117,6 +117,7 @@ def build_report(
     sources: Sequence[Described] = (),
     promises: Mapping[int, tuple[float, Promise]] | None = None,
     drift: Mapping[int, dict[str, Any]] | None = None,
+    parts: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The report of one run, JSON values only, no NaN.
 
@@ -140,11 +141,14 @@ def build_report(
         sources: those of the run, each with a row of the report even where it offered nothing.
         promises: {source: (the accuracy it wants, what the bundle's table promises)}.
         drift: {source: what the drift test said of its answers}, where it could be done.
+        parts: of students, the test accuracy of each set of parts (`zpipe.bundle.Join`). Their answers are joined, no stage's: the
+            report then has `missing`, a row for each set of parts that was not in, and nothing of exits and multiply-adds.
     """
     columns = log.columns()
     answered = columns["kind"] == KINDS.index("result")
-    exits = _exit_rows(columns, answered, len(stage_macs))
-    mean_macs = float(np.dot([row["share"] for row in exits], np.cumsum(stage_macs))) if answered.any() else None
+    stages = 0 if parts else len(stage_macs)
+    exits = _exit_rows(columns, answered, stages)
+    mean_macs = float(np.dot([row["share"] for row in exits], np.cumsum(stage_macs))) if exits and answered.any() else None
     tasks, cpu, stage_cpu = (sum(node[key] or 0 for node in nodes) for key in ("tasks", "cpu_s", "stage_cpu_s"))
     report = {
         "schema": SCHEMA,
@@ -164,7 +168,7 @@ def build_report(
         "goodput_hz": int((answered & ~columns["late"]).sum()) / seconds if seconds else 0.0,
         "latency_ms": spread(1e3 * columns["latency"][answered]),
         "queueing_ms": spread(1e3 * columns["queued"][answered]),
-        "latency_curve": latency_curve(columns, answered, len(stage_macs)),
+        "latency_curve": latency_curve(columns, answered, stages),
         "accuracy": _accuracy(columns, answered),
         "mean_macs": mean_macs,
         "mean_macs_share": mean_macs / sum(stage_macs) if mean_macs is not None else None,
@@ -177,8 +181,9 @@ def build_report(
             for row in _source_rows(log, columns, answered, seconds, sources)
         ],
         "operating_points": point_rows(operating_points, sum(stage_macs)),
-        "severities": _severity_rows(columns, answered, severity, len(stage_macs)),
+        "severities": _severity_rows(columns, answered, severity, stages),
         "exits": exits,
+        **({"missing": _missing_rows(columns, answered, parts)} if parts else {}),
         "nodes": nodes,
         "links": links,
         "linked": linked,
@@ -248,10 +253,24 @@ def _severity_rows(
     rows = []
     for level in np.unique(levels[answered]).tolist():
         mine = answered & (levels == level)
-        shares = np.bincount(columns["stage"][mine], minlength=stages) / max(1, int(mine.sum()))
+        shares = np.bincount(columns["stage"][mine], minlength=stages)[:stages] / max(1, int(mine.sum()))
         accuracy = _accuracy(columns, mine)
         rows.append({"severity": level, "samples": int(mine.sum()), "accuracy": accuracy, "exit_shares": shares.tolist()})
     return rows
+
+
+def _missing_rows(
+    columns: dict[str, np.ndarray[Any, Any]], answered: np.ndarray[Any, Any], expected: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The answers with each set of parts missing, the set of none first, then the most frequent."""
+    rows, total = [], max(1, int(answered.sum()))
+    for mask in {0, *np.unique(columns["missing"][answered]).tolist()}:
+        mine = answered & (columns["missing"] == mask)
+        missing = [part for part in range(len(expected).bit_length() - 1) if mask >> part & 1]
+        count, accuracy = int(mine.sum()), _accuracy(columns, mine)
+        promised = expected[len(expected) - 1 - mask]
+        rows.append({"parts": missing, "samples": count, "share": count / total, "accuracy": accuracy, "expected": promised})
+    return sorted(rows, key=lambda row: (bool(row["parts"]), -row["samples"], row["parts"]))
 
 
 def _accuracy(columns: dict[str, np.ndarray[Any, Any]], rows: np.ndarray[Any, Any]) -> float | None:

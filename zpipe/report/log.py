@@ -22,7 +22,7 @@ MOST_CAUSES = 20
 
 
 class RunLog:
-    """What became of every sample of a run, by number. Columns of plain arrays: 79 bytes a sample, however long the run.
+    """What became of every sample of a run, by number. Columns of plain arrays: 80 bytes a sample, however long the run.
 
     Args:
         first: the number of the run's first sample; they follow each other from there.
@@ -40,7 +40,7 @@ class RunLog:
         self._index, self._truth, self._kind = array("l"), array("l"), array("b")
         self._label, self._stage, self._attempts = array("l"), array("b"), array("l")
         self._confidence, self._latency, self._queued, self._deadline = array("d"), array("d"), array("d"), array("d")
-        self._late = array("b")
+        self._late, self._missing = array("b"), array("B")
         self._repeated: set[int] = set()  # both are empty in a run that keeps the promise, so a set costs nothing
         self._hung: set[int] = set()
         self.causes: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class RunLog:
         self._index.append(index)
         self._truth.append(truth)
         self._deadline.append(deadline)
-        for column in (self._kind, self._attempts, self._late):
+        for column in (self._kind, self._attempts, self._late, self._missing):
             column.append(0)
         for column in (self._label, self._stage):
             column.append(-1)
@@ -97,6 +97,8 @@ class RunLog:
             self._label[row], self._stage[row] = result.label, result.exit_stage
             self._confidence[row] = result.confidence
             self._queued[row] = outcome.latency_seconds - result.service_seconds
+            if result.missing:
+                self._missing[row] = sum(1 << part for part in result.missing)
 
     def ended(self, *, now: float) -> None:
         """The run is over: what is open past its deadline now is hung."""
@@ -117,7 +119,7 @@ class RunLog:
         }
 
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The log as arrays `[samples]`; `kind` indexes KINDS."""
+        """The log as arrays `[samples]`; `kind` indexes KINDS, bit p of `missing` stands for part p."""
         return {
             "source": np.array(self._source),
             "index": np.array(self._index),
@@ -130,6 +132,7 @@ class RunLog:
             "confidence": np.array(self._confidence),
             "latency": np.array(self._latency),
             "queued": np.array(self._queued),
+            "missing": np.array(self._missing),
         }
 
     def append(self, other: RunLog) -> None:
@@ -187,6 +190,8 @@ class RunLog:
                     "latency_ms": 1e3 * self._latency[row] if self._kind[row] else None,
                     "attempts": self._attempts[row],
                 }
+                if self._missing[row]:
+                    line["missing"] = [part for part in range(8) if self._missing[row] >> part & 1]
                 file.write(json.dumps(line) + "\n")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zpipe.report.build import PERCENTILES
 from zpipe.report.log import KINDS
-from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnotes, number, percent
+from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnotes, number, parts_words, percent
 
 #: More nodes than this are shown as a spread.
 MOST_NODES = 40
@@ -27,7 +27,7 @@ def render(report: dict[str, Any]) -> RenderableType:
         _headline,
         _latency,
         *((_sources,) if len(report["sources"]) > 1 else ()),
-        _exits,
+        _parts if "missing" in report else _exits,
         *severities,
         *((_chaos,) if "chaos" in report else ()),
         _nodes,
@@ -109,8 +109,18 @@ def _exits(report: dict[str, Any]) -> RenderableType:
     return table  # type: ignore[no-any-return]
 
 
+def _parts(report: dict[str, Any]) -> RenderableType:
+    """Of students: the answers by which parts were not in."""
+    table = plain_table(("missing parts", "left"), *[(name, "right") for name in ("answers", "share", "accuracy", "on test")])
+    for row in report["missing"]:
+        figures = [percent(row[key]) for key in ("share", "accuracy", "expected")]
+        table.add_row(parts_words(row["parts"]), f"{row['samples']:,}", *figures)
+    return table  # type: ignore[no-any-return]
+
+
 def _severities(report: dict[str, Any]) -> RenderableType:
-    table = plain_table(("severity", "right"), ("samples", "right"), ("accuracy", "right"), ("% left at each exit", "left"))
+    last = "% left at each exit" if report["exits"] else ""
+    table = plain_table(("severity", "right"), ("samples", "right"), ("accuracy", "right"), (last, "left"))
     for row in report["severities"]:
         shares = " ".join(f"{100 * share:3.0f}" for share in row["exit_shares"])
         table.add_row(str(row["severity"]), f"{row['samples']:,}", percent(row["accuracy"]), shares)

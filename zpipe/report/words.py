@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -83,10 +84,17 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} ms"
 
 
+def parts_words(parts: Sequence[int]) -> str:
+    """A set of parts that were not in."""
+    return ", ".join(map(str, parts)) or "none"
+
+
 def footnotes(report: dict[str, Any]) -> list[str]:
     """What has to be known to read the figures."""
     overhead = report["overhead_us_per_task"]
-    lines = [f"multiply-adds per sample: {percent(report['mean_macs_share'])} of the full network"]
+    lines = []
+    if "missing" not in report:
+        lines.append(f"multiply-adds per sample: {percent(report['mean_macs_share'])} of the full network")
     if report["bytes_per_sample"]:
         lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
     if report["raw_inputs_sent"]:

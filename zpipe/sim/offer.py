@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, parts_of
 from zpipe.load import Order, Span
 from zpipe.model import Outcome, Result
 from zpipe.policy.delivery import Source
@@ -120,6 +120,7 @@ class Offering:
                 row.queued_seconds,
                 row.service_seconds,
                 resolve.attempts,
+                parts_of(resolve.missing),
             )
         return Outcome(resolve.sample, resolve.kind, resolve.latency_seconds, resolve.attempts, result, resolve.cause)
 

@@ -286,6 +286,7 @@ class _Run:
             sources=topology.sources,
             promises=promises(topology, bundle, exit_point=options.exit_point),
             drift=drift_rows(log, bundle, {rank: fixed_thresholds(each.source.config) for rank, each in self.offerings.items()}),
+            parts=() if bundle.join is None else bundle.join.test,
         )
         return report | {
             "events": events,

@@ -61,7 +61,8 @@ def _several(runs: Sequence[Row]) -> str:
     first = runs[0]
     names = [figures.short_name(run, first) for run in runs]
     charts = [draw(runs) for draw in (figures.latency, figures.operating_points, figures.exits, figures.rates_over_time)]
-    together = section("together", "Side by side", _table(runs, names), grid([f"<div>{each}</div>" for each in charts], "four"))
+    drawn = grid([f"<div>{each}</div>" for each in charts if each], "four")
+    together = section("together", "Side by side", _table(runs, names), drawn)
     parts = ["".join(verdict(run, name=name) for run, name in zip(runs, names, strict=True)), ""]
     links = [("together", "Side by side")]
     parts.append(together)

@@ -87,7 +87,9 @@ def operating_points(runs: Sequence[Row]) -> str:
     # The cheapest and the dearest by name, the others at a touch.
     labels = {at: (name, side) for at, side in ((0, "right"), (len(points) - 1, "above")) for _, _, name in points[at : at + 1]}
     dots = [Dot(x, y, "table", f"{name}: {_at(x, y)}", *labels.get(at, ())) for at, (x, y, name) in enumerate(points)]
-    here = [(index, run) for index, run in enumerate(runs) if run["accuracy"] is not None]
+    here = [(index, run) for index, run in enumerate(runs) if None not in (run["accuracy"], run["mean_macs_share"])]
+    if "missing" in first and not here:
+        return ""
     for index, run in reversed(here):  # the first on top
         x, y = 100.0 * run["mean_macs_share"], 100.0 * run["accuracy"]
         kind = colour(index) if len(runs) > 1 else "all"
@@ -118,7 +120,10 @@ def _at(x: float, y: float) -> str:
 
 
 def exits(runs: Sequence[Row]) -> str:
-    """Where answers left: of one run at each severity, too; of several each as a whole."""
+    """Where answers left: of one run at each severity, too; of several each as a whole. "" where all are of students."""
+    runs = [run for run in runs if "missing" not in run]
+    if not runs:
+        return ""
     first = runs[0]
     if not any(run["counts"]["result"] for run in runs):
         return figure("Exits: no answers, so nothing to draw", "")

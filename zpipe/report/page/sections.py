@@ -11,7 +11,7 @@ from zpipe.report.log import KINDS
 from zpipe.report.page import drawing, figures
 from zpipe.report.page.loads import all_ranks, link_loads, ranges
 from zpipe.report.page.markup import Value, bullets, folded, grid, number, paragraph, section, table
-from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnotes
+from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnotes, parts_words
 
 Row = dict[str, Any]
 
@@ -107,7 +107,7 @@ def sections(report: Row, *, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def _answers(report: Row) -> str:
-    charts = (figures.latency([report]), figures.operating_points([report]), figures.exits([report]))
+    charts = [draw([report]) for draw in (figures.latency, figures.operating_points, figures.exits)]
     stats = ("mean", "p50", "p90", "p95", "p99", "max")
     spreads = [
         [name, *[report[key][stat] for stat in stats]] for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms"))
@@ -121,7 +121,7 @@ def _answers(report: Row) -> str:
     tables = [
         *([("Each source", _sources(report["sources"]))] if each else []),
         ("How answers took (ms)", table(["", *stats], spreads)),
-        ("Each exit", table(["exit", "share (%)", "accuracy (%)"], exits)),
+        _parts(report["missing"]) if "missing" in report else ("Each exit", table(["exit", "share (%)", "accuracy (%)"], exits)),
     ]
     if len(severities) > 1:
         names = [f"exit {row['stage']} (%)" for row in report["exits"]]
@@ -129,10 +129,18 @@ def _answers(report: Row) -> str:
     said = accuracy_lines(report)
     parts = "".join(f"<div><h3>{escape(title)}</h3>{content}</div>" for title, content in tables)
     return (
-        grid([f"<div>{each}</div>" for each in charts], "wide")
+        grid([f"<div>{each}</div>" for each in charts if each], "wide")
         + (bullets(said) if said else "")
         + f'<div class="tables">{parts}</div>'
     )
+
+
+def _parts(rows: Sequence[Row]) -> tuple[str, str]:
+    """Of students: the answers by which parts were not in, title and table."""
+    keys = ("share", "accuracy", "expected")
+    lines: list[list[Value]] = [[parts_words(row["parts"]), row["samples"], *[_percent(row[key]) for key in keys]] for row in rows]
+    header = ["missing parts", "answers", "share (%)", "accuracy (%)", "on the test data (%)"]
+    return "With parts missing", table(header, lines)
 
 
 def _percent(value: float | None) -> float | None:

@@ -148,6 +148,15 @@ def test_a_source_tells_rates_latencies_and_outcomes_of_the_interval() -> None:
     assert third.latencies == (bucket_seconds(slow), None)
 
 
+def test_a_source_of_students_tells_which_parts_were_missing() -> None:
+    told = up(0, 100.0).stats
+    assert told is not None
+    source = {**told["source"], "missing": [[1, 7], [5, 2]]}
+    (chain,), (students,) = (snapshot.sources for snapshot in snapshots(all_up(100.0), all_up(101.0, source=source)))
+    assert chain.missing is None
+    assert students.missing == {(0,): 7, (0, 2): 2}
+
+
 def test_the_history_of_latencies_is_bounded() -> None:
     looks = [all_up(float(at)) for at in range(100, 110 + HISTORY)]
     assert len(snapshots(*looks)[-1].sources[0].latencies) == HISTORY

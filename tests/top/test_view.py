@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -70,6 +71,16 @@ def large(nodes: int) -> Snapshot:
         if one != other
     ]
     return replace(MESH, nodes=(*rows, replace(GONE, rank=nodes - 1)), links=tuple(links))
+
+
+def test_a_source_of_students_has_a_line_for_missing_parts() -> None:
+    def line(**missing: Any) -> list[str]:
+        source = replace(SOURCE, **missing)
+        return [line for line in shown(replace(MESH, sources=(source,)), 80) if line.startswith("results without")]
+
+    assert line() == []
+    assert line(missing={}) == ["results without parts  none"]
+    assert line(missing={(1,): 3, (0, 2): 1200}) == ["results without parts  0, 2: 1,200   1: 3"]
 
 
 def test_at_80_columns_everything_that_matters_is_there() -> None:

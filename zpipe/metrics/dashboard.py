@@ -27,6 +27,9 @@ NOT_SHOWN = frozenset(
         "zpipe_link_latency_seconds",
         "zpipe_held_back_lines_total",
         "zpipe_source_room_samples",
+        "zpipe_source_copies_total",  # of students alone, like the next two
+        "zpipe_source_hedged_copies_total",
+        "zpipe_source_partial_results_total",
     }
 )
 #: Of Grafana 11; later ones read it.

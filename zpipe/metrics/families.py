@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
+from zpipe.bundle import parts_of
 from zpipe.metrics.health import Health
 from zpipe.runtime.stats import BUCKETS_PER_OCTAVE, LEAST_SECONDS, bucket_seconds
 
@@ -159,6 +160,11 @@ def _outcomes(look: Look) -> Iterator[Point]:
     if "source" in look.stats:
         outcomes = look.stats["source"]["outcomes"]
         yield from (((outcome,), float(outcomes.get(outcome, 0))) for outcome in OUTCOMES)
+
+
+def _partial(look: Look) -> Iterator[Point]:
+    for mask, results in look.stats.get("source", {}).get("missing", ()):
+        yield (",".join(map(str, parts_of(mask))),), float(results)
 
 
 def _thresholds(look: Look) -> Iterator[Point]:
@@ -368,6 +374,9 @@ _SOURCE = (
         _latencies,
     ),
     _counter("source_resubmitted_samples", "Attempts after the first.", _at("delivery", "resubmitted")),
+    _counter("source_copies", "Tasks made of samples that students share.", _at("delivery", "copies")),
+    _counter("source_hedged_copies", "Of these, those made since an earlier one was late.", _at("delivery", "hedged")),
+    _counter("source_partial_results", "Results of students without all parts, by those missing.", _partial, "missing"),
     _counter("source_retransmit_timeouts", "Of these, those that only a timer asked for.", _at("delivery", "by_timer")),
     _counter("source_repeated_results", "Results of samples that had one.", _at("delivery", "second_results")),
     _counter("source_stray_answers", "Answers of another session, or for samples that never were.", _at("delivery", "strangers")),

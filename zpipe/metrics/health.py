@@ -40,17 +40,28 @@ def health_of(driver: Driver) -> Health:
     waits = list(dead)
     if not policy.accepting and policy.serving:
         waits.append("it finishes what it holds and takes nothing more")
-    waits += [_no_way(driver, stage) for stage in _onward(driver) if not any(_takes(driver, peer) for peer in _ways(driver, stage))]
+    waits += [_no_way(driver, stage) for stage in _onward(driver) if not _way_open(driver, stage)]
+    waits += _no_entrance(driver)
     return Health(tuple(dead), tuple(waits), missing)
 
 
 def _onward(driver: Driver) -> list[int]:
-    """Stages that samples of this node need next and that it does not host, rising."""
+    """Stages that tasks of this node need next and that it does not host, rising."""
     hosted = set(driver.policy.config.stages)
-    needed = {stage + 1 for stage in hosted if stage + 1 < len(driver.bundle.stages)}
-    if driver.policy.source is not None:
-        needed.add(0)
-    return sorted(needed - hosted)
+    return sorted({stage + 1 for stage in hosted if stage not in driver.topology.ends} - hosted)
+
+
+def _no_entrance(driver: Driver) -> list[str]:
+    """Why no sample of this source can begin; [] where one can: one part of several is enough for an answer."""
+    firsts = driver.topology.firsts
+    hosted = driver.policy.config.stages
+    if driver.policy.source is None or any(first in hosted or _way_open(driver, first) for first in firsts):
+        return []
+    return [_no_way(driver, first) for first in firsts]
+
+
+def _way_open(driver: Driver, stage: int) -> bool:
+    return any(_takes(driver, peer) for peer in _ways(driver, stage))
 
 
 def _ways(driver: Driver, stage: int) -> list[int]:

@@ -178,7 +178,7 @@ class RunLog:
         with path.open("w", encoding="utf-8") as file:
             for row in range(len(self)):
                 answered = KINDS[self._kind[row]] == "result"
-                line = {
+                line: dict[str, Any] = {
                     "source": self._source[row],
                     "id": self._sample[row],
                     "index": self._index[row],

@@ -45,12 +45,14 @@ class Tally:
         exits: #: {stage: samples that left after it here}
         outcomes: #: {kind: own samples that ended so}
         latencies: #: {bucket: own samples with a result after so long}
+        missing: #: {parts that were not in, as bits: own samples with a result without them}; of students
         runs: #: {run: (stage, tasks)}, of those the executor has now
     """
 
     exits: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     latencies: Counter[int] = field(default_factory=Counter)
+    missing: Counter[int] = field(default_factory=Counter)
     runs: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def started(self, run: int, stage: int, tasks: int) -> None:
@@ -69,13 +71,15 @@ class Tally:
         self.outcomes[resolve.kind] += 1
         if resolve.kind == "result":
             self.latencies[latency_bucket(resolve.latency_seconds)] += 1
+            if resolve.missing:
+                self.missing[resolve.missing] += 1
 
 
 def node_stats(driver: Driver) -> dict[str, Any]:
     """A node's counters since its start; plain JSON values.
 
     Lists of pairs stand for tables with numbers as keys: `queue_histogram`, `exits` (stage, samples), `service_seconds`, and the
-    source's `latencies` (bucket, results; `bucket_seconds`).
+    source's `latencies` (bucket, results; `bucket_seconds`) and, of students, `missing` (parts as bits, results without them).
     """
     policy, tally = driver.policy, driver.tally
     cpu = driver._process.cpu_times()
@@ -162,4 +166,5 @@ def _source(source: Source, bundle: Bundle, tally: Tally) -> dict[str, Any]:
         "in_flight": source.in_flight,
         "outcomes": dict(tally.outcomes),
         "latencies": sorted(tally.latencies.items()),
+        **({"missing": sorted(tally.missing.items())} if bundle.students else {}),
     }

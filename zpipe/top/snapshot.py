@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zpipe.bundle import parts_of
 from zpipe.report import quantile
 from zpipe.runtime.observer import Seen
 from zpipe.runtime.stats import bucket_seconds
@@ -97,6 +98,7 @@ class SourceRow:
         outcomes: {kind: samples since its start}.
         latency_seconds: {0.5, 0.95, 0.99: its quantile}; None without a result.
         latencies: 95th percentiles of the last intervals, the latest at the end.
+        missing: {parts that were not in: results without them since its start}; None where there are no students.
     """
 
     rank: int
@@ -115,6 +117,7 @@ class SourceRow:
     resubmitted: int
     latency_seconds: Mapping[float, float] | None
     latencies: tuple[float | None, ...]
+    missing: Mapping[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,4 +344,5 @@ def _source(track: _Track) -> SourceRow:
         resubmitted=delivery["resubmitted"],
         latency_seconds=(track.latency() or None) if track.before else None,
         latencies=tuple(track.latencies),
+        missing={parts_of(mask): results for mask, results in source["missing"]} if "missing" in source else None,
     )

@@ -23,6 +23,8 @@ WIDE = 110
 FRAME_LINES = 9
 #: Rows that each table keeps however small the screen is.
 LEAST_ROWS = 3
+#: Sets of missing parts that are told, the most frequent.
+MOST_SETS = 4
 #: Lines about nodes that cannot be reached, where they need lines of their own.
 MOST_TROUBLES = 3
 
@@ -130,6 +132,10 @@ def _source(row: SourceRow, width: int, label: str) -> RenderableType:
         times = row.outcomes.get(kind, 0)
         text.append(f"{kind} {times:,}  ", style="" if kind == "result" or not times else "yellow" if kind != "failed" else "red")
     text.append(f"resubmitted {row.resubmitted:,}", style="yellow" if row.resubmitted else "")
+    if row.missing is not None:
+        most = sorted(row.missing.items(), key=lambda item: (-item[1], item[0]))[:MOST_SETS]
+        said = "   ".join(f"{', '.join(map(str, parts))}: {results:,}" for parts, results in most) or "none"
+        text.append(f"\nresults without parts  {said}", style="yellow" if most else "")
     return text
 
 

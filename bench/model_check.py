@@ -1,6 +1,6 @@
 """The delivery protocol explored exhaustively: every order of events and faults in small meshes of the policy the boards run.
 
-    python -m bench.model_check          all cases, about 5 minutes
+    python -m bench.model_check          all cases, about 6 minutes
     python -m bench.model_check 3 5      the third and the fifth
 
 In every state: the nodes' invariants, at most one outcome per sample and none too early, no credit given twice, no task forgotten
@@ -38,6 +38,7 @@ def row(found: Found) -> dict[str, Any]:
         "stages": case.shape.stages,
         "window": case.shape.window,
         "deadlines": case.deadlines,
+        "sources": {rank: {"class": case.shape.sources[rank], "samples": len(each)} for rank, each in case.offers.items()},
         "faults": {name: count for name, count in case.faults._asdict().items() if count},
         "ranks": case.ranks,
         "moments": case.moments,
@@ -58,7 +59,9 @@ def line(found: Found) -> str:
     case = found.case
     figures = f"{found.states:,}", f"{found.transitions:,}", found.depth, f"{found.run_on:,}", f"{found.seconds:.1f}"
     until = f"{case.moments * MOMENT_SECONDS:.1f} s"
-    return COLUMNS.format(case.name, len(case.deadlines), until, str(case.faults), *figures) + "  cut short" * (not found.complete)
+    return COLUMNS.format(case.name, sum(map(len, case.offers.values())), until, str(case.faults), *figures) + "  cut short" * (
+        not found.complete
+    )
 
 
 def main(names: list[str]) -> int:

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.policy.explore.cases import BACK2, LINE2, LINE3, NARROW2, OFFLOAD, REPLICAS, SMALL, TRIANGLE, TWO
+from tests.policy.explore.cases import BACK2, FRONTS, LINE2, LINE3, NARROW2, OFFLOAD, POOL, REPLICAS, SMALL, TRIANGLE, TWO
 from tests.policy.explore.freeze import NO_DICE, copier, freeze
 from tests.policy.explore.nodes import Nodes, Running, Step
 from tests.policy.explore.rules import Rules
 from tests.policy.explore.search import Found, Search, explore
 from tests.policy.explore.world import FAR, Case, Faults
+from tests.policy.mesh import Shape
 from zpipe.model import Credit, ResultRow, Task
 from zpipe.policy.answers import Answers
+from zpipe.policy.clearance import Clearance
 from zpipe.policy.credit import IncomingLink, OutgoingLink
 from zpipe.policy.delivery import OpenSample, Source
 from zpipe.policy.links import Links
@@ -319,6 +321,35 @@ MUTATIONS: dict[str, tuple[list[Patch], Case, str]] = {
     "both attempts stay": ([(TaskTable, "_replaces", both_attempts_stay)], Case("", LINE2, Faults(slow=3), moments=3), "broke"),
     "every sample starts twice": ([(Source, "next_task", attempts_start_twice)], Case("", LINE2, Faults()), "with reason for 1"),
 }
+
+
+def pool_for_each(self: Clearance, link: IncomingLink) -> dict[int, int]:
+    return {each: pool * (link.asked or link.uses_pool) for each, pool in self._pools.items()}
+
+
+pool_for_each.__name__ = "of"  # links keep the bound method, which is copied by its name
+
+
+def nobody_asks(self: OutgoingLink, lane: int, priority: int, *, owed: bool = False) -> bool:
+    return (
+        priority not in self.clear
+        or sum(1 for sent in self.outstanding.values() if sent.priority <= priority) < self.clear[priority]
+    )
+
+
+def classes_get_mixed_up(self: IncomingLink, task: Task, *, now: float) -> bool:
+    task.priority = 1
+    return accept(self, task, now=now)
+
+
+CLASSES: dict[str, tuple[list[Patch], Shape, str]] = {
+    "the pool is cleared twice": ([(Clearance, "of", pool_for_each)], POOL, "broke"),
+    "a lane's own slot does not ask": ([(OutgoingLink, "is_clear", nobody_asks)], FRONTS, "without an outcome"),
+    "a lower task counts as a higher one": ([(IncomingLink, "accept", classes_get_mixed_up)], FRONTS, "for another class"),
+}
+for name, (patches, shape, words) in CLASSES.items():
+    case = Case("", shape, Faults(), moments=0, others={rank: (FAR,) for rank in shape.sources if rank})
+    MUTATIONS[name] = patches, case, words
 
 
 def mutated(monkeypatch: pytest.MonkeyPatch, patches: list[Patch], case: Case) -> Found:

@@ -28,28 +28,32 @@ class Clearance:
     def __init__(self, lower: Sequence[int], links: Iterable[IncomingLink], *, pool: int) -> None:
         self._links = list(links)
         self._pools = {each: max(1, pool * (index + 1) // len(lower)) for index, each in enumerate(lower)}
-        self._using: set[IncomingLink] = set()
         for link in self._links:
             link.clear, link.clearance = dict.fromkeys(lower, 0), self.of
 
     def look_around(self) -> None:
         """A report interval is over: who asked in it, or still has such tasks here, uses the pool."""
         for link in self._links:
-            if link.asked or link.lower:
-                self._using.add(link)
-            else:
-                self._using.discard(link)
+            link.uses_pool = link.asked or bool(link.lower)
             link.asked = False
 
     def of(self, link: IncomingLink) -> dict[int, int]:
         """What this link may be told now, {class: tasks of it and of those below}."""
         if link.asked:
-            self._using.add(link)
-        if link not in self._using:
+            link.uses_pool = True
+        if not link.uses_pool:
             return dict.fromkeys(self._pools, 0)
+        using = sum(1 for each in self._links if each.uses_pool)
         most = link.window - len(link.lanes) - 1
         granted = {}
         for each, pool in self._pools.items():
             others = sum(max(other.clear[each], other.lower_held(each)) for other in self._links if other is not link)
-            granted[each] = max(0, min(pool // len(self._using), pool - others, most))
+            granted[each] = max(0, min(pool // using, pool - others, most))
         return granted
+
+    def check(self) -> None:
+        """Asserts that what the links were told is no more than there is."""
+        for each, pool in self._pools.items():
+            told = [link.clear[each] for link in self._links]
+            assert min(told) >= 0, (each, told)
+            assert sum(told) <= pool, (each, told, pool)

@@ -222,6 +222,7 @@ class IncomingLink:
         clear: #: {class: as last told}; empty where there is one class.
         clearance: says what to tell; set by who owns several links, where there are several classes.
         asked: whether a task of a lower class came since its reader cleared it: it asks for more (RTC).
+        uses_pool: whether it asked of late, or still has such tasks here: it has a part of the pool (C8).
         gaps, repeats, overruns: losses seen, repeats dropped, tasks beyond the limit dropped.
     """
 
@@ -232,7 +233,7 @@ class IncomingLink:
         self.lower: dict[tuple[int, int], int] = {}
         self.clear: dict[int, int] = {}
         self.clearance: Callable[[IncomingLink], dict[int, int]] | None = None
-        self.asked = False
+        self.asked = self.uses_pool = False
         self._lower_freed = 0
         self._shared = window - len(self.lanes)
         self._several = len(self.lanes) > 1

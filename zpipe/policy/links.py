@@ -329,6 +329,8 @@ class Links:
 
     def check(self) -> None:
         """Asserts the invariants of every link."""
+        if self._clearance is not None:
+            self._clearance.check()
         for neighbour in self.neighbours.values():
             if neighbour.outgoing is not None:
                 neighbour.outgoing.check()

@@ -20,6 +20,15 @@ REPLICAS = Shape(((0,), (1,), (1,)), ((0, 1), (0, 2)), window=1)
 #: Two nodes host stages 1 and 2 both and offload to each other: links in both directions, attempts that meet (S2).
 TRIANGLE = Shape(((0,), (1, 2), (1, 2)), ((0, 1), (0, 2), (1, 2)), window=1, offload="cheapest")
 
+#: Two sources of different class before one node; a window of 3 is the least of which a slot may be cleared for the lower (C8).
+FRONTS = Shape(((0,), (0,), (1,)), ((0, 2), (1, 2)), window=3, sources={0: 1, 1: 0}, offload="pa-mdi", order="priority")
+#: Two of the lower class before a node with samples of its own, of the higher: it clears them out of one pool.
+POOL = Shape(((0,), (0,), (0, 1)), ((0, 2), (1, 2)), window=5, sources={0: 0, 1: 0, 2: 1}, offload="pa-mdi", order="priority")
+#: A source of the lower class, whose board runs both, between the higher one and what runs either's last stage.
+BETWEEN = Shape(((0,), (0, 1), (2,)), ((0, 1), (1, 2)), window=1, sources={0: 1, 1: 0}, offload="pa-mdi", order="priority")
+#: Each of two sources may run the other's last stage.
+BOTH = Shape(((0, 1), (0, 1)), ((0, 1),), window=3, sources={0: 1, 1: 0}, offload="pa-mdi", order="priority")
+
 TWO = (FAR, FAR)
 #: One with time enough, and one that may expire.
 NEAR = (FAR, 2.0)
@@ -34,6 +43,8 @@ SMALL = [
     Case("line of 2", NARROW2, Faults(slow=1), (1.0,), moments=2),
     Case("line of 2", NARROW2, Faults(together=1, repeat=1), moments=1),
     Case("line of 3", LINE3, Faults(), moments=2),
+    Case("two classes meet", FRONTS, Faults(lose=1), moments=0, others={1: TWO}),
+    Case("two classes in line", BETWEEN, Faults(repeat=1), moments=0, others={1: (FAR,)}),
 ]
 
 LARGE = [
@@ -66,4 +77,13 @@ LARGE = [
     Case("triangle", TRIANGLE, Faults(), TWO, moments=1),
     Case("triangle", TRIANGLE, Faults(lose=1), moments=1),
     Case("triangle", TRIANGLE, Faults(restart=1), moments=0, ranks=(1,)),
+    Case("two classes meet", FRONTS, Faults(), moments=1, others={1: (FAR,)}),
+    Case("two classes meet", FRONTS, Faults(lose=1, repeat=1), TWO, moments=0, others={1: TWO}),
+    Case("two classes meet", FRONTS, Faults(cut=1), moments=0, others={1: (FAR,)}),
+    Case("two lower share a pool", POOL, Faults(lose=1), moments=0, others={1: (FAR,), 2: (FAR,)}),
+    Case("two classes meet", FRONTS, Faults(restart=1), moments=0, ranks=(1, 2), others={1: (FAR,)}),
+    Case("two classes in line", BETWEEN, Faults(), moments=1, others={1: (FAR,)}),
+    Case("two classes in line", BETWEEN, Faults(cut=1), moments=0, others={1: (FAR,)}),
+    Case("two classes both ways", BOTH, Faults(lose=1, repeat=1), TWO, moments=0, others={1: TWO}),
+    Case("two classes both ways", BOTH, Faults(restart=1), moments=0, ranks=(0, 1), others={1: (FAR,)}),
 ]

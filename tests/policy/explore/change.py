@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.policy.explore.nodes import MOMENT_SECONDS, Frame, Reset, Violation, label
-from tests.policy.explore.world import DEAD, FAR, HELLO, Action, Connection, Faults, Story, World
+from tests.policy.explore.world import DEAD, FAR, HELLO, Action, Connection, Faults, Story, World, named
 from zpipe.policy.delivery import MAX_PROMPT_ATTEMPTS, MAX_STAGE_FAILURES
 
 if TYPE_CHECKING:
@@ -94,18 +94,20 @@ class Change:
             self._tell(receiver, ("lost", sender, False))
         self._tell(receiver, ("up", sender, epoch, False))
 
-    def _submit(self) -> None:
-        session = self.story.lives[0]
-        sample = sum(1 for entry in (*self.story.open, *self.story.ended) if entry[0] == session)
-        deadline = self.moment * MOMENT_SECONDS + (*self.rules.case.deadlines, FAR)[self.story.submitted]
-        self.story = self.story._replace(open=(*self.story.open, (session, sample, deadline)), submitted=self.story.submitted + 1)
-        self._tell(0, ("submitted", sample, deadline))
+    def _submit(self, source: int) -> None:
+        story, case = self.story, self.rules.case
+        at, session = [*case.offers].index(source), story.lives[source]
+        sample = sum(1 for entry in (*story.open, *story.ended) if entry[:2] == (source, session))
+        deadline = self.moment * MOMENT_SECONDS + (*case.offers[source], FAR)[story.submitted[at]]
+        submitted = tuple(count + (each == at) for each, count in enumerate(story.submitted))
+        self.story = story._replace(open=(*story.open, (source, session, sample, deadline)), submitted=submitted)
+        self._tell(source, ("submitted", sample, deadline, case.shape.sources[source]))
 
     def _tick(self) -> None:
         now = self.moment * MOMENT_SECONDS
-        for session, sample, deadline in self.story.open:
-            if deadline <= now and not self._due_to_fire(0):
-                raise Violation(f"sample {session}.{sample} is open at {now} s, its deadline was {deadline} s (D3)")
+        for *name, deadline in self.story.open:
+            if deadline <= now and not self._due_to_fire(name[0]):
+                raise Violation(f"sample {named(*name)} is open at {now} s, its deadline was {deadline} s (D3)")
         still = self.story.stopped
         states = [
             None if number == DEAD or rank in still else self.rules.nodes.states[number] for rank, number in enumerate(self.states)
@@ -150,9 +152,9 @@ class Change:
                 if pair[1] == rank:
                     self._set(at, stray=())
         self.story = self.story._replace(stopped=tuple([other for other in self.story.stopped if other != rank]))
-        if rank == 0:  # its samples died with the program that submitted them
-            ended = [*self.story.ended, *[entry[:2] for entry in self.story.open]]
-            self.story = self.story._replace(open=(), ended=tuple(sorted(ended)))
+        still = tuple([entry for entry in self.story.open if entry[0] != rank])
+        gone = [entry[:3] for entry in self.story.open if entry[0] == rank]  # with the program that submitted them
+        self.story = self.story._replace(open=still, ended=tuple(sorted([*self.story.ended, *gone])))
 
     def _stop(self, rank: int) -> None:
         self.story = self.story._replace(stopped=tuple(sorted((*self.story.stopped, rank))))
@@ -169,8 +171,8 @@ class Change:
     def _drain(self, rank: int) -> None:
         self._tell(rank, ("draining",))
 
-    def _cancel(self, sample: int) -> None:
-        self._tell(0, ("cancelled", sample))
+    def _cancel(self, source: int, sample: int) -> None:
+        self._tell(source, ("cancelled", sample))
 
     def _slow(self) -> None:
         self._tick()
@@ -215,7 +217,7 @@ class Change:
             elif isinstance(output, Reset):
                 self._reset(rank, output.peer)
             else:
-                self._resolve(output)
+                self._resolve(rank, output)
 
     def _send(self, rank: int, frame: Frame) -> None:
         """Tasks go by the connection this node opened; control too, or else by the one it accepted. No way: it vanishes."""
@@ -247,31 +249,30 @@ class Change:
                     self._cut(at)
                 self._forget_end(at, rank)
 
-    def _resolve(self, resolve: Resolve) -> None:
+    def _resolve(self, source: int, resolve: Resolve) -> None:
         """Rules D1 and D3."""
-        session, now = self.story.lives[0], self.moment * MOMENT_SECONDS
-        name = (session, resolve.sample)
+        now, name = self.moment * MOMENT_SECONDS, (source, self.story.lives[source], resolve.sample)
         if name in self.story.ended:
-            raise Violation(f"sample {session}.{resolve.sample} has a second outcome, {resolve.kind} (D1)")
-        deadline = next((entry[2] for entry in self.story.open if entry[:2] == name), None)
+            raise Violation(f"sample {named(*name)} has a second outcome, {resolve.kind} (D1)")
+        deadline = next((entry[3] for entry in self.story.open if entry[:3] == name), None)
         if deadline is None:
-            raise Violation(f"sample {session}.{resolve.sample} has an outcome, {resolve.kind}, and was never submitted")
-        self._justify(resolve, deadline, now)
+            raise Violation(f"sample {named(*name)} has an outcome, {resolve.kind}, and was never submitted")
+        self._justify(source, resolve, deadline, now)
         self.story = self.story._replace(
-            open=tuple([entry for entry in self.story.open if entry[:2] != name]),
+            open=tuple([entry for entry in self.story.open if entry[:3] != name]),
             ended=tuple(sorted((*self.story.ended, name))),
         )
 
-    def _justify(self, resolve: Resolve, deadline: float, now: float) -> None:
+    def _justify(self, source: int, resolve: Resolve, deadline: float, now: float) -> None:
         """An outcome has its reason, and so has every attempt."""
         case, shown = self.rules.case, f"sample {resolve.sample} ended as {resolve.kind} ({resolve.cause}) at {now} s"
         used = self._used
         stage = case.leaves_at.get(resolve.sample, case.shape.stage_count - 1)
-        answer = label(self.story.lives[0], resolve.sample)
+        answer = label(source, self.story.lives[source], resolve.sample)
         match resolve.kind:
             case "result":
                 row = resolve.row
-                if row is None or (row.key.sample, row.exit_stage, row.label) != (resolve.sample, stage, answer):
+                if row is None or (*row.key[::2], row.exit_stage, row.label) != (source, resolve.sample, stage, answer):
                     raise Violation(f"{shown} with the wrong answer {row}")
             case "expired":
                 if now < deadline:
@@ -281,9 +282,10 @@ class Change:
                     raise Violation(f"{shown} after {used.fail} failures of an executor (R4), and nobody cancelled it")
             case _:
                 raise Violation(f"{shown}, with room and slots for all")
-        if self.story.submitted > len(case.deadlines) and resolve.kind != "result":
+        probes = zip(self.story.submitted, case.offers.values(), strict=True)
+        if any(count > len(deadlines) for count, deadlines in probes) and resolve.kind != "result":
             raise Violation(f"{shown}, though all was calm when it was submitted")
-        by_timer = self.rules.nodes.states[self.states[0]].by_timer
+        by_timer = self.rules.nodes.states[self.states[source]].by_timer
         # Until neighbours hear that its executor is lost, attempts bounce off a node: at most so many before the timer.
         bounced = used.break_down * MAX_PROMPT_ATTEMPTS
         causes = by_timer + bounced + sum(used) - used.repeat - used.cancel - used.together

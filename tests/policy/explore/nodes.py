@@ -53,9 +53,9 @@ MOMENT_SECONDS = 0.5
 BATCH_SECONDS = 0.25
 
 
-def label(session: int, sample: int) -> int:
-    """The right answer: another one for each sample of each session."""
-    return 3 * session + sample
+def label(source: int, session: int, sample: int) -> int:
+    """The right answer: another one for each sample of each session of each source."""
+    return 100 * source + 3 * session + sample
 
 
 class Violation(AssertionError):
@@ -82,7 +82,7 @@ class Running(NamedTuple):
 
     run: int
     stage: int
-    samples: tuple[tuple[int, int], ...]  #: (session, sample)
+    samples: tuple[tuple[int, int, int], ...]  #: (source, session, sample)
 
 
 class End(NamedTuple):
@@ -92,6 +92,8 @@ class End(NamedTuple):
     numbers: frozenset[int]  #: outstanding, or held
     border: int  #: next number, or limit
     carried: int
+    lower: frozenset[int]  #: of the numbers, those of tasks below the highest class (C8)
+    clear: tuple[int, ...]  #: by class, as heard or told
 
 
 Output: TypeAlias = Frame | Reset | Resolve
@@ -169,7 +171,7 @@ class Nodes:
             case ("completed",):
                 assert running is not None
                 run, stage, samples = running
-                exited = [stage >= self._leaves_at.get(sample, self._last_stage) for _, sample in samples]
+                exited = [stage >= self._leaves_at.get(sample, self._last_stage) for *_, sample in samples]
                 return StageCompleted(run, exited, [label(*sample) for sample in samples], [0.9] * len(samples), BATCH_SECONDS)
             case ("failed",):
                 assert running is not None
@@ -179,8 +181,8 @@ class Nodes:
                 return StageFailed(running.run, "device lost", executor_lost=True)
             case ("draining",):
                 return DrainStarted()
-            case ("submitted", int(sample), float(deadline)):
-                return SampleSubmitted(sample, deadline, now)
+            case ("submitted", int(sample), float(deadline), int(priority)):
+                return SampleSubmitted(sample, deadline, now, priority)
             case ("cancelled", int(sample)):
                 return SampleCancelled(sample, "the caller gave up")
             case ("fired",):
@@ -234,7 +236,7 @@ class Nodes:
             if isinstance(command, RunStage):
                 if running is not None:
                     raise Violation(f"node {rank} runs two batches at once")
-                running = Running(command.run, command.stage, tuple((task.key.session, task.key.sample) for task in command.tasks))
+                running = Running(command.run, command.stage, tuple((*task.key,) for task in command.tasks))
             else:
                 self._output(rank, command, outputs)
         for neighbour in node.config.neighbours:
@@ -295,10 +297,14 @@ class Nodes:
             near = node.neighbour(config.rank)
             if near.outgoing is not None:
                 link = near.outgoing
-                sends[config.rank] = End(link.epoch, frozenset(link.outstanding), link.next_number, link.limit)
+                lower = frozenset(number for number, each in link.outstanding.items() if each.priority < node.config.classes[-1])
+                numbers, clear = frozenset(link.outstanding), tuple(link.clear.values())
+                sends[config.rank] = End(link.epoch, numbers, link.next_number, link.limit, lower, clear)
             if near.incoming is not None:
                 held = near.incoming
-                receives[config.rank] = End(held.epoch, frozenset(held.held), held.limit, len(held.carried))
+                lower = frozenset(number for connection, number in held.lower if connection == held.connection)
+                numbers, clear = frozenset(held.held), tuple(held.clear.values())
+                receives[config.rank] = End(held.epoch, numbers, held.limit, len(held.carried), lower, clear)
         self.states.append(
             State(
                 copier(node),

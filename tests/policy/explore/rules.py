@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.policy.explore.change import Change
-from tests.policy.explore.nodes import Nodes, State, Violation
-from tests.policy.explore.world import DEAD, HELLO, Action, Case, Connection, Faults, Story, Table, World
+from tests.policy.explore.freeze import NO_DICE
+from tests.policy.explore.nodes import End, Nodes, State, Violation
+from tests.policy.explore.world import DEAD, HELLO, Action, Case, Connection, Faults, Story, Table, World, named
+from zpipe.policy.node import NodePolicy
 
 
 class Rules:
@@ -28,14 +30,19 @@ class Rules:
         self.faults = Table()
         self.tell_tale: Any = None
         self._links = [pair for pair in self.pairs if case.shape.lanes(*pair)]
-        takers = [sum(1 for near in ranks if stage in case.shape.stages[near]) for stage in range(case.shape.stage_count)]
-        self._one_way = max(takers) == 1  #: every sample takes every link
+        takers = [sum(1 for near in ranks if stage in case.shape.stages[near]) for stage in range(1, case.shape.stage_count)]
+        self._one_way = max(takers) == 1  #: a sample of each source, which hosts stage 0, and every link was taken
+        nodes = [NodePolicy(case.shape.config(rank, 1), rng=NO_DICE) for rank in ranks]
+        #: {receiver: slots that all its senders together are cleared for, by class} (C8)
+        self._pools = {rank: [*shared._pools.values()] for rank in ranks if (shared := nodes[rank]._links._clearance) is not None}
 
     def start(self) -> World:
         """Everything up, the first Credits and Reports told, nothing submitted; how it came to that is not explored."""
         lives = (1,) * len(self.case.shape.stages)
         states = [self.nodes.born(rank, 1) for rank in range(len(lives))]
-        world = self.pack(0, states, [Connection() for _ in self.pairs], Story(lives), Faults())
+        world = self.pack(
+            0, states, [Connection() for _ in self.pairs], Story(lives, submitted=(0,) * len(self.case.offers)), Faults()
+        )
         while True:
             actions = [action for action in self.actions(world) if action[0] not in ("submit", "tick")]
             if not actions:
@@ -95,8 +102,9 @@ class Rules:
             sender, receiver = self.pairs[at]
             if not (connection.whole or connection.ready or connection.told[0]) and None not in (awake[sender], awake[receiver]):
                 yield "connect", at
-        if story.submitted < len(self.case.deadlines) and awake[0] is not None:
-            yield ("submit",)
+        for count, (source, deadlines) in zip(story.submitted, self.case.offers.items(), strict=True):
+            if count < len(deadlines) and awake[source] is not None:
+                yield "submit", source
 
     def _faults(
         self,
@@ -134,10 +142,10 @@ class Rules:
         if left.stop:
             yield from [("stop", rank) for rank in self.case.ranks if awake[rank] is not None]
 
-        if left.cancel and awake[0] is not None:
-            for session, sample, _ in story.open:
-                if session == story.lives[0]:
-                    yield "cancel", sample
+        if left.cancel:
+            for source, session, sample, _ in story.open:
+                if session == story.lives[source] and awake[source] is not None:
+                    yield "cancel", source, sample
 
     def _together(self, connections: list[Connection], prompt: list[Action]) -> Iterator[Action]:
         """Two of what is ready at one node, in both orders; also two frames in a row."""
@@ -198,10 +206,27 @@ class Rules:
                 raise Violation(f"node {sender} forgot the tasks {forgotten}, which node {receiver} still holds for it (C3)")
             if out.border > into.border:
                 raise Violation(f"node {sender} sent up to number {out.border}, node {receiver} has room up to {into.border} (C1)")
+            if receiver in self._pools:
+                self._check_clear(sender, receiver, out, into)
 
-    def probed(self, world: World) -> bool:
-        """Whether the sample was submitted that shows that everything still works."""
-        return self.stories.values[world.story].submitted > len(self.case.deadlines)  # type: ignore[no-any-return]
+    def _check_clear(self, sender: int, receiver: int, out: End, into: End) -> None:
+        """Rule C8 on one link: nobody believes in more than there is, or sent more; a lane's own slot asks."""
+        pools, asking = self._pools[receiver], len(self.case.shape.lanes(sender, receiver))
+        if any(not 0 <= clear <= pool for clear, pool in zip(out.clear, pools, strict=True)):
+            raise Violation(
+                f"node {sender} is clear for {out.clear} tasks of lower classes at node {receiver}, which has {pools} (C8)"
+            )
+        if len(out.lower) > max(pools) + asking:
+            raise Violation(f"node {sender} has {len(out.lower)} tasks of lower classes at node {receiver}, which has {pools} (C8)")
+        if into.lower != into.numbers & out.lower:
+            raise Violation(
+                f"nodes {sender} and {receiver} take tasks {sorted(into.lower ^ (into.numbers & out.lower))} for another class"
+            )
+
+    def probes(self, world: World) -> list[Action]:
+        """The samples still to be submitted, of each source, that show that everything works."""
+        counts = zip(self.stories.values[world.story].submitted, self.case.offers.items(), strict=True)
+        return [("submit", source) for count, (source, deadlines) in counts if count <= len(deadlines)]
 
     def unsettled(self, world: World) -> str:
         """What keeps a world without faults from being at rest; empty when nothing does.
@@ -210,10 +235,11 @@ class Rules:
         """
         story = self.stories.values[world.story]
         if story.open:
-            return f"samples without an outcome: {[entry[:2] for entry in story.open]}"
+            return f"samples without an outcome: {', '.join(named(*entry[:3]) for entry in story.open)}"
         for rank, number in enumerate(world.nodes):
             if number == DEAD or not self.nodes.states[number].idle:
                 return f"node {rank} still holds tasks"
+        probed = not self.probes(world)
         for sender, receiver in self._links:
             out = self.nodes.states[world.nodes[sender]].sends[receiver]
             into = self.nodes.states[world.nodes[receiver]].receives[sender]
@@ -221,7 +247,7 @@ class Rules:
             slots = next(near.window_out for near in window if near.rank == receiver)
             if out.epoch is None or out.epoch != into.epoch:
                 return f"the link {sender} -> {receiver} is down"
-            if self.probed(world) and self._one_way and (out.numbers or out.carried - out.border != slots):
+            if probed and self._one_way and (out.numbers or out.carried - out.border != slots):
                 return (
                     f"node {sender} has {out.carried - out.border} of {slots} credits at node {receiver}, "
                     f"and believes {len(out.numbers)} tasks there"

@@ -113,11 +113,11 @@ class Search:
                 passed.append(at)
                 action = rules.actions(at)[0]
                 if action[0] == "tick":
-                    unsettled = rules.unsettled(at)
-                    if not unsettled and rules.probed(at):
+                    unsettled, probes = rules.unsettled(at), rules.probes(at)
+                    if not unsettled and not probes:
                         break
                     if not unsettled:
-                        action = ("submit",)
+                        action = probes[0]
                     elif (at.moment - since) * MOMENT_SECONDS > REST_SECONDS:
                         raise Violation(f"{REST_SECONDS:.0f} s without faults later: {unsettled}")
                 taken.append(action)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.policy.explore.nodes import MOMENT_SECONDS, Frame, Reset, Step, Violation
 from tests.policy.explore.rules import Rules
-from tests.policy.explore.world import HELLO, Action, World
+from tests.policy.explore.world import HELLO, Action, World, named
 from zpipe.model import Task
 from zpipe.policy.messages import (
     BlockedReceived,
@@ -85,9 +85,9 @@ def _action(rules: Rules, world: World, action: Action) -> str:
     if kind == "slow":
         return "TIME GOES ON EARLY"
     if kind == "submit":
-        return "node 0: the next sample is submitted"
+        return f"node {rest[0]}: the next sample is submitted"
     if kind == "cancel":
-        return f"node 0: SAMPLE {rest[0]} IS CANCELLED"
+        return f"node {rest[0]}: SAMPLE {rest[1]} IS CANCELLED"
     if kind == "together":
         return " AND, TOGETHER, ".join(_action(rules, world, each) for each in rest)
     return _on_connection(rules, world, kind, *rest)
@@ -120,7 +120,7 @@ def _reaction(rules: Rules, rank: int, event: Any, step: Step) -> list[str]:
             did.append(f"SAMPLE {output.sample} ENDS AS {output.kind} (attempt {output.attempts})")
     running = rules.nodes.states[step.state].running
     if running is not None:
-        did.append(f"(runs stage {running.stage} on {', '.join(f'{session}.{sample}' for session, sample in running.samples)})")
+        did.append(f"(runs stage {running.stage} on {', '.join(named(*each) for each in running.samples)})")
     return [f"                  node {rank}: " + "; ".join(did)] if did else []
 
 
@@ -139,12 +139,12 @@ def _message(event: Event) -> str:
         case ReportReceived():
             return "Report"
         case LostReceived():
-            return "Lost " + ", ".join(f"{row.key.session}.{row.key.sample} attempt {row.attempt}" for row in event.rows)
+            return "Lost " + ", ".join(f"{named(*row.key)} attempt {row.attempt}" for row in event.rows)
         case ResultReceived():
-            return "Result " + ", ".join(f"{row.key.session}.{row.key.sample} attempt {row.attempt}" for row in event.rows)
+            return "Result " + ", ".join(f"{named(*row.key)} attempt {row.attempt}" for row in event.rows)
         case _:
             return str(event)
 
 
 def _task(task: Task) -> str:
-    return f"#{task.number} (sample {task.key.session}.{task.key.sample}, attempt {task.attempt}, stage {task.stage})"
+    return f"#{task.number} (sample {named(*task.key)}, attempt {task.attempt}, stage {task.stage})"

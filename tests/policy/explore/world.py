@@ -36,6 +36,11 @@ FAR = 1e6
 Action = tuple[Any, ...]
 
 
+def named(source: int, session: int, sample: int) -> str:
+    """A sample in words."""
+    return f"{session}.{sample}" + (f" of node {source}" if source else "")
+
+
 class Faults(NamedTuple):
     """How often each of these may happen on one path."""
 
@@ -65,7 +70,8 @@ class Case:
     """One mesh with its samples and faults.
 
     Attributes:
-        deadlines: seconds after its submission, one per sample.
+        deadlines: seconds after its submission, one per sample of rank 0.
+        others: {rank: the same of another source}; what each submits when is free of what the others do.
         moments: time is explored up to this moment; what comes later is run in one order.
         leaves_at: {sample: the stage at which it exits}.
         ranks: those that may die, stop, leave or break down.
@@ -78,6 +84,12 @@ class Case:
     moments: int = 4
     leaves_at: dict[int, int] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
+    others: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def offers(self) -> dict[int, tuple[float, ...]]:
+        """{source: deadlines of its samples}."""
+        return {0: self.deadlines, **self.others}
 
 
 class Connection(NamedTuple):
@@ -109,16 +121,16 @@ class Story(NamedTuple):
 
     Attributes:
         lives: how often each node was born.
-        open: (session, sample, moment of its deadline) of each sample without an outcome.
-        ended: (session, sample) of each with one.
-        submitted: samples so far, over all sessions.
+        open: (source, session, sample, moment of its deadline) of each sample without an outcome.
+        ended: (source, session, sample) of each with one.
+        submitted: samples so far of each source, over all its sessions.
         stopped: nodes that stand still.
     """
 
     lives: tuple[int, ...]
-    open: tuple[tuple[int, int, float], ...] = ()
-    ended: tuple[tuple[int, int], ...] = ()
-    submitted: int = 0
+    open: tuple[tuple[int, int, int, float], ...] = ()
+    ended: tuple[tuple[int, int, int], ...] = ()
+    submitted: tuple[int, ...] = (0,)
     stopped: tuple[int, ...] = ()
 
 

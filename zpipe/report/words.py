@@ -97,7 +97,10 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         lines.append(f"multiply-adds per sample: {percent(report['mean_macs_share'])} of the full network")
     if report["bytes_per_sample"]:
         lines.append(f"activations and inputs over links: {report['bytes_per_sample']:,.0f} bytes per result")
-    if report["raw_inputs_sent"]:
+    if "missing" in report:
+        answers = report["counts"]["result"]
+        lines += [f"raw inputs sent to students: {report['raw_inputs_sent'] / answers:.2f} per result"] if answers else []
+    elif report["raw_inputs_sent"]:
         lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,}")
     restarted = [str(row["rank"]) for row in report["nodes"] if row.get("restarted")]
     if restarted:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import students
 from zpipe.bench.chaos.answers import Answers, right_answers
 from zpipe.bench.chaos.director import Event
 from zpipe.bench.chaos.schedule import Fault
@@ -30,14 +32,23 @@ class Run:
     def __init__(self) -> None:
         self.log = RunLog()
 
-    def sample(self, submitted: float, ended: float | None, *, attempts: int = 1, kind: str = "result", label: int = 0) -> None:
+    def sample(
+        self,
+        submitted: float,
+        ended: float | None,
+        *,
+        attempts: int = 1,
+        kind: str = "result",
+        label: int = 0,
+        missing: tuple[int, ...] = (),
+    ) -> None:
         number = len(self.log)
         self.log.submitted(number, number % 2, 0, deadline=START + submitted + DEADLINE)
         if ended is None:
             return
         result = None
         if kind == "result":
-            result = Result(number, label, "", 1.0, 0, ended - submitted, 0.0, 0.0, attempts)
+            result = Result(number, label, "", 1.0, 0, ended - submitted, 0.0, 0.0, attempts, missing)
         self.log.outcome(Outcome(number, kind, ended - submitted, attempts, result), now=START + ended)  # type: ignore[arg-type]
 
     def report(self, *events: Event, spec: str = "kill every 5s", seconds: float = 20.0, answers: Answers | None = None) -> Any:
@@ -206,6 +217,26 @@ def test_right_answers_leave_at_the_first_stage_that_is_sure_enough() -> None:
     whole = right_answers(bundle, ExitLadder(((NEVER_EXIT,) * 5,), 0), admission="aimd", codec="none")
     assert whole is not None
     assert set(whole.stages.tolist()) == {4}
+
+
+def test_right_answers_of_students_are_the_join_of_the_parts_that_were_in(tmp_path: Path) -> None:
+    bundle = students.students(tmp_path / "three")
+    answers = right_answers(bundle, ExitLadder((bundle.default_point.thresholds,), 0), admission="fixed", codec="none")
+    assert answers is not None
+    assert answers.joined is not None
+    early = students.confidences()[:, students.EARLY] >= np.float32(students.THRESHOLD)
+    last = np.where(early, students.EARLY, students.ENDS[-1])
+    scores = students.scores()
+    for sample in range(students.SAMPLES):
+        parts = {0: scores[sample, 0], 1: scores[sample, 1], 2: scores[sample, last[sample]]}
+        for missing in range(7):
+            present = {part: row.tobytes() for part, row in parts.items() if not missing >> part & 1}
+            assert answers.joined[missing, sample] == students.join().answer(present)[0]
+    run = Run()
+    right = [int(answers.joined[2, index]) for index in (0, 1)]
+    for label in (*right, right[0] + 1):
+        run.sample(0.0, 0.1, label=label, missing=(1,))
+    assert run.report(answers=answers)["labels"] == {"compared": 3, "other_label": 1, "other_exit": 0}
 
 
 def test_nobody_can_say_what_is_right_while_thresholds_move() -> None:

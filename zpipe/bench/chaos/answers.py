@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, Replay, parts_of
 from zpipe.executors.gate import recorded_decision
 from zpipe.model import GateSpec
 from zpipe.policy.exits import ExitLadder
@@ -15,10 +15,16 @@ from zpipe.policy.exits import ExitLadder
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Attributes: labels, stages: `[evaluation samples]`, the label each gets and the exit where it gets it."""
+    """What each evaluation sample gets.
+
+    Attributes:
+        labels, stages: `[samples]`, the label and the exit where it is given; of students no exit gives it (-1).
+        joined: `[sets of parts, samples]`, of students the label by which parts were missing, as bits; None of one chain.
+    """
 
     labels: npt.NDArray[np.int64]
     stages: npt.NDArray[np.int64]
+    joined: npt.NDArray[np.int64] | None = None
 
 
 def right_answers(bundle: Bundle, ladder: ExitLadder, *, admission: str, codec: str) -> Answers | None:
@@ -36,14 +42,28 @@ def right_answers(bundle: Bundle, ladder: ExitLadder, *, admission: str, codec: 
     if admission == "mdi-threshold" and len(ladder) > 1:
         return None
     replay, thresholds = bundle.replay(codec), ladder.thresholds[ladder.default]
+    exits = [_exits(bundle, replay, chain, thresholds) for chain in bundle.chains]
+    samples = np.arange(len(replay.labels))
+    if bundle.join is None or replay.scores is None:
+        (stages,) = exits
+        return Answers(replay.labels[samples, stages].astype(np.int64), stages)
+    scores = np.stack([replay.scores[samples, stages] for stages in exits], axis=1)
+    joined = np.full((2**bundle.join.parts, len(samples)), -1)
+    for missing in range(len(joined) - 1):  # one part is always in
+        present = parts_of(len(joined) - 1 - missing)
+        joined[missing], _ = bundle.join.answers(scores[:, present], present)
+    return Answers(joined[0], np.full(len(samples), -1), joined)
+
+
+def _exits(bundle: Bundle, replay: Replay, chain: range, thresholds: tuple[float, ...]) -> npt.NDArray[np.int64]:
+    """`[samples]`, the stage of this chain at which each leaves it."""
     count = len(replay.labels)
-    labels, stages = np.full(count, -1), np.full(count, -1)
-    for spec, threshold in zip(bundle.stages, thresholds, strict=True):
-        if spec.exit_head is None:
+    found = np.full(count, -1)
+    for stage in chain:
+        head = bundle.stages[stage].exit_head
+        if head is None:
             continue
-        last = spec.index == len(bundle.stages) - 1
-        gate = GateSpec("max-probability", spec.exit_head.temperature, (threshold,) * count, last)
-        decision = recorded_decision(replay.labels[:, spec.index], replay.confidences[:, spec.index], gate)
-        leaves = np.array(decision.exited) & (stages < 0)
-        labels[leaves], stages[leaves] = replay.labels[leaves, spec.index], spec.index
-    return Answers(labels, stages)
+        gate = GateSpec("max-probability", head.temperature, (thresholds[stage],) * count, stage == chain[-1])
+        decision = recorded_decision(replay.labels[:, stage], replay.confidences[:, stage], gate)
+        found[np.array(decision.exited) & (found < 0)] = stage
+    return found

@@ -173,6 +173,9 @@ def _labels(columns: Mapping[str, npt.NDArray[Any]], answered: Mask, answers: Ma
         mine = answered & (columns["source"] == source)
         index = columns["index"][mine]
         found["compared"] += len(index)
+        if right.joined is not None:
+            found["other_label"] += int((columns["label"][mine] != right.joined[columns["missing"][mine], index]).sum())
+            continue
         found["other_label"] += int((columns["label"][mine] != right.labels[index]).sum())
         found["other_exit"] += int((columns["stage"][mine] != right.stages[index]).sum())
     return found

@@ -128,13 +128,14 @@ task with `part` set, and its student ends where the gate says so.
       none it expires, or has failed where all parts have.
   F3. A part is missing when no copy of it is out and no replica takes one: none is connected, speaks (R5) and accepts (R6).
       Nobody waits for it. If a replica comes back while the sample is open, it gets a copy.
-  F4. A copy goes to a replica when that can take it: with credit (C2, C8) and no copy of this part of the sample; first to
-      those that were not given it before, then where it is done first, by transfer, backlog and service time. The source
-      gives itself one likewise, if it has an own slot. A copy that is Lost is followed by another at once, unless one is out
-      already (R2); at the second stage failure the part is missing (R4). The timer is per copy, with the budget of R3.
+  F4. A copy goes to a replica when that can take it: with credit (C2, C8) and no copy of this part of the sample. Of several
+      it goes where it is done first, by transfer, backlog and service time; those that were given it before come behind, and
+      those that are late (F5) last. The source gives itself one likewise, if it has an own slot. A copy that is Lost is
+      followed by another at once, unless one is out already (R2); at the second stage failure the part is missing (R4). The
+      timer is per copy, with the budget of R3.
   F5. `hedged`: a copy that is out for longer than its part's smoothed sojourn and two deviations is late, and another goes to
       a second replica, now or as soon as one can take it; the second may be late as well. A budget holds: half of the
-      samples, and 10.
+      samples, and 10. A replica is late until it answers what it was late with, or for MIN_RETRANSMIT_SECONDS.
   F6. What is still queued at the source for a part that is in is dropped. Replicas are told nothing: what they work on comes
       as a second result, or is below `oldest` (S5).
 """

@@ -150,13 +150,14 @@ class Dispatch:
             yield neighbour.takes and neighbour.config.rank not in out
 
     def _choose(self, group: Group, sample: int, part: int, state: PartOfSample, now: float, *, waits: bool) -> int | None:
-        """Rule F4: of those that can take it now and were not given it before, the one that has it done first; None: nobody can.
+        """Rule F4: of those that can take it now, the one that has it done first; None: nobody can.
 
-        `waits`: what finds no credit is to be noted, so that a lost Credit is asked for (C6).
+        Who is late with another copy comes last (F5), who was given this one before next to last. `waits`: what finds no credit
+        is to be noted, so that a lost Credit is asked for (C6).
         """
         out = [copy.rank for copy in state.out.values()]
-        best: tuple[bool, float] = (True, math.inf)
-        chosen, priority = None, self._source.priority(sample)
+        best: tuple[bool, bool, float, int] = (True, True, math.inf, 0)
+        chosen, priority, late = None, self._source.priority(sample), self._source.late
         lower = self._tasks.ranked and priority < self._highest
         for neighbour, link in group.neighbours:
             rank = neighbour.config.rank
@@ -170,14 +171,21 @@ class Dispatch:
                 self._source.free_at = min(self._source.free_at, link.estimate.busy_until)
                 continue
             service = neighbour.report.service_seconds.get(group.stage, 0.0) if neighbour.report is not None else 0.0
-            cost = rank in state.tried, link.transfer_seconds(group.stage, now=now) + neighbour.backlog_seconds + service
+            cost = (
+                rank in late,
+                rank in state.tried,
+                link.transfer_seconds(group.stage, now=now) + neighbour.backlog_seconds + service,
+                neighbour.input_length,  # before the first Report nobody knows what a task takes
+            )
             if chosen is None or cost < best:
                 best, chosen = cost, rank
         if self._may_run_here(group, sample, part, out):
             ahead = self._load.backlog(now)
-            cost = self._config.rank in state.tried, sum(ahead.values()) + self._load.service_seconds(group.stage)
+            rank = self._config.rank
+            seconds = sum(ahead.values()) + self._load.service_seconds(group.stage)
+            cost = rank in late, rank in state.tried, seconds, self._tasks.input_length
             if chosen is None or cost < best:
-                chosen = self._config.rank
+                chosen = rank
         return chosen
 
     def _may_run_here(self, group: Group, sample: int, part: int, out: list[int]) -> bool:

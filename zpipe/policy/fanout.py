@@ -153,6 +153,7 @@ class FanoutSource(Source):
         unsent: #: copies in it.
         hedges: #: (sample, part) of late copies, to be given to another replica now or later; the owner clears it.
         live: #: per part, the replicas that take copies, as last seen.
+        late: #: {rank: late copies it has not answered yet} (F5).
         free_at: when a link is done that a copy of a lower class waits for (A7); `inf`: none does.
     """
 
@@ -170,6 +171,9 @@ class FanoutSource(Source):
         self.unsent = 0
         self.hedges: list[tuple[int, int]] = []
         self.live = [0] * parts
+        self.late: dict[int, int] = {}
+        #: {(sample, part, attempt): of a late copy, its replica, and until when it is held against that}; rising in time
+        self._late: dict[tuple[int, int, int], tuple[int, float]] = {}
         self.free_at = math.inf
         self._own_slots = own_slots
         self._hedged = fanout.redundancy == "hedged"
@@ -271,6 +275,8 @@ class FanoutSource(Source):
     def result(self, row: ResultRow, *, now: float) -> None:
         """One part's answer: its first counts (F2)."""
         _, session, number = row.key
+        if self._late and session in self._sessions:
+            self._came((number, row.part, row.attempt))
         shared = self._samples.get(number) if session in self._sessions else None
         if shared is None:
             super().result(row, now=now)  # which counts it: there is nothing it could end
@@ -331,6 +337,8 @@ class FanoutSource(Source):
     ) -> None:
         """As of a chain, with timers for each copy."""
         super().tick(queue_length=queue_length + self.unsent, under_way=under_way, hindrance=hindrance, now=now)
+        while self._late and next(iter(self._late.values()))[1] <= now:
+            self._came(next(iter(self._late)))
         while self._timers and self._timers[0][0] <= now:
             _, number, part, attempt, hedge = heapq.heappop(self._timers)
             copy = self._standing(number, part, attempt)
@@ -466,11 +474,23 @@ class FanoutSource(Source):
         due_at = copy.sent_at + self._hedge_seconds(part)
         if due_at > now:
             heapq.heappush(self._timers, (due_at, number, part, attempt, True))
-        elif self.live[part] and self.counts.hedged < HEDGE_SHARE * self.counts.admitted + HEDGE_FREE:
+            return
+        if (number, part, attempt) not in self._late:
+            self._late[number, part, attempt] = copy.rank, now + MIN_RETRANSMIT_SECONDS
+            self.late[copy.rank] = self.late.get(copy.rank, 0) + 1
+        if self.live[part] and self.counts.hedged + len(self.hedges) < HEDGE_SHARE * self.counts.admitted + HEDGE_FREE:
             if (number, part) not in self.hedges:
                 self.hedges.append((number, part))
         else:
             self.hedge_later(number, part, now=now)
+
+    def _came(self, name: tuple[int, int, int]) -> None:
+        """What was late is no longer: it came, as a second result perhaps, or nobody expects it any more."""
+        rank, _ = self._late.pop(name, (-1, 0.0))
+        if rank >= 0:
+            self.late[rank] -= 1
+            if not self.late[rank]:
+                del self.late[rank]
 
     def _time_out(
         self,
@@ -540,11 +560,13 @@ class FanoutSource(Source):
         assert self._samples.keys() == {number for number, entry in self._open.items() if entry.attempt}, self._samples
         assert self.unsent == sum(map(len, self.outbox)), (self.unsent, self.outbox)
         assert not self.hedges, self.hedges
+        ranks = [rank for rank, _ in self._late.values()]
+        assert self.late == {rank: ranks.count(rank) for rank in ranks}, (self.late, self._late)
         for number, shared in self._samples.items():
             for part, state in enumerate(shared.parts):
                 assert state.waiting == self.outbox[part].count(number), (number, part, state)
-                ranks = [copy.rank for copy in state.out.values()]
-                assert len(set(ranks)) == len(ranks), f"two copies of part {part} of sample {number} at one replica: {state}"
+                holders = [copy.rank for copy in state.out.values()]
+                assert len(set(holders)) == len(holders), f"two copies of part {part} of sample {number} at one replica: {state}"
                 assert state.scores is None or not (state.out or state.waiting), state
                 assert state.scores is not None or state.out or state.waiting or state.dead or not self.live[part], (number, part)
             open_parts = [state for state, live in zip(shared.parts, self.live, strict=True) if state.scores is None]

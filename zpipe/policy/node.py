@@ -124,10 +124,11 @@ class NodePolicy:
         )
         self._entry: Entry | Dispatch | None = None
         self._waiting: Mapping[int, Sized] = self._tasks.output  #: {lane: what waits for it}
-        if isinstance(self.source, FanoutSource):
+        self._shared = self.source if isinstance(self.source, FanoutSource) else None
+        if self._shared is not None:
             self._entry = Dispatch(
                 config,
-                self.source,
+                self._shared,
                 tasks=self._tasks,
                 links=self._links,
                 outlet=self._outlet,
@@ -422,7 +423,7 @@ class NodePolicy:
     def _hand_over(self, task: Task, now: float) -> None:
         """A task that would run here, had this node an executor: to O, or back to its source. Its own samples wait (S5)."""
         self.counts.handed_over += 1
-        shared = task.peer < 0 and isinstance(self.source, FanoutSource)  # another replica takes it, from its first stage
+        shared = task.peer < 0 and self._shared is not None  # another replica takes it, from its first stage
         if task.stage in self._tasks.output and not shared:
             self._tasks.to_output(task, now)
         elif task.peer < 0 and not shared:
@@ -566,7 +567,7 @@ class NodePolicy:
                 change = abs(length - told)
                 if not length or (change >= PROMPT_TASKS and change > PROMPT_SHARE * told):
                     return self._reported_at + self._prompt_seconds
-        busy = self._tasks.held or self._links.waits() or self._links.credit_changed()
+        busy = self._tasks.held or self._links.waits() or self._links.credit_changed() or (self._shared and self._shared.unsent)
         return self._reported_at + (interval if busy else HEARTBEAT_SECONDS)
 
     # ---- invariants ----------------------------------------------------------------------------

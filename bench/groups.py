@@ -4,6 +4,9 @@
 none, and each group's mean is added up over which of its boards live. Against the best: what grouping by speed and linear
 assignment give alone, what exchanging boards adds, from further starts as well (not proven), and the search as a whole. Where no
 grouping misses as seldom as asked, the planner must say so, with the least that there is.
+*Simulated*: the plan for the students of digits-rocoin on topologies/devices/star.yaml, in the simulator, with every set of its
+boards dead in turn and weighted by how often that happens: how often a part is missing, how long a sample takes that gets all of
+them, and accuracy, each beside what the plan said (by the join's accuracies on test images, of which some are shown here).
 *Large*: up to 100 boards and 8 students; how far the plan is from a bound that few can reach (every part at a board of its own that
 never fails), and the search's seconds of CPU.
 """
@@ -19,11 +22,19 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+from zpipe.boards import load_boards
+from zpipe.bundle import load_bundle
+from zpipe.plan import plan_groups
 from zpipe.plan.grouping import TooFew, find_groups, first_groups, holds, improved, linear_assignment
 from zpipe.plan.groups import Case
+from zpipe.sim import Death, SimOptions, run_sim
 
 #: Boards and students of the large cases.
 LARGE = ((16, 4), (40, 8), (100, 8))
+#: What is simulated, and P(a part is missing) that its plan keeps.
+STUDENTS, DEVICES, MISSING = "digits-rocoin", "star", 0.05
+#: Samples for each set of dead boards: the first ones measure links; one a second, so that each is alone.
+WARM_UP, SAMPLES = 20, 300
 
 
 def random_groups(seed: int, *, boards: int, parts: int) -> Case:
@@ -104,6 +115,42 @@ def small(cases: int) -> Iterator[dict[str, Any]]:
         yield row | {"holds": found.proven and abs(row["planned"]) < 1e-9}
 
 
+def simulated() -> dict[str, dict[str, float]]:
+    """{figure: what the plan said, what the simulator found}."""
+    bundle = load_bundle(STUDENTS, verify=False)
+    assert bundle.join is not None
+    found = plan_groups(bundle, load_boards(DEVICES), missing=MISSING)
+    ranks = {board: rank for rank, board in enumerate(found.plan.layout.hosted)}
+    hosts = [board for board in ranks if board != found.plan.problem.boards.source]
+    all_in = seconds = right = 0.0
+    missing = [0.0] * len(found.groups)
+    for seed, lives in enumerate(product((True, False), repeat=len(hosts))):
+        chance = math.prod(1.0 - f if up else f for f, up in zip((found.case.failures[at] for at in hosts), lives, strict=True))
+        dead = tuple(Death(ranks[board]) for board, up in zip(hosts, lives, strict=True) if not up)
+        load: dict[str, Any] = {"count": SAMPLES, "rate_hz": 1.0, "arrivals": "constant", "warm_up": WARM_UP, "seed": seed}
+        options = SimOptions(found.plan.topology, **load, faults=dead)
+        log = run_sim(options)[1].columns()
+        right += chance * float((log["label"] == log["truth"]).mean())
+        for part in range(len(missing)):
+            missing[part] += chance * float((log["missing"] >> part & 1).mean())
+        if not log["missing"].any():
+            all_in += chance
+            seconds += chance * float(log["latency"].mean())
+    planned = {
+        "all parts in": found.case.all_in(found.groups),
+        "a part missing at most": max(map(found.case.part_missing, found.groups)),
+        "latency_ms": 1e3 * found.all_in_seconds,
+        "accuracy": found.case.accuracy(found.groups, bundle.join.test),
+    }
+    measured = {
+        "all parts in": all_in,
+        "a part missing at most": max(missing),
+        "latency_ms": 1e3 * seconds / all_in,
+        "accuracy": right,
+    }
+    return {name: {"planned": planned[name], "simulated": measured[name]} for name in planned}
+
+
 def large() -> Iterator[dict[str, Any]]:
     for boards, parts in LARGE:
         for seed in range(4):
@@ -131,9 +178,12 @@ def rocoin(cases: int) -> dict[str, Any]:
         print(f"  {step:<12} best in {best} of {len(placed)}, mean {mean:.2f} % above it, worst {worst:.1f} %{none}", flush=True)
     spare = sorted(row["missing"] / row["missing with spares"] for row in placed if row["spares"])
     print(f"  spare boards in {len(spare)}: a part is missing {spare[len(spare) // 2]:.1f} times less often at most (median)")
+    live = simulated()
+    for name, both in live.items():
+        print(f"  {name}: planned {both['planned']:.4f}, simulated {both['simulated']:.4f}", flush=True)
     far = []
     for row in large():
         far.append(row)
         said = "proven" if row["proven"] else f"{100 * row['above bound']:.1f} % above the bound"
         print(f"  {row['boards']:>3} boards, {row['parts']} students: {said}, {row['cpu_s']:.1f} s of CPU", flush=True)
-    return {"rocoin": {"small": rows, "large": far}}
+    return {"rocoin": {"small": rows, "simulated": live, "large": far}}

@@ -21,10 +21,10 @@ def read(tmp_path: Path, text: str) -> Boards:
     return load_boards(file)
 
 
-@pytest.mark.parametrize("name", ["robot", "mixed"])
-def test_those_that_come_with_zpipe_load_and_say_what_they_show(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), [("robot", 4), ("mixed", 4), ("star", 7)])
+def test_those_that_come_with_zpipe_load_and_say_what_they_show(name: str, count: int) -> None:
     boards = load_boards(name)
-    assert len(boards.boards) == 4
+    assert len(boards.boards) == count
     assert boards.path is not None
     assert boards.path.read_text().startswith("# ")
 

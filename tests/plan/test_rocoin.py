@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from tests.students import MACS, SIZES, students
-from zpipe.boards import Boards, parse_boards
+from zpipe.boards import Boards, load_boards, parse_boards
 from zpipe.bundle import Bundle, load_bundle
 from zpipe.devices import load_device
 from zpipe.errors import ConfigError
 from zpipe.plan import GroupPlan, draw_groups, explain_groups, plan_groups, to_yaml, with_failures
 from zpipe.service import Measured
+from zpipe.sim import Death, simulate
 from zpipe.topology import check
 from zpipe.topology.parse import parse
 from zpipe.topology.reader import read_yaml
@@ -202,3 +203,18 @@ def test_a_plan_of_many_boards_is_for_a_file(three: Bundle, tmp_path: Path) -> N
     (tmp_path / "plan.yaml").write_text(to_yaml(found.plan.topology, "forty"))
     assert len(found.plan.topology.nodes) == 41
     assert sum(map(len, found.groups)) == 40
+
+
+def test_the_simulator_takes_as_long_as_the_plan_says_with_boards_dead_and_alive() -> None:
+    """The slowest group's fastest board dies: the next one answers, and the plan knows when."""
+    network = load_bundle("digits-rocoin", verify=False)
+    found = plan_groups(network, load_boards("star"), missing=0.05)
+    case, groups = found.case, found.groups
+    part = max(case.parts, key=lambda part: case.part_seconds(part, groups[part]))
+    first = min(groups[part], key=lambda board: case.seconds[part][board])
+    for dead in ((), (first,)):
+        ranks = [list(found.plan.layout.hosted).index(board) for board in dead]
+        quick = [min(case.seconds[each][board] for board in groups[each] if board not in dead) for each in case.parts]
+        run = simulate(found.plan.topology, count=24, rate_hz=1.0, faults=tuple(map(Death, ranks)))
+        assert run["counts"]["result"] == 24
+        assert run["latency_ms"]["p50"] == pytest.approx(1e3 * max(quick), rel=0.02)

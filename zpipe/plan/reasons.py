@@ -65,7 +65,9 @@ def _limits(found: GroupPlan) -> str:
     way = case.seconds[part][board] - computing
     there = f"{named(found.boards[board])} computes {_ms(computing)}"
     there += f", the way there and back takes {_ms(way)}" if way > 0.0 else ""
-    return f"bottleneck: part {part}, whose fastest is {there}"
+    line = f"bottleneck: part {part}, whose fastest is {there}"
+    rate, loads = found.plan.rate_hz, found.plan.loads
+    return line + (f"; at {rate:.4g} results/s {loads[0].name} is always busy" if rate < math.inf else "")
 
 
 def _bound(found: GroupPlan) -> str:

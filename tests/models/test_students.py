@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from zpipe.bundle import load_bundle
+from zpipe.calibrate.run import CalibrateOptions, calibrate
 from zpipe.cli import cli
 from zpipe.errors import ConfigError, ZpipeError
-from zpipe.models import train_students
+from zpipe.models import attach_heads, retrain_codecs, train_students
 
 # ruff: noqa: E402 (the skip stands above the imports that need it, so that the module skips instead of failing)
 for _name in ("torch", "onnx", "onnxscript", "sklearn"):
@@ -24,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from zpipe.models.recipes import STUDENT_WIDTHS, StudentsRecipe
 from zpipe.models.students.fit import Lesson, Pupils, draw_exits, draw_present, filter_scale, fit_students
-from zpipe.models.students.network import Outline, make_student, student_cost, widest
+from zpipe.models.students.network import Bounds, Outline, make_student, student_cost, widest
 from zpipe.models.students.partition import LEAST_SHARE, affinity_of, partition
 from zpipe.models.students.teacher import Teacher, last_linear
 from zpipe.models.training import torch_settings
@@ -89,10 +90,10 @@ def test_the_widest_student_within_bounds_is_taken() -> None:
     with torch_settings(threads=1, seed=0):
         costs = [student_cost(make_student(width, OUTLINE), OUTLINE) for width in STUDENT_WIDTHS]
         assert [cost.parameters for cost in costs] == sorted({cost.parameters for cost in costs})
-        assert widest(OUTLINE, part=0, parameters=None, file_bytes=None, macs=costs[3].macs) == STUDENT_WIDTHS[3]
-        assert widest(OUTLINE, part=0, parameters=costs[3].parameters - 1, file_bytes=None, macs=None) == STUDENT_WIDTHS[2]
-        with pytest.raises(ConfigError, match=r"^--student-bytes: found 1000 for part 0, expected at least \d+ bytes"):
-            widest(OUTLINE, part=0, parameters=None, file_bytes=1000, macs=None)
+        assert widest(OUTLINE, Bounds(0, macs=costs[3].macs)) == STUDENT_WIDTHS[3]
+        assert widest(OUTLINE, Bounds(0, parameters=costs[3].parameters - 1)) == STUDENT_WIDTHS[2]
+        with pytest.raises(ConfigError, match=r"^--student-bytes: found 1000 for part 0, expected at least \d+, the smallest"):
+            widest(OUTLINE, Bounds(0, bytes=1000))
 
 
 def test_a_student_with_an_exit_has_two_stages_and_one_without_a_bias() -> None:
@@ -264,6 +265,8 @@ def test_early_answers_stand_in_for_later_ones_now_and_then() -> None:
             "--student-bytes: found 2 values, expected one",
         ),
         (["--recipe", "rocoin", "--teacher", "nowhere"], "nowhere"),
+        (["--recipe", "rocoin", "--teacher", "digits-rocoin"], "--teacher digits-rocoin: found a bundle of students"),
+        (["--recipe", "digits-rocoin", "--student-macs", "9e6,1000"], "--student-macs: found 1000 for part 1, expected at least"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -272,6 +275,15 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, arguments: list[s
     assert words in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_for_one_network_alone_refuses_students(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found students"):
+        retrain_codecs(ENGINES / "digits-rocoin")
+    with pytest.raises(ConfigError, match="found students"):
+        attach_heads(ENGINES / "digits-rocoin", out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="found students"):
+        calibrate(CalibrateOptions(str(ENGINES / "digits-rocoin")))
 
 
 @pytest.mark.slow

@@ -65,11 +65,16 @@ def calibrate(options: CalibrateOptions, *, progress: Progress = lambda line, do
 
     Raises:
         BundleError: no such bundle, a damaged one, or one without data to calibrate with.
-        ConfigError: the data is not what it should be, or too little to be written.
+        ConfigError: the data is not what it should be, or too little to be written; or the bundle is one of students.
         TopologyError: the topology does not fit the bundle.
         ExecutorError: a stage failed.
     """
     bundle = load_bundle(options.bundle)
+    if bundle.students:
+        raise ConfigError(
+            f"--bundle {options.bundle}: found students, whose temperatures are one for every set of them, expected one network; "
+            "`zpipe train` fitted them, see its manifest's `join`"
+        )
     seconds = None
     if options.topology is not None:
         check(options.topology, len(bundle.stages), bundle.student_stages)

@@ -146,6 +146,8 @@ def rebuild_codecs(out: Path, *, data: str, data_dir: Path | None, seed: int, th
     """See `zpipe.models.retrain_codecs`."""
     check_numbers(threads=threads, seed=seed)
     bundle = load_bundle(out.resolve())
+    if bundle.students:
+        raise ConfigError(f"--out: found students in {out}, expected one network, whose cuts codecs are for; name another bundle")
     task = find_task(bundle.image_size, data, data_dir)
     if task.classes != bundle.classes:
         found, expected = ", ".join(task.classes), ", ".join(bundle.classes)

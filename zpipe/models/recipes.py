@@ -260,7 +260,7 @@ class StudentsRecipe:
 STUDENT_RECIPES = {
     recipe.name: recipe
     for recipe in (
-        StudentsRecipe("digits-rocoin", "digits-mobilenetv2", share=0.2, epochs=60, rounds=1),
+        StudentsRecipe("digits-rocoin", "digits-mobilenetv2", share=0.2, epochs=90, rounds=1),
         StudentsRecipe("rocoin"),
     )
 }

@@ -76,6 +76,10 @@ class Plan:
 def build_heads(name: str | Path, out: Path, plan: Plan, tell: Tell) -> Bundle:
     """See `zpipe.models.attach_heads`."""
     bundle = load_bundle(name)
+    if bundle.students:
+        raise ConfigError(
+            f"--bundle {name}: found students, expected one network; `zpipe train --student-exits` makes students with exits"
+        )
     shapes = head_shapes(bundle, plan)
     tell("data", 0.0, "reading it")
     data = read_head_data(bundle, plan.data, test=plan.test, seed=plan.seed)

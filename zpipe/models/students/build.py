@@ -24,7 +24,7 @@ from zpipe.models.manifest import PREPROCESSING_NOTE, chain_rows, versions
 from zpipe.models.recipes import StudentsRecipe
 from zpipe.models.students.fit import Lesson, Pupils, filter_scale, fit_students
 from zpipe.models.students.join import Said, fit_join, join_row, point_rows, set_rows
-from zpipe.models.students.network import Outline, Student, make_student, widest
+from zpipe.models.students.network import Bounds, Outline, Student, check_narrowest, make_student, widest
 from zpipe.models.students.partition import partition
 from zpipe.models.students.teacher import Teacher
 from zpipe.models.task import Task
@@ -66,6 +66,7 @@ def build_students(teacher: Bundle, task: Task, recipe: StudentsRecipe, name: st
     """See `zpipe.models.train_students`."""
     with torch_settings(threads=wishes.threads, seed=wishes.seed), replaced_when_done(out) as folder:
         looking = Teacher(teacher)
+        check_bounds(task, wishes)
         lessons = draw_lessons(looking, task, min(recipe.draws, wishes.epochs), wishes.seed, tell)
         parts = share_out(lessons, wishes.students)
         outlines, widths = outlines_of(looking, task, lessons, parts, recipe, wishes)
@@ -134,6 +135,27 @@ def share_out(lessons: Sequence[Lesson], parts: int) -> tuple[tuple[int, ...], .
     return partition(filters, parts)
 
 
+def check_bounds(task: Task, wishes: Wishes) -> None:
+    """Bounds that no student of any part could meet are refused before the teacher begins to look.
+
+    Raises:
+        ConfigError: as `widest`.
+    """
+    outline = Outline(task.image_size, 1, len(task.classes), wishes.exits, rectified=True)
+    for part in range(wishes.students if wishes.file_bytes or wishes.macs else 0):
+        check_narrowest(outline, bounds_of(part, wishes))
+
+
+def bounds_of(part: int, wishes: Wishes, parameters: int | None = None) -> Bounds:
+    """Those of the caller for a part."""
+    return Bounds(
+        part,
+        parameters,
+        wishes.file_bytes[part] if wishes.file_bytes else None,
+        wishes.macs[part] if wishes.macs else None,
+    )
+
+
 def outlines_of(
     teacher: Teacher, task: Task, lessons: Sequence[Lesson], parts: Sequence[Sequence[int]], recipe: StudentsRecipe, wishes: Wishes
 ) -> tuple[list[Outline], list[float]]:
@@ -142,16 +164,7 @@ def outlines_of(
     bounded = wishes.file_bytes or wishes.macs
     parameters = None if bounded else int(recipe.share * teacher.parameters / len(parts))
     outlines = [Outline(task.image_size, len(part), len(task.classes), wishes.exits, rectified) for part in parts]
-    widths = [
-        widest(
-            outline,
-            part=index,
-            parameters=parameters,
-            file_bytes=wishes.file_bytes[index] if wishes.file_bytes else None,
-            macs=wishes.macs[index] if wishes.macs else None,
-        )
-        for index, outline in enumerate(outlines)
-    ]
+    widths = [widest(outline, bounds_of(index, wishes, parameters)) for index, outline in enumerate(outlines)]
     return outlines, widths
 
 

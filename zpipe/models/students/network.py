@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zpipe.errors import ConfigError
@@ -48,6 +49,24 @@ class Cost:
     parameters: int
     macs: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the student of a part may cost at most; None = anything."""
+
+    part: int
+    parameters: int | None = None
+    bytes: int | None = None
+    macs: int | None = None
+
+    def exceeded(self, cost: Cost) -> tuple[str, int, int] | None:
+        """Which bound is exceeded, by what and what it is; None if none is."""
+        for name in ("bytes", "macs", "parameters"):
+            value, limit = getattr(cost, name), getattr(self, name)
+            if limit is not None and value > limit:
+                return name, value, limit
+        return None
 
 
 class StudentHead(nn.Module):
@@ -117,31 +136,38 @@ def student_cost(network: Student, outline: Outline) -> Cost:
     return Cost(parameters, sum(macs for macs, _ in costs), PARAMETER_BYTES * parameters + graph)
 
 
-def widest(outline: Outline, *, part: int, parameters: int | None, file_bytes: int | None, macs: int | None) -> float:
-    """The widest student of the family within these bounds; None = none of this kind.
+def widest(outline: Outline, bounds: Bounds) -> float:
+    """The widest student of the family within these bounds.
 
     Raises:
         ConfigError: not even the narrowest fits.
     """
-    chosen, cost = None, Cost(0, 0, 0)
+    chosen = check_narrowest(outline, bounds)
     for width in STUDENT_WIDTHS:
-        found = student_cost(make_student(width, outline), outline)
-        limits = ((found.parameters, parameters), (found.bytes, file_bytes), (found.macs, macs))
-        if any(limit is not None and value > limit for value, limit in limits):
-            cost = found
+        if bounds.exceeded(student_cost(make_student(width, outline), outline)):
             break
         chosen = width
-    if chosen is not None:
-        return chosen
-    for option, value, limit, unit in (
-        ("--student-bytes", cost.bytes, file_bytes, "bytes"),
-        ("--student-macs", cost.macs, macs, "multiply-adds"),
-    ):
-        if limit is not None and value > limit:
-            raise ConfigError(
-                f"{option}: found {limit} for part {part}, expected at least {value} {unit}, the smallest student's; give more"
-            )
+    return chosen
+
+
+def check_narrowest(outline: Outline, bounds: Bounds) -> float:
+    """The narrowest student's width, if that is within these bounds.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    width = STUDENT_WIDTHS[0]
+    with torch.random.fork_rng(devices=[]):  # who asks for bounds gets the same weights as who does not
+        cost = student_cost(make_student(width, outline), outline)
+    exceeded = bounds.exceeded(cost)
+    if exceeded is None:
+        return width
+    found, value, limit = exceeded
+    if found == "parameters":
+        raise ConfigError(
+            f"--students: found part {bounds.part} with {outline.filters} filters, for which the smallest student has {value} "
+            f"parameters, expected at most {limit}; take fewer students, or say how large they may be with --student-bytes"
+        )
     raise ConfigError(
-        f"--students: found part {part} with {outline.filters} filters, for which the smallest student has {cost.parameters} "
-        f"parameters, expected at most {parameters}; take fewer students, or say how large they may be with --student-bytes"
+        f"--student-{found}: found {limit} for part {bounds.part}, expected at least {value}, the smallest student's; give more"
     )

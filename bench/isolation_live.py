@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,10 @@ def capacity(plain: dict[str, Any]) -> float:
     return float(_simulated(alone, 99, rate_hz=math.inf, count=1500, duration=None)["throughput_hz"])
 
 
-def compare(seeds: int) -> list[dict[str, Any]]:
-    """A row for each shape and source: mean latency live and simulated, and the high source's alone."""
+def compare(shapes: Iterable[str], seeds: int) -> list[dict[str, Any]]:
+    """A row for each of the shapes and source: mean latency live and simulated, and the high source's alone."""
     rows = []
-    for name, shape in SHAPES.items():
+    for name, shape in [(name, SHAPES[name]) for name in shapes]:
         plain = topology(shape, max_batch=1)
         most_hz = capacity(plain)
         rates = {HIGH: HIGH_SHARE * most_hz, LOW: LOW_TIMES * most_hz / 2.0}

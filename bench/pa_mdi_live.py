@@ -1,7 +1,7 @@
 """The live part of `zpipe bench --suite pa-mdi` alone: emulated boxes over real sockets beside the simulator, at each load.
 
     python -m bench.pa_mdi_live                              eleven minutes; writes bench/results/pa-mdi-live.json
-    python -m bench.pa_mdi_live --policies pa-mdi closed     replaces that row alone
+    python -m bench.pa_mdi_live closed --policies pa-mdi     replaces that row alone
 
 Differences are of mean inference times, source by source, with the 95 % interval of the paired differences over seeds. The
 simulator's only parameter is what hops take, measured just before each run on another topology (`zpipe.bench.hop`), so a machine

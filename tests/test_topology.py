@@ -497,6 +497,18 @@ def test_another_strategy_brings_its_own_service_order_unless_the_file_chose_one
     assert override(build(line([0], [0, 1])), offload="pa-mdi").policy.order == "priority"
 
 
+def test_all_lower_classes_together_are_owed_half_at_most() -> None:
+    def many(count: int, **policy: object) -> Topology:
+        sources = [{"rank": rank, "priority": rank} for rank in range(count)]
+        return build(line(*[[0, 1]] * count, sources=sources, policy={"offload": "pa-mdi", **policy}))
+
+    assert [many(count).min_share for count in (2, 11, 26)] == [0.05, 0.05, 0.02]
+    assert many(3, min_share=0.25).min_share == 0.25
+    message = "policy.min_share: found 0.3 for each of 2 classes below the highest, expected at most 0.25"
+    with pytest.raises(TopologyError, match=message):
+        many(3, min_share=0.3)
+
+
 def test_waiting_may_be_worth_a_class() -> None:
     aged, plain = (build(line([0], [0, 1], policy={"offload": "pa-mdi", **key})) for key in ({"ageing": "500 ms"}, {}))
     assert aged.policy.ageing_seconds == 0.5

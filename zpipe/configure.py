@@ -18,7 +18,6 @@ from zpipe.policy.delivery import WAITING_SAMPLES, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.offload import OFFLOADS
-from zpipe.policy.priority import PRIORITY
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 from zpipe.topology import DEFAULT_POINT, NO_EXIT, Redundancy, SourceSpec, Topology, baseline, check
 
@@ -176,8 +175,8 @@ def node_config(topology: Topology, bundle: Bundle, rank: int, *, source: Source
         output_threshold=topology.policy.output_threshold,
         lane_order=lane_order(bundle, _mean_bytes(topology, bundle, rank)),
         order=topology.policy.order,
-        classes=tuple(sorted({spec.priority for spec in topology.sources})) if topology.policy.order == PRIORITY else (0,),
-        min_share=topology.policy.min_share,
+        classes=topology.classes,
+        min_share=topology.min_share,
         max_batch_low=topology.policy.max_batch_low,
         ageing_seconds=topology.policy.ageing_seconds,
         macs=tuple(float(spec.macs) for spec in bundle.stages),

@@ -184,6 +184,7 @@ class Task:
         since: when it entered the queue it is in, this node's clock.
         alone: run it in a batch of one (its last batch failed).
         stale: another attempt replaced it while it ran; drop it on completion.
+        yielded_seconds: of those queued, how long lower classes computed where it waited (A7); travels where it is not 0.
     """
 
     key: SampleKey
@@ -206,6 +207,7 @@ class Task:
     since: float = 0.0
     alone: bool = False
     stale: bool = False
+    yielded_seconds: float = 0.0
 
 
 # ---- what nodes tell each other ----------------------------------------------------------------
@@ -290,6 +292,7 @@ class ResultRow:
         part: which student's answer it is, 0 in a chain.
         hops: nodes it passed on its way to the source; whoever passes it on adds one.
         scores: of a student: its raw logits `[classes] float32`, little-endian; empty in a chain.
+        yielded_seconds: of those queued, how long lower classes computed where it waited (A7).
     """
 
     key: SampleKey
@@ -302,6 +305,7 @@ class ResultRow:
     part: int = 0
     hops: int = 0
     scores: bytes = b""
+    yielded_seconds: float = 0.0
 
     def passed_on(self) -> ResultRow:
         """The same, one hop later."""
@@ -316,6 +320,7 @@ class ResultRow:
             self.part,
             self.hops + 1,
             self.scores,
+            self.yielded_seconds,
         )
 
 

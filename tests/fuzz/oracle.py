@@ -125,6 +125,7 @@ def _task(task: Task, batch: TaskBatch, limits: WireLimits, now: float) -> None:
     _key(task.key, task.attempt)
     _counts(task.part, task.oldest, task.number)
     _claim(0 <= task.priority <= 255, task)
+    _claim(0.0 <= task.yielded_seconds <= task.queued_seconds, task)
     _seconds(task.weight, task.queued_seconds, task.service_seconds, *task.thresholds)
     _claim(len(task.thresholds) <= len(limits.stage_inputs), task)
     _claim(task.stage == batch.stage and task.peer == batch.sender and task.epoch == batch.epoch, task)
@@ -172,6 +173,7 @@ def _result(row: ResultRow, limits: WireLimits) -> None:
     _claim(row.exit_stage in limits.stage_inputs and row.label < limits.classes, row)
     _claim(type(row.confidence) is float and -0.00101 <= row.confidence <= 1.00101, row)
     _seconds(row.queued_seconds, row.service_seconds)
+    _claim(0.0 <= row.yielded_seconds <= row.queued_seconds, row)
 
 
 # ---- parts -------------------------------------------------------------------------------------

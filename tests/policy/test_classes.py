@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.policy.build import OUT, Driven, about, task
+from tests.policy.build import OUT, Driven, DrivenSource, about, answer, task
 from zpipe.model import Credit, Report
 from zpipe.policy.messages import (
     Command,
@@ -18,6 +18,7 @@ from zpipe.policy.messages import (
     ReportReceived,
     RunStage,
     SendReport,
+    SendResults,
     StageCompleted,
     TimerFired,
 )
@@ -59,6 +60,27 @@ def test_what_runs_next_is_of_the_higher_class(make_node: MakeNode) -> None:
     node.receive(task(3, 2, 3, priority=1), now=0.001)
     order = [ran(node.complete(True, now=0.01 * step))[0] for step in (1, 2, 3)]
     assert order == [3, 0, 1]
+
+
+def test_an_answer_says_how_long_it_waited_for_a_lower_class_which_is_no_congestion(make_node: MakeNode) -> None:
+    """A7: the lower one runs from 0 to 0.30, the higher one came at 0.02; a window would halve for nothing."""
+    node = make(make_node, stages=(2,), min_share=0.0)
+    node.receive(task(0, 2, 0))
+    node.receive(task(1, 2, 1, priority=1), now=0.02)
+    node.complete(True, now=0.30)
+    [row] = [row for each in node.complete(True, now=0.31) if isinstance(each, SendResults) for row in each.rows]
+    assert (row.queued_seconds, row.yielded_seconds) == (about(0.28), about(0.28))
+    driven = DrivenSource(admission="aimd", options={"window": 4.0})
+    driven.submit(*range(4))
+    driven.start()
+    windows = [4.0]
+    for sample, yielded in enumerate((0.28, 0.0)):
+        row = answer(sample)
+        row.queued_seconds, row.yielded_seconds = 0.28, yielded
+        driven.source.result(row, now=0.4 + sample)
+        windows.append(driven.source.admission.window_samples or 0.0)
+    assert windows[1] > windows[0]
+    assert windows[2] < windows[1]
 
 
 def test_a_frame_is_of_one_class_and_the_higher_one_goes_first(make_node: MakeNode) -> None:

@@ -117,6 +117,18 @@ def test_of_the_highest_class_a_batch_is_larger_only_where_that_pays(of_four: fl
     assert take(by, low) == [0, 1, 2, 3], "who is lower is not spared its own batches"
 
 
+def test_tasks_are_told_how_long_lower_classes_computed_while_they_waited() -> None:
+    by = order(classes=(0, 1, 2))
+    by.note_yielded([of(0, 1, 0, 0.0)], 1.0, 1.4)
+    by.note_yielded([of(1, 1, 2, 1.0)], 1.4, 1.5)
+    by.note_yielded([of(2, 1, 1, 1.0)], 1.5, 1.6)
+    high, middle, late = (of(3, 1, 2, 1.1), of(4, 1, 1, 1.1), of(5, 1, 2, 1.6))
+    by.note_yielded([high, late], 1.7, 1.8)
+    by.note_yielded([middle], 1.8, 1.9)
+    found = [each.yielded_seconds for each in (high, middle, late)]
+    assert found == pytest.approx([0.3 + 0.1, 0.3, 0.0]), "not for its own class, nor for what ran before it came"
+
+
 def test_where_there_is_one_class_batches_are_filled() -> None:
     by = order(classes=(0,))
     by.ran(1, 1, 0.010)

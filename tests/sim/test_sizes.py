@@ -39,6 +39,8 @@ def test_task_headers_are_as_long_as_on_the_wire(rows: int, source: int, sample:
     tasks = [task(120 + index, source=source, sample=sample + index, exits=exits) for index in range(rows)]
     batch = TaskBatch(source, SESSION + 5, "none", 2, tasks, np.zeros((rows, 4), np.float32))
     assert sizes.task_header(source, "none", 2, tasks) == encoded(batch)
+    tasks[0].yielded_seconds = 0.012
+    assert sizes.task_header(source, "none", 2, tasks) == encoded(batch)
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -47,7 +49,7 @@ def test_results_are_as_long_as_on_the_wire(rows: int) -> None:
     assert sizes.results(300, found) == encoded(Results(300, found))
     for classes in (10, 100):
         for row in found:
-            row.scores = bytes(4 * classes)
+            row.scores, row.yielded_seconds = bytes(4 * classes), 0.0005 * (classes == 10)
         assert sizes.results(300, found) == encoded(Results(300, found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,6 +77,9 @@ SAMPLES: dict[str, Message] = {
     "Refused": Refused(2, "policy.window", "8", "16"),
     "TaskBatch": task_batch(),
     "TaskBatch, packed": packed_batch(),
+    "TaskBatch, after lower classes": TaskBatch(
+        1, 4, NO_CODEC, 1, [replace(task(7), yielded_seconds=0.0625), task(8)], np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    ),
     "CreditUpdate": CreditUpdate(3, Credit(4, 100, (90, 97, 99), 108, {1: 2, 2: 1}, 0.004, (80, 98))),
     "Blocked": Blocked(1, 4, 108),
     "CreditUpdate, by class": CreditUpdate(3, Credit(4, 100, (), 108, clear={0: 3, 2: 300})),
@@ -92,6 +96,13 @@ SAMPLES: dict[str, Message] = {
     ),
     "Results, with scores": Results(
         3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, 0.5, 0.125, 0.0625, 1, 0, np.arange(10, dtype="<f4").tobytes())]
+    ),
+    "Results, after lower classes": Results(
+        3,
+        [
+            ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, 0.5, 0.125, 0.0625, yielded_seconds=0.0625),
+            ResultRow(SampleKey(0, 123456789, 8), 1, 2, 9, 0.5, 0.125, 0.0625, 1, 0, bytes(40), 0.125),
+        ],
     ),
     "Results": Results(3, [ResultRow(SampleKey(0, 123456789, 7), 1, 2, 9, float(np.float32(0.93)), 0.125, 0.0625, 1, 3)]),
     "Ping": Ping(-1, 77, echo=False),

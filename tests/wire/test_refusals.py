@@ -130,6 +130,9 @@ def test_arrays_nested_deeper_than_python_prints_are_refused(depth: int) -> None
 # ---- each rule by name -------------------------------------------------------------------------
 
 BIG = 2**63
+#: A sample with rows that waited for lower classes.
+AFTER = "TaskBatch, after lower classes"
+
 CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "another version": ("Bye", (0,), 2, "wire version 2, expected 1"),
     "unknown kind": ("Bye", (1,), 13, "message kind 13"),
@@ -209,6 +212,17 @@ CASES: dict[str, tuple[str, tuple[int, ...], object, str]] = {
     "lost row of a negative part": ("Lost, of parts", (3, 0, 6), -1, "out of range"),
     "lost row with a part that is no number": ("Lost, of parts", (3, 0, 6), "1", "has not the types"),
     "scores of other classes": ("Results, with scores", (3, 0, 11), bytes(36), "scores of 36 bytes, expected 4 for each of 10"),
+    "task that waited for lower classes longer than it waited": (AFTER, (6, 0, 14), 0.126, "out of range"),
+    "task that waited for lower classes for no time": (AFTER, (6, 0, 14), NAN, "out of range"),
+    "task whose wait for lower classes is a count": (AFTER, (6, 0, 14), 0, "has not the types"),
+    "result that waited for lower classes longer than at all": (
+        "Results, after lower classes",
+        (3, 1, 11),
+        0.126,
+        "out of range",
+    ),
+    "result whose wait for lower classes is negative": ("Results, after lower classes", (3, 0, 11), -0.001, "out of range"),
+    "result with scores before its wait for lower classes": ("Results, after lower classes", (3, 1, 11), b"", "has not the types"),
     "scores that are text": ("Results, with scores", (3, 0, 11), "x" * 40, "has not the types"),
     "scores of none": ("Results, with scores", (3, 0, 11), b"", "scores of 0 bytes"),
     "result of an unknown stage": ("Results", (3, 0, 5), 3, "out of range"),

@@ -74,6 +74,12 @@ def credit_values(draw: st.DrawFn) -> Credit:
     )
 
 
+def _yielded(row: ResultRow) -> ResultRow:
+    """Some waited for lower classes."""
+    row.yielded_seconds = row.queued_seconds / 2 if row.hops % 2 else 0.0
+    return row
+
+
 control_messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         Hello, ranks, st.sampled_from(["peer", "source", "observer"]), counts, counts, texts, texts, documents, counts, memory=texts
@@ -114,7 +120,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
                 counts,
                 st.integers(0, 65535),
                 st.just(b"") | st.binary(min_size=40, max_size=40),
-            ),
+            ).map(_yielded),
             min_size=1,
             max_size=20,
         ),
@@ -128,6 +134,7 @@ control_messages: st.SearchStrategy[Message] = st.one_of(
 
 @st.composite
 def tasks(draw: st.DrawFn) -> Task:
+    queued = draw(seconds)
     return Task(
         draw(keys),
         draw(attempts),
@@ -137,11 +144,12 @@ def tasks(draw: st.DrawFn) -> Task:
         priority=draw(st.integers(0, 255)),
         weight=draw(seconds),
         oldest=draw(counts),
-        queued_seconds=draw(seconds),
+        queued_seconds=queued,
         service_seconds=draw(seconds),
         number=draw(counts),
         deadline=draw(st.just(math.inf) | st.floats(0.0, 1e6)),
         born=draw(st.floats(0.0, NOW)),
+        yielded_seconds=draw(st.sampled_from([0.0, 0.0, queued, queued / 2])),
     )
 
 

@@ -63,7 +63,7 @@ class Admission:
     def resolved(
         self, *, queued_seconds: float, service_seconds: float, sojourn_seconds: float, in_flight: int, now: float
     ) -> None:
-        """A result came back; the timings are durations over all nodes."""
+        """A result came back; the timings are durations over all nodes; waiting for lower classes is none (`yielded_seconds`)."""
 
     def adapt(self, feedback: Feedback) -> None:
         """A control interval ended."""
@@ -162,9 +162,10 @@ class Aimd(Admission):
     """Additive increase, multiplicative decrease of a window on samples in flight, on their measured queueing delay.
 
     Each result tells how long its sample waited in queues, over all nodes: no clock is compared and no base round trip is
-    guessed. Above the target the window shrinks by `decrease`, at most once per sojourn; below it, it grows by one sample per
-    window, but only while it is the limit. The target follows the service time (twice a sample's own, at least
-    `min_target_seconds`), so that slow boards and large batches keep their pipeline full.
+    guessed. What it waited for lower classes does not count: fewer samples in flight would not shorten that. Above the target
+    the window shrinks by `decrease`, at most once per sojourn; below it, it grows by one sample per window, but only while it is
+    the limit. The target follows the service time (twice a sample's own, at least `min_target_seconds`), so that slow boards and
+    large batches keep their pipeline full.
 
     Source: AIMD as in TCP, on delay as in TIMELY and LEDBAT; ours.
     """

@@ -293,7 +293,7 @@ class Source:
             sojourn = now - entry.sent_at
         self._resolve(sample, "result", now=now, row=row)
         self.admission.resolved(
-            queued_seconds=row.queued_seconds,
+            queued_seconds=row.queued_seconds - row.yielded_seconds,
             service_seconds=row.service_seconds,
             sojourn_seconds=sojourn,
             in_flight=self._in_flight,

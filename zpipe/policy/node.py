@@ -346,6 +346,7 @@ class NodePolicy:
             self._load.usage.ran(rows, event.seconds)
         if self._order is not None:
             self._order.ran(stage, len(rows), event.seconds)
+            self._order.note_yielded(rows, began_at, now)
         if event.tokens:
             for task, token in zip(rows, event.tokens, strict=False):
                 task.token = token
@@ -362,6 +363,7 @@ class NodePolicy:
                 row = ResultRow(
                     task.key, task.attempt, stage, label, confidence, task.queued_seconds, task.service_seconds, task.part
                 )
+                row.yielded_seconds = task.yielded_seconds
                 if scores is not None:
                     row.scores = scores[id(task)]
                 self._answers.result(row, now)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from zpipe.model import Task
 
@@ -88,6 +88,8 @@ def first_of_classes(queues: Mapping[int, deque[Task]]) -> dict[int, tuple[Task,
     return firsts
 
 
+#: Batches of lower classes that are remembered, to tell what a higher one waited for: more than go before it, but for debts.
+LOWER_RUNS = 8
 #: Weight of a new batch in what a row takes.
 BATCH_GAIN = 0.1
 #: A batch pays when a row of it takes less than this share of what it takes alone.
@@ -132,12 +134,25 @@ class PriorityOrder:
         self.yields = len(self._owed) > 1 and (min_share > 0.0 or ageing_seconds > 0.0)
         self._alone: dict[int, float] = {}  #: {stage: seconds a row took in a batch of its own, smoothed}
         self._among: dict[int, float] = {}  #: ... and among others
+        self._lower: deque[tuple[int, float, float]] = deque(maxlen=LOWER_RUNS)  #: (class, from, to)
 
     def ran(self, stage: int, rows: int, seconds: float) -> None:
         """A batch took so long."""
         known = self._alone if rows == 1 else self._among
         each = seconds / rows
         known[stage] = each if stage not in known else known[stage] + BATCH_GAIN * (each - known[stage])
+
+    def note_yielded(self, rows: Sequence[Task], began_at: float, now: float) -> None:
+        """A batch ran in that time: its tasks are told how long, while they waited here, lower classes computed."""
+        priority = rows[0].priority
+        for each, since, until in self._lower:
+            if each < priority:
+                for task in rows:
+                    overlap = min(until, began_at) - max(since, task.since)
+                    if overlap > 0.0:
+                        task.yielded_seconds += overlap
+        if priority < self._highest:
+            self._lower.append((priority, began_at, now))
 
     def take(
         self, queues: Mapping[int, deque[Task]], *, max_batch: int, service_seconds: Mapping[int, float], now: float

@@ -49,6 +49,8 @@ def task_header(sender: int, codec: str, stage: int, tasks: Sequence[Task]) -> i
         size += TASK_ROW_BYTES + thresholds * FLOAT_BYTES + (1 if thresholds < 16 else 3)
         size += bytes_of[task.number.bit_length()] + bytes_of[source.bit_length()]
         size += bytes_of[sample.bit_length()] + bytes_of[task.oldest.bit_length()]
+        if task.yielded_seconds:
+            size += FLOAT_BYTES
     return size
 
 
@@ -60,6 +62,8 @@ def results(sender: int, rows: Sequence[ResultRow]) -> int:
         size += RESULT_ROW_BYTES + INTEGER_BYTES[source.bit_length()] + INTEGER_BYTES[sample.bit_length()]
         if row.scores:
             size += len(row.scores) + (2 if len(row.scores) < 256 else 3)
+        if row.yielded_seconds:
+            size += FLOAT_BYTES
     return size
 
 

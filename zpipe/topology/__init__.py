@@ -47,7 +47,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         offload_input: false      true, false (ddi: true) or auto: whether raw inputs may go out; auto: those of sources on whose
                                   links they are fewer bytes than what is left to send after stage 0
         order: fifo               fifo or priority (pa-mdi: priority): by class, then age (policy rule A7); with priority also
-        min_share: 0.05           of each node's time, for every class that waits below another
+        min_share: 0.05           of the time in which it waits at a node, for every class below the highest; they are owed half at
+                                  most together, so with more than 11 classes the default is less
         max_batch_low: 0          most tasks in a batch of any class but the highest; 0 = the node's max_batch
         ageing: 0 s               of waiting at a node that a class is worth: with 2 s, who came more than that before a task of the
                                   class above goes first; 0 = none is, and min_share alone keeps a lower class going

@@ -15,6 +15,7 @@ from zpipe.topology.keys import parse_security
 from zpipe.topology.reader import BANDWIDTH_UNITS, TIME_UNITS, At, Fields, integer, items, one_of
 from zpipe.topology.sources import parse_sources, rank_of
 from zpipe.topology.spec import (
+    MOST_SHARES,
     RANKED,
     LinkSpec,
     NodeSpec,
@@ -72,6 +73,7 @@ def parse(value: object, *, file: str, path: Path | None, name: str = "topology"
         path=path,
     )
     check_links(topology, at)
+    _check_shares(topology, at / "policy" / "min_share")
     return topology
 
 
@@ -273,6 +275,16 @@ _POLICY_KEYS = (
     "ageing",
     "redundancy",
 )
+
+
+def _check_shares(topology: Topology, at: At) -> None:
+    """That shares which somebody chose leave the highest class its half; the default gives way (`Topology.min_share`)."""
+    share, lower = topology.policy.min_share, len(topology.classes) - 1
+    if share * lower > MOST_SHARES and share != PolicySpec().min_share:
+        raise at.error(
+            f"{share:g} for each of {lower} classes below the highest",
+            f"at most {MOST_SHARES / lower:.3g}, so that together they are owed no more than half",
+        )
 
 
 def _is_share(x: float) -> bool:

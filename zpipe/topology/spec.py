@@ -22,6 +22,8 @@ Redundancy = Literal["failover", "hedged", "all"]
 LOCAL_ADDRESS = "127.0.0.1:0"
 #: Strategies whose service order is by class unless the topology says more.
 RANKED = ("pa-mdi",)
+#: The most of a node's time that all classes below the highest are owed together.
+MOST_SHARES = 0.5
 #: `exit:` names that are no operating points.
 DEFAULT_POINT, NO_EXIT = "default", "no-exit"
 #: How samples come to a source, where it is no file of arrival times.
@@ -179,7 +181,7 @@ class PolicySpec:
         inputs_of: of `auto`, the sources whose raw inputs may go out, by rank; None while that is open. No part of `canonical`:
             it follows from the rest and the bundle, and an observer has no bundle.
         order: of service; `priority`: by class, then age (policy rule A7).
-        min_share: of each node's time, 0..1, for every class that waits below another.
+        min_share: of each node's time, 0..1, for every class that waits below another; together they are owed MOST_SHARES at most.
         max_batch_low: most tasks in a batch of any class but the highest; 0 = the node's `max_batch`.
         ageing_seconds: of waiting at a node that a class is worth; 0 = none is.
         redundancy: how many hosts of a student get a sample: `failover`, another once one failed; `hedged`, another once one takes
@@ -269,6 +271,18 @@ class Topology:
     def limits(self) -> dict[tuple[int, int], tuple[float, str]]:
         """{ranks of a link, lower first: (its bits per second, its medium)}."""
         return {link.between: (link.bandwidth_bps, link.medium) for link in self.links}
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Those that are told apart, rising: of all sources where the policy orders by them, else one."""
+        if self.policy.order == "fifo":
+            return (0,)
+        return tuple(sorted({source.priority for source in self.sources}))
+
+    @property
+    def min_share(self) -> float:
+        """Of each node's time, for each class below the highest: what the policy says, less where that would be most of it."""
+        return min(self.policy.min_share, MOST_SHARES / max(1, len(self.classes) - 1))
 
     def source_named(self, name: str | int) -> SourceSpec:
         """The source of that name, or at that rank.

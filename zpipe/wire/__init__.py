@@ -35,10 +35,10 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
     12 Bye            control  reason
 
     task row          number, source, session, sample, attempt, part, priority, oldest, budget_us, age_us, weight,
-                      queued_seconds, service_seconds, [threshold]
+                      queued_seconds, service_seconds, [threshold] ||| yielded_seconds
     lost row          source, session, sample, attempt, cause, shut_out_by || part
     result row        source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued_seconds,
-                      service_seconds || scores (bin)
+                      service_seconds ||| yielded_seconds || scores (bin)
 
 - a priority is a class, 0 to 255.
 - role is `peer`, `source` or `observer`; digests are strings; attempt counts from 1; stages are those of the bundle.
@@ -56,6 +56,8 @@ infinity, 16 levels at most), since a JSON decoder allocates by what is there an
   is a set of stages as bits, stage 0 the lowest.
 - what stands behind a `||` is there where students share a sample: scores with each result, `[classes] float32`, little-endian, 4
   bytes for each of the bundle's classes and of any value; part, in a lost row, where it is not 0. In a chain both are absent.
+- what stands behind a `|||` is there where a sample had to wait for lower classes, before what stands behind a `||`: of its
+  queued_seconds, for how long; no more than those, and not 0.
 - holding_seconds is -1.0 when the receiver does not say.
 - label is one of the bundle's classes.
 - codec `none` is the stage's input itself. Of any other codec both ends know, from the bundle, one size of a row per stage: the

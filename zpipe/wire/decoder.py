@@ -35,6 +35,9 @@ from zpipe.wire.kinds import (
     SCORED_ROW_TYPES,
     TASK_ROW_TYPES,
     TRAILER_BYTES,
+    YIELDED_RESULT_TYPES,
+    YIELDED_SCORED_TYPES,
+    YIELDED_TASK_TYPES,
     Kind,
 )
 from zpipe.wire.limits import WireLimits
@@ -186,7 +189,10 @@ def _task_batch(fields: Fields, payload: Buffer, limits: WireLimits, now: float)
 
 def _task(row: Any, stage: int, sender: int, epoch: int, exits: int, now: float) -> Task:
     """One row, checked but for the values of its thresholds."""
-    if type(row) is not tuple or tuple(map(type, row)) != TASK_ROW_TYPES:
+    types, yielded = tuple(map(type, row)) if type(row) is tuple else (), 0.0
+    if types == YIELDED_TASK_TYPES:
+        *row, yielded = row
+    elif types != TASK_ROW_TYPES:
         raise WireError(f"TASK: row {_short(row)} has not the types of a row")
     number, source, session, sample, attempt, part, priority, oldest, budget, age, weight, queued, service, thresholds = row
     if (
@@ -197,11 +203,11 @@ def _task(row: Any, stage: int, sender: int, epoch: int, exits: int, now: float)
         or attempt < 1
         or not NO_BUDGET <= budget <= MAX_MICROSECONDS
         or not 0 <= age <= MAX_MICROSECONDS
-        or not (weight >= 0.0 and queued >= 0.0 and service >= 0.0 and weight + queued + service < math.inf)
+        or not (weight >= 0.0 and queued >= yielded >= 0.0 and service >= 0.0 and weight + queued + service < math.inf)
         or len(thresholds) > exits
     ):
         raise WireError(f"TASK: row {_short(row)} is out of range")
-    return Task(
+    task = Task(
         new_key((source, session, sample)),
         attempt,
         stage,
@@ -220,6 +226,9 @@ def _task(row: Any, stage: int, sender: int, epoch: int, exits: int, now: float)
         epoch,
         now,  # since
     )
+    if yielded:
+        task.yielded_seconds = yielded
+    return task
 
 
 def _are_thresholds(values: Sequence[Any]) -> bool:
@@ -325,13 +334,18 @@ def _results(fields: Fields, limits: WireLimits) -> Results:
 
 
 def _result(row: Any, limits: WireLimits) -> ResultRow:
-    scores = b""
-    if type(row) is tuple and tuple(map(type, row)) == SCORED_ROW_TYPES:
-        *row, scores = row
-        if len(scores) != SCORE_BYTES * limits.classes:
-            raise WireError(f"RESULT: scores of {len(scores)} bytes, expected {SCORE_BYTES} for each of {limits.classes} classes")
-    elif type(row) is not tuple or tuple(map(type, row)) != RESULT_ROW_TYPES:
-        raise WireError(f"RESULT: row {_short(row)} has not the types of a row")
+    types, scores, yielded = tuple(map(type, row)) if type(row) is tuple else (), b"", 0.0
+    if types != RESULT_ROW_TYPES:
+        if types not in (SCORED_ROW_TYPES, YIELDED_RESULT_TYPES, YIELDED_SCORED_TYPES):
+            raise WireError(f"RESULT: row {_short(row)} has not the types of a row")
+        if types[-1] is bytes:
+            *row, scores = row
+            if len(scores) != SCORE_BYTES * limits.classes:
+                raise WireError(
+                    f"RESULT: scores of {len(scores)} bytes, expected {SCORE_BYTES} for each of {limits.classes} classes"
+                )
+        if types != SCORED_ROW_TYPES:
+            *row, yielded = row
     (source, session, sample, attempt, part, exit_stage, label, hops, confidence, queued, service) = row
     if (
         not 0 <= source | session | sample | attempt | part | exit_stage | label | hops <= MAX_INT  # as in a task's row
@@ -341,11 +355,11 @@ def _result(row: Any, limits: WireLimits) -> ResultRow:
         or exit_stage not in limits.stage_inputs
         or label >= limits.classes
         or not -CONFIDENCE_SLACK <= confidence <= 1.0 + CONFIDENCE_SLACK
-        or not (queued >= 0.0 and service >= 0.0 and queued + service < math.inf)
+        or not (queued >= yielded >= 0.0 and service >= 0.0 and queued + service < math.inf)
     ):
         raise WireError(f"RESULT: row {_short(row)} is out of range")
     return ResultRow(
-        new_key((source, session, sample)), attempt, exit_stage, label, confidence, queued, service, part, hops, scores
+        new_key((source, session, sample)), attempt, exit_stage, label, confidence, queued, service, part, hops, scores, yielded
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from zpipe.errors import MAX_TEXT
-from zpipe.model import Credit, Report, Task
+from zpipe.model import Credit, Report, ResultRow, Task
 from zpipe.wire.kinds import MAX_MICROSECONDS, MAX_RANK, MEMORY, NO_BUDGET, NO_HOLDING, Kind
 from zpipe.wire.messages import (
     WIRE_VERSION,
@@ -79,6 +79,7 @@ def _task_row(task: Task, arrival: float) -> tuple[Any, ...]:
     source, session, sample = task.key
     budget = task.deadline - arrival
     age = arrival - task.born
+    yielded = (float(min(task.yielded_seconds, task.queued_seconds)),) if task.yielded_seconds > 0.0 else ()
     return (
         task.number,
         source,
@@ -94,6 +95,7 @@ def _task_row(task: Task, arrival: float) -> tuple[Any, ...]:
         float(task.queued_seconds),
         float(task.service_seconds),
         task.thresholds,
+        *yielded,
     )
 
 
@@ -121,9 +123,8 @@ def _header(message: Message) -> tuple[Any, ...]:
                 )
                 for row in rows
             ]
-            scores = [row.scores for row in rows]
-            if any(scores):
-                answers = [(*answer, each) if each else answer for answer, each in zip(answers, scores, strict=True)]
+            if any(row.yielded_seconds or row.scores for row in rows):
+                answers = [(*answer, *_rest(row)) for answer, row in zip(answers, rows, strict=True)]
             return (WIRE_VERSION, Kind.RESULT, sender, answers)
         case ReportUpdate(sender, report):
             service, backlog = (_flat(report.service_seconds), _flat(report.backlog_seconds))
@@ -161,6 +162,12 @@ def _header(message: Message) -> tuple[Any, ...]:
             return (WIRE_VERSION, Kind.BYE, sender, reason[:MAX_TEXT])
         case TaskBatch():
             raise AssertionError("encode() handles TaskBatch before it comes here")
+
+
+def _rest(row: ResultRow) -> tuple[Any, ...]:
+    """What only some results say."""
+    yielded = (float(min(row.yielded_seconds, row.queued_seconds)),) if row.yielded_seconds > 0.0 else ()
+    return (*yielded, row.scores) if row.scores else yielded
 
 
 def _credit(credit: Credit) -> tuple[Any, ...]:

@@ -55,6 +55,11 @@ LOST_ROW_TYPES: tuple[type, ...] = (int, int, int, int, str, int)
 SCORED_ROW_TYPES: tuple[type, ...] = (*RESULT_ROW_TYPES, bytes)
 LOST_PART_TYPES: tuple[type, ...] = (*LOST_ROW_TYPES, int)
 
+#: The same of a sample that had to wait for lower classes: how long.
+YIELDED_TASK_TYPES: tuple[type, ...] = (*TASK_ROW_TYPES, float)
+YIELDED_RESULT_TYPES: tuple[type, ...] = (*RESULT_ROW_TYPES, float)
+YIELDED_SCORED_TYPES: tuple[type, ...] = (*RESULT_ROW_TYPES, float, bytes)
+
 #: Bytes of each class's score.
 SCORE_BYTES = 4
 

@@ -107,7 +107,8 @@ rules below by their numbers.
       that waits is owed `min_share` of the time, of the tasks on a link, and goes next when that is enough for one. Else a link
       is given nothing of a lower class before it is done with what it has. So what a higher class waits for is at most one
       service and one frame a hop of a lower one, and `min_share`. With `ageing`, a class is worth so many seconds of waiting at a
-      node: who came that much earlier goes before one of the class above, in I and O.
+      node: who came that much earlier goes before one of the class above, in I and O. Answers tell how long lower classes
+      computed where their sample waited: that is no congestion, and no reason for its source to admit less.
   A8. Model allocation (pa-mdi): a node may withhold stages from a class where they take it much longer than at a neighbour with
       time to spare, higher classes' share of its time counted. Few stages at a time, and only those are kept away who have
       another to go to: nothing is lost by it.

@@ -17,7 +17,7 @@ from zpipe.calibrate.drift import drift_rows
 from zpipe.configure import fixed_thresholds, promises, source_config
 from zpipe.load import SourceLoad, run_span, shares
 from zpipe.policy.delivery import SourceConfig
-from zpipe.report import RunLog, build_report, grown, link_rows, merged, node_rows, sources_grown
+from zpipe.report import RunLog, build_report, grown, link_rows, merged, node_rows, policy_words, sources_grown
 from zpipe.runtime.attending import all_attached, unless_crashed
 from zpipe.runtime.pipeline import Pipeline
 from zpipe.series import MOST_ROWS, merged_series
@@ -160,7 +160,11 @@ class Run:
             log,
             topology=topology.name,
             bundle=bundle.name,
-            policy=f"{exit_point}, {' '.join(dict.fromkeys(config.admission for config in configs.values()))}",
+            policy=policy_words(
+                exit_point,
+                dict.fromkeys(config.admission for config in configs.values()),
+                topology.policy.redundancy if bundle.students else "",
+            ),
             seed=options.seed,
             seconds=seconds,
             stage_macs=[spec.macs for spec in bundle.stages],

@@ -117,14 +117,16 @@ def stage_inputs(bundle: Bundle, rows: int) -> list[npt.NDArray[Any]]:
     if bundle.evaluation_file is None:
         raise ConfigError(f"bundle {bundle.name}: found no evaluation set, expected one: stages are measured on real samples")
     images = bundle.evaluation().images
-    tensor: Any = images[np.arange(rows) * max(1, len(images) // rows) % len(images)]
+    entering = images[np.arange(rows) * max(1, len(images) // rows) % len(images)]
     gate = GateSpec("max-probability", 1.0, (NEVER_EXIT,) * rows)
     inputs = []
     executor = make_executor("onnx", bundle, range(len(bundle.stages)))
     try:
-        for stage in range(len(bundle.stages)):
-            inputs.append(np.ascontiguousarray(tensor))
-            tensor = executor.run(stage, tensor, gate).activation
+        for chain in bundle.chains:
+            tensor: Any = entering
+            for stage in chain:
+                inputs.append(np.ascontiguousarray(tensor))
+                tensor = executor.run(stage, tensor, gate).activation
     finally:
         executor.close()
     return inputs
@@ -235,8 +237,13 @@ def _paced(
 def _run(runs: StageExecutor, bundle: Bundle, stage: int, inputs: npt.NDArray[Any]) -> float:
     """As a node counts it: engine and gate."""
     head = bundle.stages[stage].exit_head
-    last = stage == len(bundle.stages) - 1
-    gate = GateSpec("max-probability", head.temperature if head else 1.0, (NEVER_EXIT,) * len(inputs), last)
+    gate = GateSpec(
+        "max-probability",
+        head.temperature if head else 1.0,
+        (NEVER_EXIT,) * len(inputs),
+        last=bundle.stages[stage].output is None,
+        scores=bool(bundle.students),
+    )
     return runs.run(stage, inputs, gate).wall_seconds
 
 

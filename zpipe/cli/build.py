@@ -9,6 +9,7 @@ import click
 from zpipe.cli.completion import complete_bundle
 from zpipe.cli.group import cli, example
 from zpipe.cli.running import progress_shown
+from zpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from zpipe.executors.tensorrt.build import BuiltEngine
@@ -47,6 +48,11 @@ def build(name: str, **options: Any) -> None:
     from zpipe.executors.tensorrt.build import build_engines
 
     bundle = load_bundle(name)
+    if bundle.students:
+        raise ConfigError(
+            f"--bundle {name}: found students, expected one chain of stages, as engines do not give the scores that are joined; "
+            "run students on executor onnx"
+        )
     with progress_shown() as progress:
         built = build_engines(bundle, progress=progress, **options)
     console, first = Console(), built[0].engine

@@ -14,6 +14,7 @@ from zpipe.report.log import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, merged
 from zpipe.report.machine import machine
 from zpipe.report.nodes import grown, link_rows, node_rows, quantile, sources_grown
 from zpipe.report.terminal import render
+from zpipe.report.words import policy_words
 
 __all__ = [
     "HUNG_SECONDS",
@@ -30,6 +31,7 @@ __all__ = [
     "machine",
     "merged",
     "node_rows",
+    "policy_words",
     "quantile",
     "render",
     "render_comparison",

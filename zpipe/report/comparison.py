@@ -44,7 +44,9 @@ def render_comparison(document: dict[str, Any]) -> RenderableType:
     head.append(f"{first['bundle']}", style="bold")
     head.append(f" · seed {first['seed']} · {'simulated' if first['simulated'] else 'live'}", style="dim")
     notes = [
-        f"{run['topology']}: {run['raw_inputs_sent']:,} raw inputs sent on to other nodes" for run in runs if run["raw_inputs_sent"]
+        f"{run['topology']}: {run['raw_inputs_sent']:,} raw inputs sent on to other nodes"
+        for run in runs
+        if run["raw_inputs_sent"] and "missing" not in run
     ]
     return Group(Text(), head, rows, *[Text(note, style="dim") for note in notes])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -82,6 +82,11 @@ def _repairs(sources: list[dict[str, Any]]) -> list[str]:
 
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} ms"
+
+
+def policy_words(exit_point: str, admissions: Iterable[str], redundancy: str) -> str:
+    """The policy of a run; no redundancy where there is one chain."""
+    return ", ".join(filter(None, [exit_point, " ".join(admissions), redundancy]))
 
 
 def parts_words(parts: Sequence[int]) -> str:

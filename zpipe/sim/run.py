@@ -16,7 +16,7 @@ from zpipe.errors import ConfigError
 from zpipe.load import POISSON, Order, SourceLoad, Span, run_span, samples_of, shares, source_loads
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
-from zpipe.report import RunLog, build_report, link_rows, merged, node_rows, sources_grown
+from zpipe.report import RunLog, build_report, link_rows, merged, node_rows, policy_words, sources_grown
 from zpipe.series import AdmissionSeries
 from zpipe.service import load_service
 from zpipe.sim.faults import NodeFault, check_faults, never_there
@@ -267,7 +267,7 @@ class _Run:
             log,
             topology=topology.name,
             bundle=bundle.name,
-            policy=f"{options.exit_point or policy.exit_point}, {' '.join(admissions)}",
+            policy=policy_words(options.exit_point or policy.exit_point, admissions, policy.redundancy if bundle.students else ""),
             seed=options.seed,
             seconds=seconds,
             stage_macs=[spec.macs for spec in bundle.stages],

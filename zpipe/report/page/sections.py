@@ -59,7 +59,7 @@ def tiles(report: Row) -> str:
         ("accuracy", "–" if report["accuracy"] is None else f"{100 * report['accuracy']:.1f}", "%", ""),
         ("latency, median", number(ms["p50"]), "ms", "" if ms["mean"] is None else f"mean {number(ms['mean'])} ms"),
         ("latency, 95 %", number(ms["p95"]), "ms", "" if ms["p99"] is None else f"99 %: {number(ms['p99'])} ms"),
-        ("multiply-adds", "–" if shared is None else f"{100 * shared:.1f}", "%", "of the whole network"),
+        _whole(report["missing"]) if "missing" in report else ("multiply-adds", *_share(shared), "of the whole network"),
         ("over links, per answer", number(None if sent is None else sent / 1e3), "kB", ""),
     )
     cells = [
@@ -68,6 +68,16 @@ def tiles(report: Row) -> str:
         for name, value, unit, note in shown
     ]
     return f'<dl class="tiles">{"".join(cells)}</dl>{paragraph(_outcomes(report), "soft")}'
+
+
+def _share(value: float | None) -> tuple[str, str]:
+    return "–" if value is None else f"{100 * value:.1f}", "%"
+
+
+def _whole(rows: Sequence[Row]) -> tuple[str, str, str, str]:
+    """Of students: how many answers had every part."""
+    without = sum(row["samples"] for row in rows[1:])
+    return "all parts in", *_share(rows[0]["share"]), f"{without:,} answers without some"
 
 
 def _outcomes(report: Row) -> str:

@@ -98,6 +98,13 @@ def test_a_plan_of_groups_is_explained_drawn_and_loads(call: Call, tmp_path: Pat
         (("--failure", "often"), "--failure: found often, expected P or NAME=P with P from 0 to below 1, such as 0.1 or arm=0.2"),
         (("--failure", "1"), "--failure: found 1, expected P or NAME=P"),
         (("--failure", "nan"), "--failure: found nan, expected P or NAME=P"),
+        (("--failure", "=0.1"), "--failure: found =0.1, expected P or NAME=P"),
+        (("--failure", "camera=0.1"), "--failure: found the source camera, expected others: where it fails nobody waits"),
+        (("--failure", "0.1", "--missing", "nan"), "--missing: found nan, expected P(a part is missing), a number from 0 to 1"),
+        (
+            ("--failure", "0.1", "--on-paper"),
+            "--on-paper: found it for bundle three-students, expected none for a bundle of students",
+        ),
         (("--failure", "0.1", "--failure", "0.2"), "--failure: found 0.2 beside another, expected one"),
         (("--failure", "brain=0.1", "--failure", "brain=0.2"), "--failure: found brain=0.2 beside another for brain, expected one"),
         (("--failure", "leg=0.1"), "--failure: found leg, expected a device of"),

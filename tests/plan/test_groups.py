@@ -57,6 +57,7 @@ def test_expected_accuracy_weighs_every_set_of_parts() -> None:
 
 def test_percentages_tell_small_differences_from_never_and_always() -> None:
     assert [percent(each) for each in (0.0, 1.0, 0.01, 0.0003, 0.99873)] == ["0 %", "100 %", "1.0 %", "0.030 %", "99.87 %"]
+    assert [percent(each) for each in (2.5e-25, 1.0 - 1e-15)] == ["2e-23 %", "100 %"]
 
 
 # ---- no grouping is better ---------------------------------------------------------------------

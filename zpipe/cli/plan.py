@@ -190,11 +190,14 @@ def _check_options(context: click.Context, bundle: Bundle, *, groups: bool) -> N
     if groups and _is_said(context, "goal") and context.params["goal"] != "latency":
         said.insert(0, "goal")
     if said:
-        option = next(each.opts[0] for each in context.command.params if each.name == said[0])
+        (option,) = (each for each in context.command.params if each.name == said[0])
         kind, way = ("a bundle of students", "whose plan is for latency") if groups else ("one chain", "which has no groups")
         value = context.params[said[0]]
-        value = " ".join(value) if isinstance(value, tuple) else value
-        raise ConfigError(f"{option}: found {value} for bundle {bundle.name}, expected none for {kind}, {way}")
+        found = "it" if isinstance(value, bool) else " ".join(value) if isinstance(value, tuple) else value
+        raise ConfigError(
+            f"{option.opts[0] if value else option.secondary_opts[0]}: found {found} for bundle {bundle.name}, expected none for "
+            f"{kind}, {way}"
+        )
 
 
 def _is_said(context: click.Context, name: str) -> bool:
@@ -206,12 +209,12 @@ def _failures(said: Sequence[str]) -> tuple[float | None, dict[str, float]]:
     everywhere: float | None = None
     by_name: dict[str, float] = {}
     for each in said:
-        name, _, text = each.rpartition("=")
+        name, named, text = each.rpartition("=")
         try:
             value = float(text)
         except ValueError:
             value = -1.0
-        if not 0.0 <= value < 1.0:
+        if not 0.0 <= value < 1.0 or (named and not name):
             raise ConfigError(f"--failure: found {each}, expected P or NAME=P with P from 0 to below 1, such as 0.1 or arm=0.2")
         if (name in by_name) if name else (everywhere is not None):
             raise ConfigError(

@@ -21,6 +21,8 @@ from itertools import product
 #: Boards by part, each rising: `groups[part]`.
 Groups = tuple[tuple[int, ...], ...]
 
+#: Of a percentage, behind the point.
+MOST_DIGITS = 6
 #: -ln P(missing) that counts as never: e ** -700 is about the least that a float can tell from 0.
 NEVER = 700.0
 #: P(missing) above what was asked by this share is rounding.
@@ -138,4 +140,6 @@ def percent(probability: float) -> str:
     if probability in (0.0, 1.0):
         return f"{100 * probability:.0f} %"
     digits = max(1, 1 - math.floor(math.log10(min(probability, 1.0 - probability) * 100)))
-    return f"{100 * probability:.{min(digits, 12)}f} %"
+    if digits <= MOST_DIGITS:
+        return f"{100 * probability:.{digits}f} %"
+    return f"{100 * probability:.1g} %" if probability < 0.5 else "100 %"

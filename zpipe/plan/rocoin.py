@@ -104,6 +104,8 @@ def plan_groups(
     """
     if bundle.join is None:
         raise ConfigError(f"bundle {bundle.name}: found one chain, expected students, which groups of devices could host")
+    if not 0.0 <= missing <= 1.0:
+        raise ConfigError(f"--missing: found {missing:g}, expected P(a part is missing), a number from 0 to 1, such as {MISSING:g}")
     operating = named_point(bundle, point)
     problem = make_problem(bundle, boards, point=operating, most_lost=most_lost)
     case = group_case(problem, bundle.chains, missing=missing, redundancy=redundancy)
@@ -132,9 +134,13 @@ def with_failures(boards: Boards, everywhere: float | None, by_name: Mapping[str
         by_name: of single ones.
 
     Raises:
-        ConfigError: a name is none of them, or of some board nothing is said.
+        ConfigError: a name is none of them or the source, or of some board nothing is said.
     """
     names = [board.name for board in boards.boards]
+    if names[boards.source] in by_name:
+        raise ConfigError(
+            f"--failure: found the source {names[boards.source]}, expected others: where it fails nobody waits for an answer"
+        )
     for name in by_name:
         if name not in names:
             raise ConfigError(f"--failure: found {name}, expected a device of {boards.path or boards.name}: {', '.join(names)}")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tests.executors.tiny import FakeClock
 from zpipe.bundle import Bundle, load_bundle
+from zpipe.configure import source_config
 from zpipe.errors import ExecutorLost
 from zpipe.executors.base import StageExecutor, StageOutput
 from zpipe.executors.emulated import EmulatedExecutor
@@ -174,9 +175,11 @@ class LiveMesh:
         self.session += 1
         stages = topology.node(rank).stages
         source = None
-        if topology.source_at(rank) is not None:
+        spec = topology.source_at(rank)
+        if spec is not None:
             ladder = ExitLadder((self.thresholds,), 0)
-            source = SourceConfig(session=self.session, ladder=ladder, admission="fixed", waiting=10_000)
+            asked = source_config(spec, self.bundle, exit_point="default", redundancy=topology.policy.redundancy)
+            source = SourceConfig(session=self.session, ladder=ladder, admission="fixed", waiting=10_000, fanout=asked.fanout)
         bind = topology.node(rank).bind_address
         transport: Callable[[TransportHandler], Transport] = zeromq(topology, self.bundle, rank)
         if self.kind == "memory":

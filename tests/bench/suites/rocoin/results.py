@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zpipe.bench.suites.rocoin.claims import claims
+from zpipe.bench.suites.rocoin.claims import LIVE, SIMULATED, STUDENTS, claims
 from zpipe.bench.suites.rocoin.settings import DEAD, DYING, REDUNDANCIES, STALLINGS, SYSTEMS
 from zpipe.bench.suites.rocoin.sweep import COMPARED
 from zpipe.report import machine
@@ -170,7 +170,7 @@ def results(
     }
     cases = ("one-of-each", "group", "stall-failover", "stall-hedged")
     found: dict[str, Any] = {
-        "settings": [{"name": name, "title": f"the {name}"} for name in ("students", "simulated", "live")],
+        "settings": [{"name": name, "title": f"the {name}"} for name in (STUDENTS, SIMULATED, LIVE)],
         "systems": systems,
         "students": students,
         "failures": failures,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from zpipe.bench.suites.rocoin import settings, sweep
-from zpipe.bench.suites.rocoin.claims import claims
+from zpipe.bench.suites.rocoin.claims import LIVE, SIMULATED, STUDENTS, claims
 from zpipe.bench.suites.rocoin.groups import group_rows
 from zpipe.bench.suites.rocoin.live import live_rows
 from zpipe.bench.suites.rocoin.settings import FULL, NETWORK_BUNDLE, QUICK, STUDENTS_BUNDLE, Bundles, Scale
@@ -57,9 +57,9 @@ def _told(progress: Progress, name: str, start: float, end: float) -> Progress:
 def _described(bundles: Bundles) -> list[dict[str, Any]]:
     """Where claims are judged."""
     return [
-        {"name": "students", "title": f"the bundle {bundles.students.name} as it is"},
-        {"name": "simulated", "title": "the simulator"},
-        {"name": "live", "title": "emulated boards, real processes and sockets"},
+        {"name": STUDENTS, "title": f"the bundle {bundles.students.name} as it is"},
+        {"name": SIMULATED, "title": "the simulator"},
+        {"name": LIVE, "title": "emulated boards, real processes and sockets"},
     ]
 
 

@@ -18,7 +18,8 @@ Found = dict[str, "list[Row] | str"]
 MOST_DROP, MOST_PARAMETERS, MOST_BYTES, MOST_TAIL, LIVE_GOAL = 0.03, 0.4, 500_000, 0.5, 0.05
 #: Stalls in which the 99th percentile is asked for. One that lasts for good costs a few samples once: too few for a percentile.
 ASKED_STALLS = ("short", "long")
-STUDENTS, SIMULATED, LIVE = "students", "simulated", "live"
+#: Where claims are judged: short, as there is little room beside a claim.
+STUDENTS, SIMULATED, LIVE = "bundle", "sim", "live"
 _ROCOIN = "rocoin"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 from functools import cache
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests import students as made_up
+from zpipe.bench.suites import rocoin
 from zpipe.bench.suites.rocoin import groups, live, settings, sweep
-from zpipe.bench.suites.rocoin.settings import PIECE, QUICK, STUDENT, SYSTEMS, Bundles, System, system_named, topology_in
+from zpipe.bench.suites.rocoin.settings import DEAD, PIECE, QUICK, STUDENT, SYSTEMS, Bundles, System, system_named, topology_in
 from zpipe.bench.suites.work import key_of
 from zpipe.bundle import load_bundle
 from zpipe.configure import prepare
@@ -116,3 +118,26 @@ def test_live_cases_kill_whom_they_name() -> None:
     assert [fault.rank for fault in live.CASES["one-of-each"].plan(9, 3, 0, 20.0)] == [1, 2, 3]
     assert [fault.rank for fault in live.CASES["group"].plan(9, 3, 0, 20.0)] == [1, 4, 7]
     assert len({fault.rank for fault in live.CASES["stall-hedged"].plan(15, 3, 0, 20.0)}) == 3
+
+
+def test_students_answer_as_long_as_each_group_has_a_board(bundles: Bundles) -> None:
+    name = "rocoin-hedged"
+    sound, one, group = (
+        groups.answers(simulated(bundles, name, *plan, samples=made_up.SAMPLES))
+        for plan in ((), (Death(1), Death(2), Death(6)), (Death(1), Death(4)))
+    )
+    assert one["labels"] == sound["labels"]
+    assert sound["answered"] == one["answered"] == group["answered"] == made_up.SAMPLES
+    assert group["labels"] != sound["labels"]
+    assert group["broken"] == 0
+
+
+@pytest.mark.slow
+def test_tiny_suite_has_every_table(bundles: Bundles) -> None:
+    tiny = replace(QUICK, seeds=(0,), draws=1, models=(DEAD,), probabilities=(0.0, 0.5), samples=20, stalling_samples=20)
+    tiny = replace(tiny, sizes=(3,), size_samples=20)
+    found = asyncio.run(rocoin.measure(tiny, progress=lambda line, done: None, live=False, bundles=bundles))
+    assert found["broken"] == []
+    assert {row["system"] for row in found["failures"]} == {system.name for system in SYSTEMS}
+    assert found["claims"]
+    assert found["students"]["network_parameters"] == 2_252_514

@@ -76,6 +76,7 @@ def live_row(case: str, *, p99_ms: float = 200.0, off: float = 0.02, answered: i
 def results(
     *,
     less: float = 0.02,
+    without: float = 0.93,
     other: int = 0,
     answered: int = 100,
     parameters: int = 700_000,
@@ -89,6 +90,7 @@ def results(
 
     Args:
         less: accuracy that a whole group costs.
+        without: accuracy on the test split of the second part alone; 0.95 with both.
         other: answers that differ with one board of every group gone; `answered`: of 100.
         parameters: of all students; the network has two million.
         student_bytes: of each student's file.
@@ -143,7 +145,7 @@ def results(
         "network_macs": 88_000_000,
         "network_accuracy": 0.96,
         "network_default_accuracy": 0.95,
-        "accuracy": [0.1, 0.93, 0.92, 0.95],
+        "accuracy": [0.1, 0.93, without, 0.95],
     }
     systems = {
         "boards": 9,

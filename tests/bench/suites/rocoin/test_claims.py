@@ -40,6 +40,7 @@ def test_all_that_was_asked_for_is_asked() -> None:
         (ONE, {"other": 1}, "1 of 100 answers differ"),
         (ONE, {"answered": 99}, "0 of 100 answers differ"),
         (ONE, {"live_answered": 199}, "199 of 200 answered"),
+        (GROUP, {"without": 0.919}, "3.10 points less: 91.90%, 95.00% with all"),
         (GROUP, {"less": 0.031}, "3.10 ± 0.40 points less, 100 of 100 answered"),
         (GROUP, {"answered": 99}, "2.00 ± 0.40 points less, 99 of 100 answered"),
         (PARAMETERS, {"parameters": 800_002}, "800,002 of 2,000,000: 40.0%"),

@@ -89,8 +89,25 @@ def _whole_group(found: Mapping[str, Any]) -> Row:
     return judged(
         _ROCOIN,
         f"loses at most {100 * MOST_DROP:g} points, and no answer, when a whole group is gone",
-        {STUDENTS: "nothing runs", SIMULATED: cases, LIVE: "not run live" if live is None else [_all_answered(live)]},
+        {
+            STUDENTS: _on_the_test_split(found["students"]),
+            SIMULATED: cases,
+            LIVE: "not run live" if live is None else [_all_answered(live)],
+        },
     )
+
+
+def _on_the_test_split(students: Row) -> list[Row]:
+    """What the bundle says of its test split, of which the evaluation set may be a part."""
+    accuracy = students["accuracy"]
+    everything = len(accuracy) - 1
+    found = []
+    for row in students["rows"]:
+        left = accuracy[everything ^ 1 << row["part"]]
+        less = accuracy[everything] - left
+        figures = f"{100 * less:.2f} points less: {left:.2%}, {accuracy[everything]:.2%} with all"
+        found.append(case(f"test split, group {row['part']}", less <= MOST_DROP, figures, bound=""))
+    return found
 
 
 def _points(share: Sequence[float]) -> str:

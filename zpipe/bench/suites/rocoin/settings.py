@@ -143,18 +143,18 @@ class Scale:
 
 FULL = Scale(
     seeds=(0, 1, 2, 3, 4),
-    draws=6,
+    draws=5,
     probabilities=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5),
     models=(DEAD, DYING),
     replicas=3,
     stalling_replicas=5,
-    samples=120,
+    samples=200,
     stalling_samples=400,
     sizes=(3, 6, 16, 33),
     size_samples=120,
     live=("sound", "one-of-each", "group", "dying", "stall-failover", "stall-hedged", "chain-replicas"),
     live_runs=2,
-    live_seconds=20.0,
+    live_seconds=15.0,
 )
 QUICK = replace(
     FULL,

@@ -6,7 +6,8 @@ assignment give alone, what exchanging boards adds, from further starts as well 
 grouping misses as seldom as asked, the planner must say so, with the least that there is.
 *Simulated*: the plan for the students of digits-rocoin on topologies/devices/star.yaml, in the simulator, with every set of its
 boards dead in turn and weighted by how often that happens: how often a part is missing, how long a sample takes that gets all of
-them, and accuracy, each beside what the plan said (by the join's accuracies on test images, of which some are shown here).
+them, and accuracy (by the join's on test images, of which some are shown here); and how many results a second there are while all
+live and samples are always waiting. Each beside what the plan said.
 *Large*: up to 100 boards and 8 students; how far the plan is from a bound that few can reach (every part at a board of its own that
 never fails), and the search's seconds of CPU.
 """
@@ -27,7 +28,7 @@ from zpipe.bundle import load_bundle
 from zpipe.plan import plan_groups
 from zpipe.plan.grouping import TooFew, find_groups, first_groups, holds, improved, linear_assignment
 from zpipe.plan.groups import Case
-from zpipe.sim import Death, SimOptions, run_sim
+from zpipe.sim import Death, SimOptions, capacity, run_sim
 
 #: Boards and students of the large cases.
 LARGE = ((16, 4), (40, 8), (100, 8))
@@ -35,6 +36,8 @@ LARGE = ((16, 4), (40, 8), (100, 8))
 STUDENTS, DEVICES, MISSING = "digits-rocoin", "star", 0.05
 #: Samples for each set of dead boards: the first ones measure links; one a second, so that each is alone.
 WARM_UP, SAMPLES = 20, 300
+#: Where samples are always waiting.
+BUSY_SAMPLES = 3000
 
 
 def random_groups(seed: int, *, boards: int, parts: int) -> Case:
@@ -141,12 +144,14 @@ def simulated() -> dict[str, dict[str, float]]:
         "a part missing at most": max(map(found.case.part_missing, found.groups)),
         "latency_ms": 1e3 * found.all_in_seconds,
         "accuracy": found.case.accuracy(found.groups, bundle.join.test),
+        "results/s": found.plan.rate_hz,
     }
     measured = {
         "all parts in": all_in,
         "a part missing at most": max(missing),
         "latency_ms": 1e3 * seconds / all_in,
         "accuracy": right,
+        "results/s": capacity(found.plan.topology, samples=BUSY_SAMPLES),
     }
     return {name: {"planned": planned[name], "simulated": measured[name]} for name in planned}
 

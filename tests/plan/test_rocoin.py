@@ -123,10 +123,16 @@ def test_a_source_that_hosts_a_student_never_misses_it(three: Bundle) -> None:
     assert found.plan.topology.nodes[0].stages == tuple(found.chains[mine])
 
 
-def test_replicas_share_the_samples_of_their_part_and_all_take_every_one(three: Bundle) -> None:
+def test_replicas_share_the_samples_of_their_part_and_with_all_the_fastest_sets_the_rate(three: Bundle) -> None:
     known = boards(*[pi()] * 6)
     shared, everywhere = (plan_groups(three, known, redundancy=each) for each in ("failover", "all"))
     assert shared.plan.rate_hz == pytest.approx(2 * everywhere.plan.rate_hz)
+    uneven = boards(pi(8.0), pi(8.0), pi(8.0), *[pi()] * 3, links={"shape": "star", "bandwidth": "100 Mbit/s"})
+    shared, everywhere = (plan_groups(three, uneven, redundancy=each) for each in ("hedged", "all"))
+    assert shared.plan.rate_hz == pytest.approx(9 / 8 * everywhere.plan.rate_hz)
+    slow_link = [{"between": ["b0", f"b{at}"], "bandwidth": f"{0.01 if at < 4 else 100} Mbit/s"} for at in range(1, 7)]
+    strangled = plan_groups(three, boards(pi(8.0), pi(8.0), pi(8.0), *[pi()] * 3, links=slow_link))
+    assert strangled.plan.rate_hz > 30.0, "fast boards behind slow links get few samples"
 
 
 def test_it_is_explained_and_drawn(three: Bundle) -> None:

@@ -32,6 +32,8 @@ from zpipe.topology import LinkSpec, Redundancy, Topology, check
 #: P(a part is missing) that is asked for unless one says.
 MISSING = 0.01
 GROUPS_SHAPE = "groups"
+#: Of a board whose time is not known to be more: shares of no time at all are even.
+LEAST_SECONDS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +200,19 @@ def _codec(link: LinkSpec) -> str:
 
 
 def _layout(problem: Problem, chains: tuple[range, ...], case: Case, grouping: Grouping, redundancy: Redundancy) -> Layout:
-    """The groups as a layout, all boards alive: replicas share a student's samples by how fast they are, or each takes all."""
+    """The groups as a layout, all boards alive and busy.
+
+    Replicas share a student's samples by how many each can take. With `all` each gets every sample, but what has its answer is
+    dropped where it still waits: slow ones fall behind the fastest, and no sample waits for them.
+    """
     source = problem.boards.source
     hosted: dict[int, tuple[int, ...]] = {source: ()}
     run: dict[tuple[int, int], float] = {}
     sent: dict[tuple[int, int, int], float] = {}
     for part, group in enumerate(grouping.groups):
-        shares = dict.fromkeys(group, 1.0) if redundancy == "all" else _shares(problem, chains[part], group)
+        rates = {board: _rate_hz(problem, chains[part], board) for board in group}
+        whole = max(rates.values()) if redundancy == "all" else sum(rates.values())
+        shares = {board: rate / whole for board, rate in rates.items()}
         for board in sorted(group, key=lambda board: case.seconds[part][board]):
             hosted[board] = tuple(chains[part])
             run.update({(board, stage): shares[board] * problem.reach[stage] for stage in chains[part]})
@@ -215,13 +223,12 @@ def _layout(problem: Problem, chains: tuple[range, ...], case: Case, grouping: G
     return Layout(hosted, run, sent, links, grouping.bound, how)
 
 
-def _shares(problem: Problem, chain: range, group: tuple[int, ...]) -> dict[int, float]:
-    """Of a student's samples, at each replica, where all are busy."""
-    busy = {board: sum(problem.reach[stage] * problem.batch_share(board, stage, 1.0) for stage in chain) for board in group}
-    if min(busy.values()) <= 0.0:
-        return {board: 1.0 / len(group) for board in group}
-    speed = sum(1.0 / seconds for seconds in busy.values())
-    return {board: 1.0 / seconds / speed for board, seconds in busy.items()}
+def _rate_hz(problem: Problem, chain: range, board: int) -> float:
+    """Samples a second that this board can take for this student, full batches, its link's included."""
+    busy = sum(problem.reach[stage] * problem.batch_share(board, stage, 1.0) for stage in chain)
+    link = problem.boards.link(problem.boards.source, board)
+    sending = problem.link_seconds(link, _codec(link))[chain[0]] if link is not None else 0.0
+    return 1.0 / max(busy, sending, LEAST_SECONDS)
 
 
 def _with_students(topology: Topology, bundle: Bundle, redundancy: Redundancy) -> Topology:

@@ -112,7 +112,7 @@ class Links:
         if link.expected > expected:
             neighbour.stuck_factor = 1
         self._counts.frames_missed += len(missed)
-        return self._lost(missed, f"frame-lost: on the way to node {event.peer}")
+        return self._lost(missed, f"frame-lost: on the way to node {event.peer}") if missed else []
 
     def on_blocked(self, event: BlockedReceived, now: float) -> None:
         neighbour = self.heard(event.peer, now)

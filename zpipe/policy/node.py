@@ -41,7 +41,7 @@ from zpipe.policy.tasks import TaskTable
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence, Sized
+    from collections.abc import Callable, Mapping, Sequence, Sized
 
     from zpipe.model import SampleKey, Task
     from zpipe.policy.messages import Command, Event
@@ -53,6 +53,10 @@ SERVICE_GAIN = 0.1
 PROMPT_SHARE, PROMPT_TASKS = 0.25, 4
 #: ... but not before this part of it: a short queue changes by more than its share with every task.
 PROMPT_INTERVAL = 0.25
+
+
+def _nothing(commands: list[Command], now: float) -> None:
+    """Where no samples enter."""
 
 
 class NodePolicy:
@@ -122,11 +126,11 @@ class NodePolicy:
             load=self._load,
             rng=rng,
         )
-        self._entry: Entry | Dispatch | None = None
-        self._waiting: Mapping[int, Sized] = self._tasks.output  #: {lane: what waits for it}
         self._shared = self.source if isinstance(self.source, FanoutSource) else None
+        self._admit: Callable[[list[Command], float], None] = _nothing  #: takes in samples, where they enter
+        self._waiting: Mapping[int, Sized] = self._tasks.output  #: {lane: what waits for it}
         if self._shared is not None:
-            self._entry = Dispatch(
+            dispatch = Dispatch(
                 config,
                 self._shared,
                 tasks=self._tasks,
@@ -135,9 +139,10 @@ class NodePolicy:
                 load=self._load,
                 counts=self.counts,
             )
-            self._waiting = self._entry.waiting
+            self._admit, self._waiting = dispatch.admit, dispatch.waiting
         elif self.source is not None:
-            self._entry = Entry(self.source, tasks=self._tasks, own_slots=config.own_slots, place=self._place, counts=self.counts)
+            entry = Entry(self.source, tasks=self._tasks, own_slots=config.own_slots, place=self._place, counts=self.counts)
+            self._admit = entry.admit
         self._prompt = self._outlet.weighs and any(neighbour.lanes_in for neighbour in config.neighbours)
         self._ends = config.gates.ends
         self._most_runs = config.runs  #: 0 once the executor was lost
@@ -289,7 +294,6 @@ class NodePolicy:
 
     def _on_submitted(self, event: SampleSubmitted, now: float) -> None:
         assert self.source is not None, "samples are submitted at a source"
-        assert self._entry is not None
         self.source.submit(
             event.sample,
             deadline=event.deadline,
@@ -298,7 +302,7 @@ class NodePolicy:
             weight=event.weight,
             now=now,
         )
-        self._entry.admit(self._commands, now)  # at once: the next sample of the same turn should find the room this one left
+        self._admit(self._commands, now)  # at once: the next sample of the same turn should find the room this one left
 
     def _on_tasks(self, event: TaskReceived, now: float) -> None:
         tasks, peer = self._tasks, event.peer
@@ -460,7 +464,7 @@ class NodePolicy:
 
         It runs after every event, so each step looks first whether there is anything to do.
         """
-        commands, tasks, source, entry, links = self._commands, self._tasks, self.source, self._entry, self._links
+        commands, tasks, source, links = self._commands, self._tasks, self.source, self._links
         if source is not None:  # before the sweep: a sample that expires here tells what its task waited for
             length = tasks.input_length + tasks.output_length
             source.tick(queue_length=length, under_way=self._under_way, hindrance=self._hindrance, now=now)
@@ -468,12 +472,12 @@ class NodePolicy:
         if links.returned:
             links.returned = False
             self._answers.retry()
-        if entry is not None and 0 in tasks.output:
-            entry.admit(commands, now)  # raw inputs may go out in this very round
+        if source is not None and 0 in tasks.output:
+            self._admit(commands, now)  # raw inputs may go out in this very round
         if tasks.output_length:
             self._outlet.flush(commands, now)
-        if entry is not None:
-            entry.admit(commands, now)
+        if source is not None:
+            self._admit(commands, now)
         runs: Sequence[RunStage] = ()
         if len(self._runs) < self._most_runs and (tasks.input_length or (tasks.output_length and self._outlet.takes_back)):
             runs = self._choose_runs(now)
@@ -535,7 +539,7 @@ class NodePolicy:
 
     def _choose_runs(self, now: float) -> list[RunStage]:
         """Finds work for a free executor; stale tasks met on the way leave slots that are filled at once."""
-        tasks, entry, chosen = self._tasks, self._entry, []
+        tasks, source, chosen = self._tasks, self.source, []
         ranked = tasks.ranked and self._outlet.takes_back
         while len(self._runs) < self._most_runs:
             if ranked:
@@ -545,8 +549,8 @@ class NodePolicy:
             batch = tasks.take_batch(self.config.max_batch, self._service, now)
             if batch:
                 chosen.append(self._start_run(tuple(batch), now))
-            if entry is not None:
-                entry.admit(self._commands, now)
+            if source is not None:
+                self._admit(self._commands, now)
         return chosen
 
     def _start_run(self, rows: tuple[Task, ...], now: float) -> RunStage:

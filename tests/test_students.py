@@ -149,3 +149,18 @@ def test_chains_have_no_students(tmp_path: Path) -> None:
 
     bundle = load_bundle(write_students(tmp_path / "chain", change))
     assert (bundle.students, bundle.join, bundle.chains) == ((), None, (range(2),))
+
+
+def test_codecs_change_no_answer_of_students_of_one_stage(tmp_path: Path) -> None:
+    """Nothing but raw inputs travels, which codecs leave alone."""
+    whole = load_bundle("digits-rocoin", verify=False)
+    assert whole.student_stages == (1, 1, 1)
+    np.testing.assert_array_equal(whole.replay("int8").confidences, whole.replay().confidences)
+    assert "int8+zstd" in whole.replay_codecs()
+    with pytest.raises(BundleError, match=r"label.int8: found no such array"):
+        students(tmp_path / "three").replay("int8")
+
+
+def test_students_are_not_sent_to_calibrate_for_an_accuracy(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="leave the accuracy out, as students have operating points alone"):
+        students(tmp_path / "three").promise(0.9)

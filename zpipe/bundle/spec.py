@@ -13,7 +13,7 @@ import numpy.typing as npt
 from zpipe.bundle.files import MANIFEST, REMEDY, UNREADABLE, read_arrays, read_npz
 from zpipe.bundle.join import Join, StudentSpec
 from zpipe.errors import BundleError
-from zpipe.model import CODECS, OperatingPoint, Promise, StageSpec, TensorSpec
+from zpipe.model import CODECS, NO_CODEC, OperatingPoint, Promise, StageSpec, TensorSpec
 
 #: An emulated row begins with the index of its evaluation sample: unsigned, little endian, which no codec touches.
 INDEX_BYTES = 4
@@ -237,9 +237,12 @@ class Bundle:
             BundleError: there is no table, or none of it reaches that much.
         """
         if not self.accuracy_table:
+            remedy = f"make it with `zpipe calibrate --bundle {self.path} --write`"
+            if self.students:
+                remedy = "leave the accuracy out, as students have operating points alone"
             raise BundleError(
                 f"bundle {self.name}: accuracy_table: found none, expected one to choose thresholds for accuracy {accuracy:g}; "
-                f"make it with `zpipe calibrate --bundle {self.path} --write`"
+                f"{remedy}"
             )
         for row in self.accuracy_table:
             if row.target >= accuracy:
@@ -304,7 +307,8 @@ class Bundle:
     def replay(self, codec: str = "none") -> Replay:
         """What every exit says about every evaluation sample when each stage boundary passes through `codec`.
 
-        A codec that packs another without loss (`int8+zstd`) has that one's table.
+        A codec that packs another without loss (`int8+zstd`) has that one's table; where no activation ever travels, as of
+        students of one stage each, every codec has that of `none`: raw inputs stay as they are (`zpipe.codecs`).
 
         Raises:
             BundleError: the bundle has none, or none for this codec.
@@ -312,12 +316,15 @@ class Bundle:
         if self.replay_file is None:
             raise BundleError(f"{self.path / MANIFEST}: replay: found none, expected a file; {REMEDY}")
         shape = (self.evaluation_samples, len(self.stages))
-        table = lossy_part(codec)
+        table = self._table(codec)
         keys: dict[str, tuple[str, tuple[int, ...]]] = {f"label.{table}": ("int", shape), f"confidence.{table}": ("float32", shape)}
         if self.students:
             keys[f"scores.{table}"] = ("float32", (*shape, len(self.classes)))
         arrays = read_npz(self.path / self.replay_file, keys)
         return Replay(arrays[f"label.{table}"], arrays[f"confidence.{table}"], arrays.get(f"scores.{table}"))
+
+    def _table(self, codec: str) -> str:
+        return lossy_part(codec) if any(len(chain) > 1 for chain in self.chains) else NO_CODEC
 
     def bottleneck(self) -> dict[str, npt.NDArray[np.float32]]:
         """The weights of the learned codec, by name (`zpipe.codecs.bottleneck` says which there are).
@@ -362,7 +369,7 @@ class Bundle:
                 keys = list(archive.files)
         except UNREADABLE as exc:
             raise BundleError(f"{path}: found no readable npz ({exc}), expected the replay's tables; {REMEDY}") from exc
-        return tuple(codec for codec in CODECS if f"label.{lossy_part(codec)}" in keys)
+        return tuple(codec for codec in CODECS if f"label.{self._table(codec)}" in keys)
 
 
 def lossy_part(codec: str) -> str:

@@ -15,7 +15,7 @@ from zpipe.bundle import SCHEMA, Bundle, Evaluation, load_bundle
 from zpipe.bundle.write import replaced_when_done, save_manifest
 from zpipe.calibrate.chain import StageChain
 from zpipe.calibrate.metrics import answers_of
-from zpipe.calibrate.rows import CALIBRATION_FILE, calibration_arrays, calibration_rows, default_rule
+from zpipe.calibrate.rows import CALIBRATION_FILE, calibration_arrays, calibration_rows, default_rule, label_dtype
 from zpipe.calibrate.temperature import fit_variant
 from zpipe.calibrate.write import EVALUATION_FILE, REPLAY_FILE, write_evaluation
 from zpipe.errors import ConfigError
@@ -206,19 +206,8 @@ def measured(
     points, default = point_rows(
         join, ranges, calibration, test, temperatures=temperatures, stage_macs=[row["macs"] for row in stages], least=DEFAULT_LEAST
     )
-    kept = slice(0, len(task.test) if recipe.rounds is None else recipe.rounds * len(np.unique(task.test.digit)))
-    evaluation = Evaluation(*(getattr(task.test, key)[kept] for key in ("images", "labels", "severity", "digit")))
-    write_evaluation(folder / EVALUATION_FILE, evaluation)
-    answers = answers_of(test.scores[kept], temperatures, evaluation.labels)
-    tables: Json = {
-        "label.none": answers.labels.astype(np.int16),
-        "confidence.none": answers.confidences,
-        "scores.none": test.scores[kept],
-    }
-    np.savez_compressed(folder / REPLAY_FILE, **tables)
-    fitted = task.calibration
-    arrays = calibration_arrays(calibration.scores, fitted.labels, fitted.severity, fitted.digit)
-    np.savez_compressed(folder / CALIBRATION_FILE, **arrays)
+    fitted, kept = task.calibration, kept_rows(task.test, recipe.rounds)
+    write_arrays(folder, calibration, test, kept, temperatures)
     return {
         "schema": SCHEMA,
         "classes": list(task.classes),
@@ -235,7 +224,7 @@ def measured(
         "operating_points": points,
         "default_operating_point": default,
         "default_operating_point_rule": default_rule(DEFAULT_LEAST),
-        "evaluation": {"file": EVALUATION_FILE, "samples": len(evaluation)},
+        "evaluation": {"file": EVALUATION_FILE, "samples": kept.stop},
         "replay": {"file": REPLAY_FILE},
         "calibration": calibration_rows(calibration.scores, fitted.labels, temperatures),
         "test": {
@@ -245,6 +234,27 @@ def measured(
             "sets": set_rows(join, ranges, test),
         },
     }
+
+
+def kept_rows(test: Evaluation, rounds: int | None) -> slice:
+    """The first rounds of the test split, each original once a round; None = all of it."""
+    return slice(0, len(test) if rounds is None else rounds * len(np.unique(test.digit)))
+
+
+def write_arrays(folder: Path, calibration: Said, test: Said, kept: slice, temperatures: Sequence[float]) -> None:
+    """The evaluation set, what each exit says about it, and about the calibration split."""
+    evaluation = Evaluation(*(getattr(test.samples, key)[kept] for key in ("images", "labels", "severity", "digit")))
+    write_evaluation(folder / EVALUATION_FILE, evaluation)
+    answers = answers_of(test.scores[kept], temperatures, evaluation.labels)
+    tables: Json = {
+        "label.none": answers.labels.astype(label_dtype(answers.labels)),
+        "confidence.none": answers.confidences,
+        "scores.none": test.scores[kept],
+    }
+    np.savez_compressed(folder / REPLAY_FILE, **tables)
+    fitted = calibration.samples
+    arrays = calibration_arrays(calibration.scores, fitted.labels, fitted.severity, fitted.digit)
+    np.savez_compressed(folder / CALIBRATION_FILE, **arrays)
 
 
 def student_rows(

@@ -86,8 +86,7 @@ def fit_students(
         on_epoch: called after each.
     """
     rng = np.random.default_rng([seed, 19])
-    dice = torch.Generator().manual_seed(seed)
-    scale, spread = filter_scale(lessons[0].filters), filter_spread(lessons[0].filters, parts)
+    losses = Losses(recipe, parts, lessons[0].filters, torch.Generator().manual_seed(seed))
     pupils.to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.SGD(
         pupils.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
@@ -97,25 +96,48 @@ def fit_students(
     for epoch in range(epochs):
         lesson = lessons[epoch % len(lessons)]
         order = rng.permutation(len(lesson.labels))
-        losses, right, count = 0.0, 0, steps_per_epoch(len(order), recipe.batch)
+        mean, right, count = 0.0, 0, steps_per_epoch(len(order), recipe.batch)
         for step in range(count):
             rows = order[step * recipe.batch : (step + 1) * recipe.batch]
-            x = torch.from_numpy(lesson.images[rows]).contiguous(memory_format=torch.channels_last)
-            scores, filters = pupils.learn(x)
-            wanted = torch.from_numpy(lesson.filters[rows].astype(np.float32) / np.float32(scale))
-            labels, taught = torch.from_numpy(lesson.labels[rows]), torch.from_numpy(lesson.logits[rows])
-            apart = torch.stack(
-                [functional.mse_loss(f, wanted[:, list(p)]) / s for f, p, s in zip(filters, parts, spread, strict=True)]
-            ).mean()
-            loss = answer_loss(scores, pupils.bias, labels, taught, recipe, dice) + recipe.weights[3] * apart
+            loss, hits = losses.of(pupils, lesson, rows)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             schedule.step()
-            losses += float(loss.detach()) / count
-            right += int(((scores[:, :, -1].sum(1) + pupils.bias).argmax(1) == labels).sum())
-        on_epoch(epoch + 1, epochs, losses, right / (count * min(recipe.batch, len(order))))
+            mean += float(loss.detach()) / count
+            right += hits
+        on_epoch(epoch + 1, epochs, mean, right / (count * min(recipe.batch, len(order))))
     pupils.eval()
+
+
+class Losses:
+    """What a step's loss is: answers and filters.
+
+    Args:
+        recipe: what counts how much.
+        parts: the filters of each student.
+        filters: of some samples, for their scale and spread.
+        dice: which parts are missing.
+    """
+
+    def __init__(self, recipe: StudentsRecipe, parts: Parts, filters: npt.NDArray[np.float16], dice: torch.Generator) -> None:
+        self._recipe, self._parts, self._dice = recipe, parts, dice
+        self._scale, self._spread = filter_scale(filters), filter_spread(filters, parts)
+
+    def of(self, pupils: Pupils, lesson: Lesson, rows: npt.NDArray[np.int64]) -> tuple[Tensor, int]:
+        """The loss on these samples, and how many of them all parts together answer rightly."""
+        x = torch.from_numpy(lesson.images[rows]).contiguous(memory_format=torch.channels_last)
+        scores, filters = pupils.learn(x)
+        wanted = torch.from_numpy(lesson.filters[rows].astype(np.float32) / np.float32(self._scale))
+        labels, taught = torch.from_numpy(lesson.labels[rows]), torch.from_numpy(lesson.logits[rows])
+        apart = torch.stack(
+            [
+                functional.mse_loss(found, wanted[:, list(part)]) / spread
+                for found, part, spread in zip(filters, self._parts, self._spread, strict=True)
+            ]
+        ).mean()
+        loss = answer_loss(scores, pupils.bias, labels, taught, self._recipe, self._dice) + self._recipe.weights[3] * apart
+        return loss, int(((scores[:, :, -1].sum(1) + pupils.bias).argmax(1) == labels).sum())
 
 
 def answer_loss(

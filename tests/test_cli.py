@@ -283,7 +283,7 @@ def test_node_on_the_rank_of_the_source(refused: Refused) -> None:
 
 @pytest.mark.parametrize("rate", ["fast", "-1", "0", "nan", "inf"])
 def test_bad_rate(refused: Refused, rate: str) -> None:
-    assert refused("bench", "--rate", rate).startswith(f"--rate: found '{rate}', expected samples per second, 0.001 or more")
+    assert refused("bench", "--rate", rate).startswith(f"--rate: found '{rate}', expected from 0.001 to 1e+06 samples")
 
 
 def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
@@ -299,17 +299,23 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("bench", "--admission", "tcp"), "Invalid value for '--admission'"),
         (("bench", "line4.yaml"), "Got unexpected extra argument"),
         (("bunch",), "No such command 'bunch'"),
-        (("sim", "--compare", "no-exit,lokal"), "topologies/line4.yaml: baseline: found 'lokal', expected one of no-exit, "),
-        (("sim", "--compare", ","), "--compare: found ',', expected names of baselines"),
+        (("sim", "--compare", "no-exit,lokal"), "topologies/line4.yaml: --compare: found 'lokal', expected one of no-exit, "),
+        (("sim", "--compare", ","), "--compare: found ',', expected names of baselines or strategies"),
+        (("bench", "--attach", "--source", "a", "--source", "b"), "--source: found a and b, expected one: a program is one source"),
+        (("infer", "x.png", "--source", "a", "--source", "b"), "--source: found a and b, expected one: a program is one source"),
         (("sim", "--compare", "local", "--samples", "s"), "--samples: found it beside --compare, expected one of the two"),
         (("bench", "--compare", "local", "--attach"), "--attach: found it beside --compare, which starts every node several times"),
         (
             ("bench", "--attach", "--max-batch", "2"),
-            "--max-batch, --bundle, --executor, --device and --accuracy",
+            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
+        ),
+        (
+            ("bench", "--attach", "--offload", "fifo"),
+            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
         ),
         (
             ("bench", "--attach", "--device", "raspberry-pi-3"),
-            "--max-batch, --bundle, --executor, --device and --accuracy",
+            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
         ),
         (("bench", "--suite", "mdi"), "--suite: found 'mdi', expected one of mdi-exit"),
         (("bench", "--suite", "mdi-exit", "--count", "3"), "--count: found it beside --suite, expected none"),

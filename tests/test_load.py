@@ -149,10 +149,11 @@ def test_a_sources_own_file_lies_beside_its_topology(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"rates": {"lidar": 5.0}}, r"source: found 'lidar', expected one of camera \(rank 0\), mapping \(rank 1\)"),
-        ({"rates": {7: 5.0}}, r"source: found rank 7, expected one of camera"),
+        ({"rates": {"lidar": 5.0}}, r"--source-rate: found 'lidar', expected one of camera \(rank 0\), mapping \(rank 1\)"),
+        ({"rates": {7: 5.0}}, r"--source-rate: found rank 7, expected one of camera"),
         ({"rates": {"camera": 5.0, 0: 6.0}}, r"--source-rate: found source camera \(rank 0\) twice, expected each once"),
-        ({"rates": {"camera": 0.0}}, r"--source-rate: found 0\.0 for source camera, expected samples a second, above 0"),
+        ({"rates": {"camera": 0.0}}, r"--source-rate: found 0\.0 for source camera, expected from 0\.001 to 1e\+06 samples"),
+        ({"rates": {"camera": 1e9}}, r"--source-rate: found 1000000000\.0 for source camera, expected from 0\.001 to 1e\+06"),
         ({"rates": {"camera": math.nan}}, r"--source-rate: found nan for source camera"),
         ({"rates": {"camera": 5.0}, "rate_hz": 8.0}, r"--source-rate: found --rate 8 beside it, .*; expected one of the two"),
         ({"rates": {"camera": 5.0}, "arrivals": "x.txt"}, r"--source-rate: found --arrivals x\.txt beside it"),

@@ -19,7 +19,7 @@ from zpipe.policy.exits import ExitGates, ExitLadder, no_exit
 from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.offload import OFFLOADS
 from zpipe.policy.state import NeighbourConfig, NodeConfig
-from zpipe.topology import DEFAULT_POINT, NO_EXIT, Redundancy, SourceSpec, Topology, baseline, check
+from zpipe.topology import BASELINES, DEFAULT_POINT, NO_EXIT, Redundancy, SourceSpec, Topology, baseline, check, override
 
 #: Admission strategies under which a source's thresholds change as it runs.
 MOVES_THRESHOLDS = (MdiThreshold.name,)
@@ -327,19 +327,17 @@ def compared(
     *,
     exit_point: str | None = None,
     admission: str | None = None,
-    offload: str | None = None,
 ) -> list[Topology]:
-    """The topology and each baseline of it by name, in this order; what a command line changes is in all of them.
+    """The topology and what it is compared with by name, in this order; what a command line changes is in all of them.
 
-    A run of one of these must change neither exit point, admission nor strategy again: that is what baselines take away.
+    A name is that of a baseline, or of an offload strategy, which brings its service order. A run of one of these must change
+    neither exit point, admission nor strategy again: that is what they take away.
 
     Raises:
         BundleError: its bundle is missing or changed.
-        TopologyError: no such baseline, or the topology is wrong.
+        TopologyError: no such baseline or strategy, or the topology is wrong.
     """
-    policy = replace(
-        topology.policy, exit_point=exit_point or topology.policy.exit_point, offload=offload or topology.policy.offload
-    )
+    policy = replace(topology.policy, exit_point=exit_point or topology.policy.exit_point)
     sources = tuple(
         spec
         if admission in (None, spec.admission.name)
@@ -348,4 +346,11 @@ def compared(
     )
     changed = replace(topology, policy=policy, sources=sources)
     stage_count = len(load_checked(changed).stages)
-    return [changed, *[baseline(changed, name, stage_count=stage_count) for name in names]]
+    return [changed, *[_compared_with(changed, name, stage_count) for name in names]]
+
+
+def _compared_with(topology: Topology, name: str, stage_count: int) -> Topology:
+    if name in BASELINES:
+        return baseline(topology, name, stage_count=stage_count)
+    _check_name(topology, "--compare", name, dict.fromkeys((*BASELINES, *OFFLOADS)))
+    return replace(override(topology, offload=name), name=f"{topology.name}/{name}")

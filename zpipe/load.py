@@ -11,7 +11,7 @@ from itertools import count, islice, takewhile
 from pathlib import Path
 
 from zpipe.errors import ConfigError
-from zpipe.topology import ARRIVALS, LIVE, SourceSpec, Topology
+from zpipe.topology import ARRIVALS, LIVE, RATE_HZ, SourceSpec, Topology
 
 _, POISSON, CONSTANT = ARRIVALS
 #: How long samples come at a rate where nothing says for how long.
@@ -278,11 +278,12 @@ def _own_rates(topology: Topology, rates: Mapping[str | int, float]) -> dict[int
     """{rank: samples a second} of the sources that have a rate of their own."""
     own: dict[int, float] = {}
     for name, rate in rates.items():
-        spec = topology.source_named(name)
+        spec = topology.source_named(name, said="--source-rate")
         if spec.rank in own:
             raise ConfigError(f"--source-rate: found source {spec.name} (rank {spec.rank}) twice, expected each once")
-        if isinstance(rate, bool) or not 0.0 < rate < math.inf:
-            raise ConfigError(f"--source-rate: found {rate!r} for source {spec.name}, expected samples a second, above 0")
+        if isinstance(rate, bool) or not RATE_HZ[0] <= rate <= RATE_HZ[1]:
+            expected = f"from {RATE_HZ[0]:g} to {RATE_HZ[1]:g} samples a second"
+            raise ConfigError(f"--source-rate: found {rate!r} for source {spec.name}, expected {expected}")
         own[spec.rank] = float(rate)
     return own
 

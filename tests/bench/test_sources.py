@@ -63,13 +63,13 @@ def test_a_source_that_dies_ends_the_bench_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"rates": {"lidar": 5.0}}, r"^pair: source: found 'lidar', expected one of camera \(rank 0\), mapping \(rank 1\)$"),
+        ({"rates": {"lidar": 5.0}}, r"^pair: --source-rate: found 'lidar', expected one of camera \(rank 0\), mapping \(rank 1\)$"),
         ({"rates": {"camera": 5.0}, "rate_hz": 9.0}, r"^--source-rate: found --rate 9 beside it"),
         (
             {"rates": {"camera": 5.0}, "attach": True, "source": "mapping"},
-            r"^pair: source: found 'camera', expected",
+            r"^--source-rate: found source camera, expected source mapping: with --attach this program is that one alone",
         ),
-        ({"attach": True, "source": "lidar"}, r"^pair: source: found 'lidar', expected one of camera \(rank 0\), mapping"),
+        ({"attach": True, "source": "lidar"}, r"^pair: --source: found 'lidar', expected one of camera \(rank 0\), mapping"),
         ({"source": "mapping"}, r"^--source: found 'mapping' without --attach, expected none"),
         ({"arrivals": "no.txt"}, r"^--arrivals: found 'no\.txt', which cannot be read"),
         ({"chaos": "kill every 1s"}, r"^--chaos: kill: found no node beside the sources, expected some"),

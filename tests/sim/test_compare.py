@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 import pytest
 from rich.console import Console
 
+from zpipe.cli import cli
+from zpipe.configure import compared
 from zpipe.errors import TopologyError
+from zpipe.policy.offload import OFFLOADS
 from zpipe.report import check_schema, comparison, render_comparison
 from zpipe.sim import SimOptions, compare_sim
+from zpipe.topology import load_topology, override
 
 NAMES = ["no-exit", "local", "ddi", "mdi-static"]
 OPTIONS = SimOptions("mesh3", count=300, warm_up=50, device="raspberry-pi-3")
@@ -43,6 +48,28 @@ def test_what_the_command_line_changes_is_in_all_of_them_but_what_the_baseline_t
     assert (mesh["policy"], no_exit["policy"], static["policy"]) == ("t0.50, mdi-rate", "no-exit, mdi-rate", "t0.50, fixed")
 
 
+def test_a_strategy_by_name_brings_its_own_service_order() -> None:
+    """Of one in which classes go first, `fifo` in name only would still serve them first."""
+    topology = load_topology("two-sources")
+    variants = compared(override(topology, offload="ms-mdi"), ["pa-mdi", "fifo", "no-exit"])
+    assert [(each.name, each.policy.offload, each.policy.order) for each in variants] == [
+        ("two-sources", "ms-mdi", "fifo"),
+        ("two-sources/pa-mdi", "pa-mdi", "priority"),
+        ("two-sources/fifo", "fifo", "fifo"),
+        ("two-sources/no-exit", "ms-mdi", "fifo"),
+    ]
+    assert all(each.policy.offload_input == "auto" for each in variants)
+    (_, fifo) = compare_sim(SimOptions(topology, count=40, warm_up=10, offload="mdi"), ["fifo"])
+    assert fifo["topology"] == "two-sources/fifo"
+
+
+def test_the_command_line_knows_every_strategy() -> None:
+    (option,) = (each for each in cli.commands["bench"].params if each.name == "offload")
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == set(OFFLOADS)
+    assert option.type.choices == next(each for each in cli.commands["sim"].params if each.name == "offload").type.choices  # type: ignore[attr-defined]
+
+
 def test_bytes_per_sample_are_those_of_all_links_by_results(reports: list[dict[str, Any]]) -> None:
     mesh = reports[0]
     assert mesh["bytes_per_sample"] == pytest.approx(sum(link["bytes"] for link in mesh["links"]) / 300)
@@ -61,5 +88,5 @@ def test_table_has_a_row_per_run_and_says_where_raw_inputs_went_out(reports: lis
 
 
 def test_unknown_baseline_is_one_line() -> None:
-    with pytest.raises(TopologyError, match=r"baseline: found 'lokal', expected one of no-exit, local, ddi, mdi-static"):
+    with pytest.raises(TopologyError, match=r"--compare: found 'lokal', expected one of no-exit, local, ddi, mdi-static, .*pa-mdi"):
         compare_sim(OPTIONS, ["lokal"])

@@ -30,6 +30,7 @@ class BenchOptions:
         arrivals: `poisson`, `constant`, or a file of arrival times, which several sources take in turns.
         rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
+        offload: an offload strategy, with the service order that comes with it.
         executor: of every node.
         device: profile of every node that names none, for the emulated executor.
         warm_up: samples before the measured ones.
@@ -52,6 +53,7 @@ class BenchOptions:
     arrivals: str = POISSON
     rates: Mapping[str | int, float] = field(default_factory=dict)
     exit_point: str | None = None
+    offload: str | None = None
     admission: str | None = None
     when_full: str | None = None
     max_batch: int | None = None

@@ -69,10 +69,16 @@ async def run_bench(
 
 
 async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress: Progress) -> list[dict[str, Any]]:
-    """The reports of the options' topology and of its baselines by name, run one after the other under the same load.
+    """The reports of the options' topology and of what it is compared with, run one after the other under the same load.
+
+    Args:
+        options: of all runs.
+        names: of baselines or offload strategies.
+        progress: told how far it is.
 
     Raises:
-        ConfigError, ZpipeError: as `run_bench`; no baseline has one of the names, or the nodes are not started here.
+        ConfigError, ZpipeError: as `run_bench`; one of the names is none of a baseline or strategy, or the nodes are not started
+            here.
     """
     for option, found in (("--attach", options.attach), ("--trace", options.trace)):
         if found:
@@ -80,7 +86,7 @@ async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress
                 f"{option}: found it beside --compare, which starts every node several times; expected one of the two"
             )
     variants = compared(_topology(options), names, exit_point=options.exit_point, admission=options.admission)
-    plain = replace(options, exit_point=None, admission=None)
+    plain = replace(options, exit_point=None, admission=None, offload=None)
     reports = []
     for topology in variants:
         report, _ = await run_bench(replace(plain, topology=topology), progress=partial(_told, progress, topology.name))
@@ -107,11 +113,11 @@ def _inside(lab: EdgeLab | None, rank: int, progress: Progress) -> Iterator[None
 
 def _topology(options: BenchOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    of_every_node = (options.max_batch, options.bundle, options.executor, options.device, options.accuracy)
+    of_every_node = (options.max_batch, options.bundle, options.executor, options.device, options.accuracy, options.offload)
     if options.attach and any(value is not None for value in of_every_node):
         raise ConfigError(
-            "--max-batch, --bundle, --executor, --device and --accuracy concern every node: with --attach, change all topology "
-            "files instead"
+            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node: with --attach, change all "
+            "topology files instead"
         )
     if options.source is not None and not options.attach:
         raise ConfigError(f"--source: found {options.source!r} without --attach, expected none: a bench drives every source itself")
@@ -126,6 +132,7 @@ def _topology(options: BenchOptions) -> Topology:
         executor=options.executor,
         device=options.device,
         accuracy=options.accuracy,
+        offload=options.offload,
     )
 
 
@@ -141,7 +148,15 @@ def _offering(topology: Topology, options: BenchOptions) -> tuple[SourceSpec, ..
     """The sources that this bench drives, its own process's first."""
     if not options.attach:
         return topology.sources
-    return (topology.source if options.source is None else topology.source_named(options.source),)
+    own = topology.source if options.source is None else topology.source_named(options.source, said="--source")
+    for name in options.rates:
+        other = topology.source_named(name, said="--source-rate")
+        if other.rank != own.rank:
+            raise ConfigError(
+                f"--source-rate: found {other.label}, expected {own.label}: with --attach this program is that one alone; say it "
+                f"where {other.label} runs"
+            )
+    return (own,)
 
 
 def _further(options: BenchOptions, loads: Mapping[int, SourceLoad]) -> FurtherSources:

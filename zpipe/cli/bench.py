@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from zpipe.cli.completion import complete_source
 from zpipe.cli.group import cli, example
-from zpipe.cli.options import FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load
+from zpipe.cli.options import FOLDER, INSECURE, TOPOLOGY, load_options, parse_compare, parse_load, source_option
 from zpipe.cli.output import check_writable, show_comparison, show_report, show_suite
 from zpipe.cli.running import progress_shown, run_interruptible
 from zpipe.errors import ConfigError
@@ -25,12 +24,7 @@ if TYPE_CHECKING:
 @cli.command(epilog=example("zpipe bench --topology mesh3.yaml --rate 40 --duration 10"))
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
-@click.option(
-    "--source",
-    metavar="NAME",
-    shell_complete=complete_source,
-    help="With --attach: which of several sources to be.",
-)
+@source_option("With --attach: which of several sources to be.")
 @INSECURE
 @click.option("--lab", is_flag=True, help="In the edge lab: a namespace for each board, links as the topology says (Linux, root).")
 @click.option(

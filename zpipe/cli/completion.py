@@ -68,7 +68,7 @@ def complete_source(context: click.Context, parameter: click.Parameter, typed: s
         topology = load_topology(context.params.get("topology") or "line4.yaml", read_keys=False)
     except ZpipeError:
         return []
-    rate = "=" if parameter.multiple else ""
+    rate = "=" if parameter.name == "rates" else ""
     found = {f"{source.name}{rate}": f"rank {source.rank}, weight {source.weight:g}" for source in topology.sources}
     return [CompletionItem(name, help=said) for name, said in found.items() if name.startswith(typed)]
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zpipe.cli.completion import complete_bundle, complete_file, complete_source
+from zpipe.cli.completion import complete_bundle, complete_file
 from zpipe.cli.group import cli, example
-from zpipe.cli.options import FILE, FOLDER, INSECURE, SECONDS, TOPOLOGY
+from zpipe.cli.options import FILE, FOLDER, INSECURE, SECONDS, TOPOLOGY, source_option
 from zpipe.cli.running import Interrupted, progress_shown, run_interruptible
 from zpipe.errors import ConfigError
 
@@ -35,7 +35,7 @@ MOST_FRAME_BYTES = 600_000_000
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", shell_complete=complete_file)
 @TOPOLOGY
 @click.option("--attach", is_flag=True, help="The other nodes run already (`zpipe node`); be their source.")
-@click.option("--source", metavar="NAME", shell_complete=complete_source, help="Which of several sources to be, by name or rank.")
+@source_option("Which of several sources to be, by name or rank.")
 @INSECURE
 @click.option("--bundle", shell_complete=complete_bundle, help="A bundle's folder or name, instead of the topology's.")
 @click.option("--executor", help="What runs the stages at every node: `auto`, `trt`, `torch-cuda`, `onnx`, or MODULE:CLASS.")

@@ -21,6 +21,20 @@ TOPOLOGY = click.option(
     shell_complete=complete_topology,
     help="A topology file, or the name of one that comes with zpipe.",
 )
+
+
+def _once(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """The value, where it is given; click alone would take the last of several."""
+    if len(values) > 1:
+        raise ConfigError(f"{parameter.opts[0]}: found {' and '.join(values)}, expected one: a program is one source; name one")
+    return values[0] if values else None
+
+
+def source_option(said: str) -> Callable[[Command], Command]:
+    """`--source` of a command that is one of several sources; `said` is its help."""
+    return click.option("--source", metavar="NAME", multiple=True, callback=_once, shell_complete=complete_source, help=said)
+
+
 INSECURE = click.option("--insecure", is_flag=True, help="Listen without keys where a network can reach it: anybody may connect.")
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -40,8 +54,6 @@ class Accuracy(Seconds):
     """A fraction above 0, up to 1."""
 
 
-#: A sample every quarter of an hour; below it a run is a matter of years, and nodes that idle cost the simulator time, too.
-LEAST_HZ = 0.001
 SECONDS = Seconds(0, 1e6, min_open=True)
 
 
@@ -54,7 +66,12 @@ _LOAD = (
     click.option(
         "--window", type=click.IntRange(1), default=32, show_default=True, help="Samples under way at once in the closed loop."
     ),
-    click.option("--rate", metavar="HZ|max", help="Arrivals at this rate instead; `max`: as many as admission lets in."),
+    click.option(
+        "--rate",
+        metavar="HZ|max",
+        help="Arrivals at this rate instead, of all sources together: each has an equal share, whatever the topology says of its "
+        "own rate; `max`: as many as admission lets in.",
+    ),
     click.option(
         "--source-rate",
         "rates",
@@ -82,7 +99,16 @@ _LOAD = (
     click.option("--warm-up", type=click.IntRange(0), default=200, show_default=True, help="Samples before the measured ones."),
     click.option("--accuracy", type=Accuracy(0, 1, min_open=True), help="What sources want, such as 0.95: sets thresholds."),
     click.option("--severity", metavar="LEVELS", help="Only evaluation samples of these severities of distortion, such as 3,4."),
-    click.option("--compare", metavar="NAMES", help="Run these baselines of it, too: some of no-exit,local,ddi,mdi-static."),
+    click.option(
+        "--offload",
+        type=click.Choice(["local", "cheapest", "ddi", "mdi", "pa-mdi", "ar-mdi", "ms-mdi", "fifo"]),
+        help="Strategy instead of the topology's, with the service order that comes with it: priority with pa-mdi, else fifo.",
+    ),
+    click.option(
+        "--compare",
+        metavar="NAMES",
+        help="Run it as these, too: baselines, no-exit,local,ddi,mdi-static, and strategies as of --offload, such as fifo,ar-mdi.",
+    ),
     click.option("--json", "json_file", type=FILE, help="Write the report here."),
     click.option("--html", "html_file", type=FILE, help="Write it here as a page, with figures and a drawing of the topology."),
     click.option("--samples", "samples_file", type=FILE, help="Write one JSON line per sample here."),
@@ -104,7 +130,7 @@ def parse_compare(text: str | None, samples_file: Path | None) -> list[str]:
         raise ConfigError("--samples: found it beside --compare, expected one of the two: it is about a single run")
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError(f"--compare: found {text!r}, expected names of baselines, such as no-exit,local")
+        raise ConfigError(f"--compare: found {text!r}, expected names of baselines or strategies, such as no-exit,fifo")
     return names
 
 
@@ -150,21 +176,24 @@ def _source_rates(texts: Sequence[str]) -> Iterator[tuple[str, float]]:
         if name in seen:
             raise ConfigError(f"--source-rate: found source {name} twice, expected each once")
         seen.add(name)
-        yield name, _hertz(rate, f"--source-rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more")
+        yield name, _hertz(rate, f"--source-rate: found {text!r}")
 
 
 def _rate(text: str) -> float:
     """Samples per second; `inf` for `max`: as many as admission lets in."""
     if text == "max":
         return math.inf
-    return _hertz(text, f"--rate: found {text!r}, expected samples per second, {LEAST_HZ:g} or more, or `max`")
+    return _hertz(text, f"--rate: found {text!r}", also=", or `max`")
 
 
-def _hertz(text: str, otherwise: str) -> float:
+def _hertz(text: str, found: str, *, also: str = "") -> float:
+    """Within the bounds of a topology's `rate`."""
+    from zpipe.topology import RATE_HZ
+
     try:
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if not LEAST_HZ <= rate < math.inf:
-        raise ConfigError(otherwise)
+    if not RATE_HZ[0] <= rate <= RATE_HZ[1]:
+        raise ConfigError(f"{found}, expected from {RATE_HZ[0]:g} to {RATE_HZ[1]:g} samples a second{also}")
     return rate

@@ -18,7 +18,6 @@ from zpipe.errors import ConfigError
 @cli.command(epilog=example("zpipe sim --topology mesh3.yaml --device raspberry-pi-3 --rate 100 --duration 60"))
 @TOPOLOGY
 @load_options
-@click.option("--offload", metavar="STRATEGY", help="Instead of the topology's.")
 @click.option("--device", default="raspberry-pi-4", show_default=True, help="Profile of every node whose topology names none.")
 @click.option(
     "--service",

@@ -53,7 +53,7 @@ class SimOptions:
         arrivals: `poisson`, `constant`, or a file of arrival times, which several sources take in turns.
         rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
-        offload: an offload strategy.
+        offload: an offload strategy, with the service order that comes with it.
         warm_up: samples before the measured ones.
         accuracy: that every source wants; the bundle's accuracy table has thresholds for it.
         severity: only evaluation samples of these severities.
@@ -128,13 +128,18 @@ def run_sim(options: SimOptions, *, progress: Progress = lambda line, done: None
 
 
 def compare_sim(options: SimOptions, names: Sequence[str], *, progress: Progress = lambda line, done: None) -> list[dict[str, Any]]:
-    """The reports of the options' topology and of its baselines by name, run one after the other under the same load.
+    """The reports of the options' topology and of what it is compared with, run one after the other under the same load.
+
+    Args:
+        options: of all runs.
+        names: of baselines or offload strategies.
+        progress: told how far it is.
 
     Raises:
-        ConfigError: as `run_sim`, or no baseline has one of the names.
+        ConfigError: as `run_sim`, or one of the names is none of a baseline or strategy.
     """
     topology = _overridden(options)
-    variants = compared(topology, names, exit_point=options.exit_point, admission=options.admission, offload=options.offload)
+    variants = compared(topology, names, exit_point=options.exit_point, admission=options.admission)
     plain = replace(options, exit_point=None, admission=None, offload=None)
     return [run_sim(replace(plain, topology=each), progress=partial(_told, progress, each.name))[0] for each in variants]
 

@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import cast
 
 from zpipe.topology.reader import TIME_UNITS, At, Fields, integer, number, one_of, quantity
-from zpipe.topology.spec import ARRIVALS, LIVE, POISSON, AdmissionSpec, SourceSpec, WhenFull, default_name
+from zpipe.topology.spec import ARRIVALS, LIVE, POISSON, RATE_HZ, AdmissionSpec, SourceSpec, WhenFull, default_name
 
 WHEN_FULL: tuple[WhenFull, ...] = ("block", "latest", "deadline")
 MAX_PRIORITY = 255
 DEADLINE_SECONDS = (1e-6, 1e6)
-#: A sample every quarter of an hour at least; no clock of ours tells more than a million a second apart.
-RATE_HZ = (0.001, 1e6)
 RATE_UNITS = {"/s": 1.0, "Hz": 1.0, "kHz": 1e3, "/min": 1.0 / 60.0}
 #: A source whose priority its weight says; `_classed` puts a class in its place.
 _BY_WEIGHT = -1

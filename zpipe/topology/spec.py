@@ -28,6 +28,9 @@ MOST_SHARES = 0.5
 DEFAULT_POINT, NO_EXIT = "default", "no-exit"
 #: How samples come to a source, where it is no file of arrival times.
 LIVE, POISSON, CONSTANT = ARRIVALS = ("live", "poisson", "constant")
+#: Samples a second of a source, least and most: one every quarter of an hour, below which a run is a matter of years and nodes that
+#: idle cost the simulator time, too; no clock of ours tells more than a million a second apart.
+RATE_HZ = (0.001, 1e6)
 
 
 def default_name(rank: int) -> str:
@@ -284,8 +287,12 @@ class Topology:
         """Of each node's time, for each class below the highest: what the policy says, less where that would be most of it."""
         return min(self.policy.min_share, MOST_SHARES / max(1, len(self.classes) - 1))
 
-    def source_named(self, name: str | int) -> SourceSpec:
+    def source_named(self, name: str | int, *, said: str = "source") -> SourceSpec:
         """The source of that name, or at that rank.
+
+        Args:
+            name: as people give it.
+            said: what named it, for the error.
 
         Raises:
             TopologyError: there is none; the message lists those that there are.
@@ -295,7 +302,7 @@ class Topology:
                 return source
         found = f"rank {name}" if isinstance(name, int) else repr(name)
         known = ", ".join(f"{source.name} (rank {source.rank})" for source in self.sources)
-        raise TopologyError(f"{self.path or self.name}: source: found {found}, expected one of {known}")
+        raise TopologyError(f"{self.path or self.name}: {said}: found {found}, expected one of {known}")
 
     def source_at(self, rank: int) -> SourceSpec | None:
         """The source at that rank, None where no samples enter."""

@@ -128,7 +128,7 @@ NUMBER = "a whole number from 0 on"
         (line([0], [1], sources=[0, 0]), "sources[1].rank: found a second source at rank 0"),
         (with_source(deadline=0), "source.deadline: found 0, expected a number above 0 with a unit such as '20 s'"),
         (with_source(deadline="nan s"), "source.deadline: found 'nan s'"),
-        (with_source(weight=0), "source.weight: found 0, expected a number above 0"),
+        (with_source(weight=0), "source.weight: found 0, expected a finite number above 0"),
         (with_source(accuracy=1.5), "source.accuracy: found 1.5, expected a number above 0 and up to 1, or nothing"),
         (
             with_source(admission="aimed"),
@@ -244,11 +244,11 @@ def test_a_number_nobody_means_is_refused_and_the_bound_is_named(plain: dict[str
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"weight": 0}, "weight: found 0, expected a number above 0, such as 4"),
-        ({"weight": -1.5}, "weight: found -1.5, expected a number above 0"),
-        ({"weight": float("nan")}, "weight: found nan, expected a number above 0"),
-        ({"weight": float("inf")}, "weight: found inf, expected a number above 0"),
-        ({"weight": True}, "weight: found True, expected a number above 0"),
+        ({"weight": 0}, "weight: found 0, expected a finite number above 0, such as 4"),
+        ({"weight": -1.5}, "weight: found -1.5, expected a finite number above 0"),
+        ({"weight": float("nan")}, "weight: found nan, expected a finite number above 0"),
+        ({"weight": float("inf")}, "weight: found inf, expected a finite number above 0"),
+        ({"weight": True}, "weight: found True, expected a finite number above 0"),
         ({"priority": 256}, "priority: found 256, expected a whole number up to 255"),
         ({"priority": -1}, "priority: found -1, expected a whole number from 0 on"),
         ({"priority": 1.5}, "priority: found 1.5, expected a whole number from 0 on"),

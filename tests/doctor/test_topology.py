@@ -23,7 +23,7 @@ from zpipe.doctor.finding import Finding
 from zpipe.doctor.network import Look
 from zpipe.errors import ConfigError
 from zpipe.security import make_keys, secret_file
-from zpipe.topology import NodeSpec, Topology, load_topology
+from zpipe.topology import NodeSpec, Topology, from_dict, load_topology
 
 #: Nobody has it: TEST-NET-1 (RFC 5737).
 ELSEWHERE = "192.0.2.7"
@@ -309,7 +309,22 @@ def test_source_that_nobody_runs_now_stands_in_nobodys_way(file: Path) -> None:
     looks = {0: Look(0, control="refused"), 1: Look(1, **SAME)}
     finding = network.findings(load_topology(file), looks, digests=("t", "b"), here=(0,))[0]
     assert (finding.status, finding.stands_in_the_way) == ("missing", False)
-    assert "--attach" in finding.remedy
+    assert finding.remedy == f"zpipe bench --attach --topology {file}, or Pipeline.connect"
+
+
+def test_of_several_sources_the_missing_one_is_named() -> None:
+    boards = from_dict(
+        {
+            "bundle": str(HALF),
+            "nodes": [{"rank": rank, "stages": [0, 1, 2, 3, 4], "address": f"192.0.2.{rank}:5800"} for rank in range(2)],
+            "links": "line",
+            "sources": [{"rank": 0, "name": "camera"}, {"rank": 1, "name": "mapping"}],
+        }
+    )
+    looks = {0: Look(0, **SAME), 1: Look(1, control="refused")}
+    finding = network.findings(boards, looks, digests=("t", "b"), here=())[1]
+    assert finding.remedy.startswith("zpipe bench --attach --source mapping --topology ")
+    assert finding.remedy.endswith('or Pipeline.connect with source="mapping"')
 
 
 def test_own_node_that_is_not_started_yet_stands_in_nobodys_way(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +17,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from zpipe.model import OperatingPoint, Outcome, OutcomeKind, PointMetrics, Result
-from zpipe.report import HUNG_SECONDS, KINDS, MOST_CAUSES, RunLog, build_report, check_schema, link_rows, machine, render, spread
+from zpipe.report import (
+    HUNG_SECONDS,
+    KINDS,
+    MOST_CAUSES,
+    RunLog,
+    build_report,
+    check_schema,
+    comparison,
+    link_rows,
+    machine,
+    render,
+    render_comparison,
+    spread,
+)
+from zpipe.report.words import number
 from zpipe.topology import SourceSpec
 
 MACS = (100, 200, 700)
@@ -188,6 +203,42 @@ def test_a_log_goes_to_another_process_and_comes_back_whole(tmp_path: Path) -> N
     assert (again.first, again.source, again.strangers, again.causes) == (7, 2, 1, {"failed: torn": 1})
     assert (again.duplicate, again.hung, again.broken) == (log.duplicate, log.hung, log.broken) == (1, 2, log.broken)
     assert list(again.deadlines) == list(log.deadlines)
+
+
+def two_sources(latency_ms: float) -> dict[str, Any]:
+    """Of two sources with names as long as they may be, which wait for long."""
+    report = report_of(log_of(0, 0))
+    first = report["sources"][0]
+    stats = dict.fromkeys(first["latency_ms"], latency_ms)
+    sources = [
+        {**first, "rank": rank, "name": "n" * 40, "priority": rank, "submitted": 123456, "result": 65432, "latency_ms": stats}
+        for rank in range(2)
+    ]
+    return {**report, "topology": "t" * 40, "sources": sources, "latency_ms": stats, "bytes_per_sample": 500_600.5}
+
+
+@pytest.mark.parametrize("latency_ms", [12.5, 1_216_345.5, 99_216_345_123.5])
+def test_names_give_way_and_no_figure_or_heading_does(latency_ms: float) -> None:
+    report, text = two_sources(latency_ms), ""
+    for shown in (render(report), render_comparison(comparison([report, {**report, "topology": f"{report['topology']}/fifo"}]))):
+        console = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False)
+        console.print(shown, crop=False)
+        assert isinstance(console.file, io.StringIO)
+        lines = console.file.getvalue().splitlines()
+        cut = [word for line in lines for word in line.split() if "…" in word]
+        assert all(set(word) <= set("nt…") for word in cut)
+        text = "\n".join(lines)
+        assert number(latency_ms) in text
+        for word in ("mean ms", "p95", "accuracy"):
+            assert word in text
+    assert "500,600 " in text or "500,601 " in text
+    assert "fifo" in text
+
+
+def test_large_figures_have_no_decimals() -> None:
+    assert [number(value) for value in (None, 0.04, 999.94, 999.96, 1216345.5, -1000.0)] == [
+        "–", "0.0", "999.9", "1,000", "1,216,346", "-1,000",
+    ]  # fmt: skip
 
 
 def test_second_outcome_is_a_duplicate_of_one_id_and_the_first_one_counts() -> None:

@@ -37,7 +37,7 @@ def loop_threads() -> list[threading.Thread]:
 
 
 def test_two_threads_get_their_own_answers(local: zpipe.SyncPipeline) -> None:
-    images = local.pipeline.bundle.evaluation().images[:60]
+    images = local.bundle.evaluation().images[:60]
     expected = [local.submit(image).label for image in images]
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda index: local.submit(images[index % 60]), range(240)))

@@ -12,6 +12,7 @@ from tests.top.seen import MESH, gone, up
 from zpipe.runtime.observer import Seen
 from zpipe.runtime.stats import bucket_seconds, latency_bucket
 from zpipe.top.snapshot import HISTORY, History, Snapshot
+from zpipe.topology import SourceSpec
 
 
 def snapshots(*looks: Sequence[Seen], every: float = 1.0) -> list[Snapshot]:
@@ -166,6 +167,13 @@ def test_a_source_that_nobody_runs_is_absent() -> None:
     (snapshot,) = snapshots([gone(0), up(1, 100.0), up(2, 100.0)])
     assert snapshot.sources == ()
     assert snapshot.absent == (0,)
+
+
+def test_sources_have_the_class_and_weight_of_the_topology() -> None:
+    urgent = replace(MESH, sources=(SourceSpec(0, priority=3, weight=2.5), SourceSpec(1)))
+    snapshot = History(urgent, every=1.0).take([up(0, 100.0, topology=urgent), gone(1), up(2, 100.0, topology=urgent)], now=100.0)
+    assert [(source.rank, source.priority, source.weight) for source in snapshot.sources] == [(0, 3, 2.5)]
+    assert snapshot.absent == (1,)
 
 
 def test_nodes_of_another_topology_are_named() -> None:

@@ -170,10 +170,19 @@ def test_several_sources_are_told_apart() -> None:
     sources = (SOURCE, replace(SOURCE, rank=4, point=None, target_hz=50.0, window=None))
     lines = shown(replace(MESH, sources=sources, absent=(5,), labels={0: "source camera", 5: "source mapping"}), 80)
     assert "source mapping: nobody submits samples there now" in lines
-    assert any(line.startswith("source camera  1,000 results/s") for line in lines)
-    second = next(index for index, line in enumerate(lines) if line.startswith("source 4"))
-    assert "point unnamed" in " ".join(lines[second : second + 2])
-    assert "aimd aims at 50.0/s, when full: latest" in " ".join(lines[second : second + 3])
+    first = lines.index("source camera · class 0 · weight 1")
+    assert lines[first + 1].startswith("1,000 results/s")
+    second = next(index for index, line in enumerate(lines) if line.startswith("source 4 "))
+    assert "point unnamed" in lines[second + 1]
+    assert "aimd aims at 50.0/s, when full: latest" in lines[second + 2]
+
+
+def test_the_one_of_two_sources_that_lives_has_its_name_class_and_weight() -> None:
+    """However long its name, no figure gives way to it."""
+    name = "source " + "a-very-long-name-" * 2
+    alone = replace(MESH, sources=(replace(SOURCE, priority=1, weight=4.0),), absent=(5,), labels={0: name, 5: "source mapping"})
+    lines = shown(alone, 80)
+    assert lines[lines.index(f"{name} · class 1 · weight 4") + 1].endswith("admitted 1,050/s   point t0.9")
 
 
 def test_a_sparkline_is_scaled_to_its_largest_value() -> None:

@@ -89,7 +89,7 @@ def show_report(
 
     from zpipe.report import render
 
-    Console().print(render(report))
+    Console().print(render(report), crop=False)
     if json_file is not None:
         write_text(json_file, json.dumps(report, indent=1) + "\n")
     if samples_file is not None:
@@ -106,7 +106,7 @@ def show_comparison(reports: list[dict[str, Any]], *, json_file: Path | None, ht
     from zpipe.report import comparison, render_comparison
 
     document = comparison(reports)
-    Console().print(render_comparison(document))
+    Console().print(render_comparison(document), crop=False)
     if json_file is not None:
         write_text(json_file, json.dumps(document, indent=1) + "\n")
     _write_page(reports, html_file)

@@ -172,11 +172,20 @@ def _absent(name: str, topology: Topology, node: NodeSpec, found: Look, own: int
         return Finding(name, "broken", said, f"ping {host}; there: {_open_ports(port)}", required=True)
     if found.control == "refused" and topology.source_at(node.rank) is not None:
         said = f"not running: the source is run by whoever submits ({host} refuses connections now)"
-        return Finding(name, "missing", said, f"zpipe bench --attach --topology {shortest_name(topology)}, or Pipeline.connect")
+        return Finding(name, "missing", said, _submitting(topology, node.rank))
     if found.control == "refused":
         return Finding(name, "missing", f"no node runs there: port {port + 1} is closed", start, required=node.rank != own)
     trouble = found.trouble or "it says nothing to our Hello"
     return Finding(name, "broken", f"somebody listens there and does not let us in: {trouble}", start, required=True)
+
+
+def _submitting(topology: Topology, rank: int) -> str:
+    """How to be that source; which of several has to be said."""
+    source = topology.source_at(rank)
+    assert source is not None
+    which = f" --source {source.name}" if len(topology.sources) > 1 else ""
+    also = f' with source="{source.name}"' if which else ""
+    return f"zpipe bench --attach{which} --topology {shortest_name(topology)}, or Pipeline.connect{also}"
 
 
 def _open_ports(port: int) -> str:

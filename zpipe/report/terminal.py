@@ -12,6 +12,8 @@ from zpipe.report.words import accuracy_lines, drift_lines, fault_lines, footnot
 MOST_NODES = 40
 #: More sources than this, too.
 MOST_SOURCES = 16
+#: Columns that a name keeps where figures leave it no room.
+LEAST_NAME = 8
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,7 +69,7 @@ def _latency(report: dict[str, Any]) -> RenderableType:
     table = plain_table(("ms", "left"), *[(stat, "right") for stat in stats])
     for name, key in (("latency", "latency_ms"), ("queueing", "queueing_ms")):
         table.add_row(name, *[number(report[key][stat]) for stat in stats])
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def _sources(report: dict[str, Any]) -> RenderableType:
@@ -87,18 +89,31 @@ def _sources(report: dict[str, Any]) -> RenderableType:
             *[number(row["latency_ms"][stat]) for stat in ("mean", "p50", "p95", "p99")],
             percent(row["accuracy"]),
         )
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def plain_table(*columns: tuple[str, str]) -> Any:
-    """An empty table of rich, without a frame; each column: its name and `left` or `right`."""
+    """An empty table of rich, without a frame; each column: its name and `left` or `right`.
+
+    Figures stand on the right; what stands on the left gives way where there is no room.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
     for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="ellipsis")  # type: ignore[arg-type]
     return table
+
+
+def whole(table: Any) -> RenderableType:
+    """The table, filled: no figure of it is ever cut; where short names leave no room either, lines are longer than the screen."""
+    from rich.cells import cell_len
+
+    for column in table.columns:
+        longest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        column.min_width = longest if column.justify == "right" else min(longest, LEAST_NAME)
+    return table  # type: ignore[no-any-return]
 
 
 def _exits(report: dict[str, Any]) -> RenderableType:
@@ -106,7 +121,7 @@ def _exits(report: dict[str, Any]) -> RenderableType:
     for row in report["exits"]:
         bar = "█" * round(30 * row["share"])
         table.add_row(str(row["stage"]), percent(row["share"]), percent(row["accuracy"]), f"[green]{bar}[/]")
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def _parts(report: dict[str, Any]) -> RenderableType:
@@ -124,7 +139,7 @@ def _severities(report: dict[str, Any]) -> RenderableType:
     for row in report["severities"]:
         shares = " ".join(f"{100 * share:3.0f}" for share in row["exit_shares"])
         table.add_row(str(row["severity"]), f"{row['samples']:,}", percent(row["accuracy"]), shares)
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def _chaos(report: dict[str, Any]) -> RenderableType:
@@ -162,7 +177,7 @@ def _nodes(report: dict[str, Any]) -> RenderableType:
             *((number(row["cpu_s"], ".2f"), number(row["rss_mb"], ".0f")) if process else ()),
             number(row["sent_bytes"] / 1e6),
         )
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def _many(name: str, rows: list[dict[str, Any]], forms: dict[str, str]) -> RenderableType:
@@ -178,7 +193,7 @@ def _many(name: str, rows: list[dict[str, Any]], forms: dict[str, str]) -> Rende
         values = sorted(row[key] for row in rows)
         shown = (values[0], values[len(values) // 2], sum(values) / len(values), values[-1])
         table.add_row(key.replace("_", " "), *[format(value, form) for value in shown])
-    return table  # type: ignore[no-any-return]
+    return whole(table)
 
 
 def _footnotes(report: dict[str, Any]) -> RenderableType:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def number(value: float | None, form: str = ",.1f", *, none: str = "–") -> str:
-    """A figure, or a dash where there is none."""
-    return none if value is None else format(value, form)
+def number(value: float | None, form: str | None = None, *, none: str = "–") -> str:
+    """A figure, or a dash where there is none; with one decimal, from 1,000 on without, where no form is given."""
+    if value is None:
+        return none
+    return format(value, form or (",.1f" if abs(value) < 999.95 else ",.0f"))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -33,10 +33,12 @@ class SyncPipeline:
 
     Attributes:
         pipeline: the asynchronous one; only its loop's thread may touch it.
+        bundle: as `Pipeline.bundle`.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self.bundle = pipeline.bundle
         self._entered = self._open = False
         self._handing = threading.Lock()  #: held while something is handed to the loop, which must not end meanwhile
 

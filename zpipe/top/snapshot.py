@@ -15,7 +15,7 @@ from zpipe.bundle import parts_of
 from zpipe.report import quantile
 from zpipe.runtime.observer import Seen
 from zpipe.runtime.stats import bucket_seconds
-from zpipe.topology import Topology
+from zpipe.topology import SourceSpec, Topology
 
 #: Intervals in a sparkline.
 HISTORY = 60
@@ -91,6 +91,7 @@ class SourceRow:
     """One source. Rates and latencies are of the last interval.
 
     Attributes:
+        priority, weight: as the topology says.
         point: the operating point of the next sample; None where its thresholds are none of the bundle's points.
         target_hz: the rate that admission aims at; None where it sets none.
         window: the limit on samples in flight; None where there is none.
@@ -118,6 +119,8 @@ class SourceRow:
     latency_seconds: Mapping[float, float] | None
     latencies: tuple[float | None, ...]
     missing: Mapping[tuple[int, ...], int] | None = None
+    priority: int = 0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,12 @@ class History:
         tracks = [self._tracks[each.rank] for each in seen]
         nodes = tuple(self._node(track, now) for track in tracks)
         there = [track for track, row in zip(tracks, nodes, strict=True) if row.state not in ("gone", "missing")]
-        sources = tuple(_source(track) for track in there if track.stats is not None and "source" in track.stats)
+        specs = {source.rank: source for source in self._topology.sources}
+        sources = tuple(
+            _source(track, specs.get(track.seen.rank, SourceSpec(track.seen.rank)))
+            for track in there
+            if track.stats is not None and "source" in track.stats
+        )
         found = {row.rank for row in sources}
         return Snapshot(
             topology=self._topology.name,
@@ -322,7 +330,7 @@ def _link_state(neighbour: Mapping[str, Any]) -> str:
     return "no credit" if neighbour["starves"] else "up"
 
 
-def _source(track: _Track) -> SourceRow:
+def _source(track: _Track, spec: SourceSpec) -> SourceRow:
     stats = track.stats
     assert stats is not None
     source, delivery = stats["source"], stats["delivery"]
@@ -345,4 +353,6 @@ def _source(track: _Track) -> SourceRow:
         latency_seconds=(track.latency() or None) if track.before else None,
         latencies=tuple(track.latencies),
         missing={parts_of(mask): results for mask, results in source["missing"]} if "missing" in source else None,
+        priority=spec.priority,
+        weight=spec.weight,
     )

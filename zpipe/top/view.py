@@ -54,8 +54,12 @@ def render(snapshot: Snapshot, *, width: int, height: int | None = None, foot: s
     from rich.text import Text
 
     parts: list[RenderableType] = [_head(snapshot)]
-    several = len(snapshot.sources) > 1
-    parts.extend(_source(source, width, _label(snapshot, source.rank) if several else "") for source in snapshot.sources)
+    several = len({*snapshot.labels, *(source.rank for source in snapshot.sources)}) > 1
+    for source in snapshot.sources:
+        if several:  # also where only one of them is there: whose rates are these?
+            title = f"{_label(snapshot, source.rank)} · class {source.priority} · weight {source.weight:g}"
+            parts += [Text(), _line(title, style="bold")]
+        parts.append(_source(source, width, first="" if several else "\n"))
     nobody = "nobody submits samples there now"
     parts.extend(Text(f"{_label(snapshot, rank)}: {nobody}", style="yellow") for rank in snapshot.absent)
     shares = _exit_shares([pair for node in snapshot.nodes for pair in node.exits_hz or ()])
@@ -63,7 +67,9 @@ def render(snapshot: Snapshot, *, width: int, height: int | None = None, foot: s
     parts.extend(Text(note, style="bold yellow") for note in snapshot.notes)
     wide = width >= WIDE
     troubles = [] if wide else _troubles(snapshot.nodes)
-    used = FRAME_LINES + 5 * len(snapshot.sources) + len(snapshot.absent) + 2 * len(snapshot.notes) + len(troubles)
+    used = (
+        FRAME_LINES + (6 if several else 5) * len(snapshot.sources) + len(snapshot.absent) + 2 * len(snapshot.notes) + len(troubles)
+    )
     nodes, links = _shares(len(snapshot.nodes), len(snapshot.links), None if height is None else height - used)
     parts += [Text(), *_nodes(snapshot.nodes, nodes, wide=wide), *troubles]
     if snapshot.links:
@@ -106,12 +112,12 @@ def _label(snapshot: Snapshot, rank: int) -> str:
     return snapshot.labels.get(rank, f"source {rank}")
 
 
-def _source(row: SourceRow, width: int, label: str) -> RenderableType:
-    """Four lines: rates, admission, latency, outcomes; `label` where there are several."""
+def _source(row: SourceRow, width: int, *, first: str) -> RenderableType:
+    """Four lines, after `first`: rates, admission, latency, outcomes."""
     from rich.text import Text
 
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"\n{label}  " if label else "\n", style="bold")
+    text.append(first)
     text.append(f"{_hz(row.goodput_hz)} results/s", style="bold green")
     text.append(f"   offered {_hz(row.offered_hz)}/s   admitted {_hz(row.admitted_hz)}/s   point {row.point or 'unnamed'}")
     limits = [f"aims at {row.target_hz:,.1f}/s"] if row.target_hz is not None else []

@@ -108,7 +108,7 @@ def _source(at: At, value: object, nodes: int, *, alone: bool = False) -> Source
         admission=_admission(at / "admission", read.raw("admission")),
         deadline_seconds=read.quantity("deadline", TIME_UNITS, default.deadline_seconds, bounds=DEADLINE_SECONDS),
         priority=read.integer("priority", maximum=MAX_PRIORITY) if "priority" in read else _BY_WEIGHT,
-        weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a number above 0, such as 4"),
+        weight=read.number("weight", default.weight, valid=lambda x: x > 0.0, expected="a finite number above 0, such as 4"),
         accuracy=default.accuracy if wanted is None else number(at / "accuracy", wanted, valid=_wished, expected=_WISHED),
         name=_name(at / "name", read.raw("name"), default.rank, nodes),
         arrivals=arrivals,

@@ -68,7 +68,7 @@ class Setting:
         bandwidth, latency: of each link.
         sources: ranks, the time-sensitive one first.
         published: {baseline: largest reduction of the time-sensitive source's mean inference time, as a fraction}.
-        samples: of each source in a quick run; .
+        samples: of each source in a quick run; a full one has `Scale.lengthened` times as many.
         why: what is not the paper's, and why it is so.
     """
 

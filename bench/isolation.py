@@ -16,6 +16,7 @@ high one sends at 0.3 of what they can do. Its mean latency is held against
 where `residual` is what is left on average of a low batch when somebody comes, E[S^2] / 2 E[S] of those that ran (no batch is
 broken off, so a queue that always let high ones pass would still cost that), and `frame` the time a frame of low tasks takes on a
 link, once for each link and board that a high sample has to share. With `max_batch_low` 1 it is also held against 1.7 x alone.
+Sources are admitted as slots and credit let them (`fixed`), in one more setting as is the default (`aimd`).
 `starvation`: the high source always has samples waiting; the low one's share of the time in which it waits at a board is held
 against `min_share` at each board, and so is its share of what ran where links keep boards idle; every sample of either has to end
 once. `live`: mean latency per source within 5 % of the simulator's. `chaos`: nothing lost, and the high class still the faster one
@@ -44,6 +45,7 @@ from bench.isolation_sim import HIGH, LOW, SHAPES, Case, simulate
 from bench.made import commit
 from bench.sim_live import interval
 from zpipe.report import machine
+from zpipe.topology import AdmissionSpec
 
 RESULTS = Path(__file__).parent / "results" / "isolation.json"
 PARTS = ("isolation", "starvation", "live", "chaos")
@@ -53,6 +55,8 @@ MOST_OVER_BOUND, MOST_OVER_ALONE = 1.1, 1.7
 #: The high source's rate as a share of what the boards can do, the low one's as a multiple of half of it.
 HIGH_SHARE, LOW_TIMES = 0.3, 20.0
 BATCHES = (1, 4, 8)
+#: What a topology's sources have that name no admission; the other settings let all in that slots and credit do.
+DEFAULT_ADMISSION = AdmissionSpec().name
 MIN_SHARES = (0.0, 0.05, 0.2)
 #: Of `min_share`, of the time in which a low task waits at a board: while one is on its way to the next, none waits there.
 NEARLY = 0.9
@@ -97,26 +101,27 @@ def capacities(shapes: Iterable[str], offload: str, batches: Iterable[int]) -> d
 def isolation(shapes: Sequence[str], offload: str, seeds: int) -> list[dict[str, Any]]:
     """A row for each shape, max_batch and low load."""
     known = capacities(shapes, offload, BATCHES)
-    settings = [(batch, 0) for batch in BATCHES] + [(max(BATCHES), 1)]  # max_batch, max_batch_low (0: as the node's)
-    if offload != "pa-mdi":
-        settings = [(batch, 0) for batch in BATCHES]
+    settings = [(batch, 0, "fixed") for batch in BATCHES]  # max_batch, max_batch_low (0: as the node's), admission
+    if offload == "pa-mdi":
+        settings += [(max(BATCHES), 1, "fixed"), (max(BATCHES), 0, DEFAULT_ADMISSION)]
     keys, cases = [], []
-    for shape, (batch, low_batch), seed in product(shapes, settings, range(seeds)):
+    for shape, (batch, low_batch, admission), seed in product(shapes, settings, range(seeds)):
         most_hz = known[shape, batch]
         keyed = policy(offload, **({"max_batch_low": low_batch} if low_batch else {}))
         for load, low_hz in (("alone", 0.0), ("20x", LOW_TIMES * most_hz / 2.0), ("always", math.inf)):
             rates = {HIGH: HIGH_SHARE * most_hz, **({LOW: low_hz} if low_hz else {})}
-            keys.append((shape, batch, low_batch, load))
-            cases.append(Case(shape, rates, SECONDS, keyed, batch, seed))
-    runs: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
+            keys.append((shape, batch, low_batch, admission, load))
+            cases.append(Case(shape, rates, SECONDS, keyed, batch, seed, admission=admission))
+    runs: dict[tuple[str, int, int, str, str], list[dict[str, Any]]] = {}
     for key, found in zip(keys, run_all(cases, "isolation"), strict=True):
         runs.setdefault(key, []).append(found)
-    return [
-        isolation_row(shape, batch, low_batch, load, known[shape, batch], runs[shape, batch, low_batch, "alone"], runs[key])
-        for key in runs
-        for shape, batch, low_batch, load in [key]
-        if load != "alone"
-    ]
+    rows = []
+    for key, both in runs.items():
+        shape, batch, low_batch, admission, load = key
+        if load != "alone":
+            alone = runs[shape, batch, low_batch, admission, "alone"]
+            rows.append({**isolation_row(shape, batch, low_batch, load, known[shape, batch], alone, both), "admission": admission})
+    return rows
 
 
 def isolation_row(
@@ -157,13 +162,15 @@ def isolation_row(
 
 def show_isolation(rows: Sequence[dict[str, Any]]) -> None:
     print(
-        f"{'shape':<10}{'batch':>6}{'low':>4} {'low load':<9}{'alone':>7} +{'residual':>9} +{'frames':>7} x1.1 ={'bound':>7}"
+        f"{'shape':<10}{'batch':>6}{'low':>4} {'admission':<10}{'low load':<9}"
+        f"{'alone':>7} +{'residual':>9} +{'frames':>7} x1.1 ={'bound':>7}"
         f"{'measured':>9}  of bound      over alone     low/s  of the rest"
     )
     for row in rows:
         most = f"<= {MOST_OVER_ALONE:g}" if row["max_batch_low"] == 1 else ""
         print(
-            f"{row['shape']:<10}{row['max_batch']:>6}{row['max_batch_low']:>4} {row['low_load']:<9}{row['alone_ms']:>7.0f} +"
+            f"{row['shape']:<10}{row['max_batch']:>6}{row['max_batch_low']:>4} {row['admission']:<10}{row['low_load']:<9}"
+            f"{row['alone_ms']:>7.0f} +"
             f"{row['residual_ms']:>9.0f} +{row['frames_ms']:>7.0f} x1.1 ={row['bound_ms']:>7.0f}{row['measured_ms']:>9.0f}"
             f"  {_plus_minus(row['over_bound'])}  {_plus_minus(row['over_alone'])} {most:<6}{row['low_hz']:>6.1f}"
             f"{row['low_share_of_rest']:>8.0%}  {_verdict(row)}",

@@ -105,6 +105,7 @@ class Case:
     seed: int
     deadline: float = 60.0
     stage_seconds: float = STAGE_SECONDS
+    admission: str = "fixed"
 
 
 def topology(case: Case, bundle: Path | str, **node: Any) -> Topology:
@@ -121,7 +122,7 @@ def topology(case: Case, bundle: Path | str, **node: Any) -> Topology:
             ],
             "links": [{"between": list(pair), **link} for pair in shape.links],
             "sources": [
-                {"rank": rank, "priority": each, "weight": WEIGHTS[each], "admission": "fixed", "deadline": case.deadline}
+                {"rank": rank, "priority": each, "weight": WEIGHTS[each], "admission": case.admission, "deadline": case.deadline}
                 for each, rank in shape.sources.items()
             ],
             "policy": {**case.policy, "exit": NO_EXIT},

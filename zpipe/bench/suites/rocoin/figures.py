@@ -70,6 +70,8 @@ def _lines(
         axes.set_xticks(places, [f"{place:g}" for place in places])
         if log[1]:
             _log_axis(axes)
+        if y.endswith("(%)"):
+            axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(102.0, axes.get_ylim()[1]))
         return svg(figure, says)
 
 
@@ -83,19 +85,22 @@ def _line(axes: Axes, system: str, points: Sequence[tuple[float, Sequence[float]
 
 
 def tails(rows: Sequence[Row], *, says: str) -> str:
-    """A group of bars for each kind of stall: the median below, the 99th percentile above, of each system."""
+    """A group for each kind of stall: of each system the median (hollow), and above it the 99th percentile with its interval."""
     with rc_context(STYLE):
-        figure, axes = new_figure("", "latency (ms): median to 99th percentile", size=_WIDE)
+        figure, axes = new_figure("", "latency (ms): median, 99th percentile", size=_WIDE)
         kinds = list(dict.fromkeys(row["stalling"] for row in rows))
         systems = _present(rows)
-        width = 0.8 / len(systems)
+        width = 0.7 / len(systems)
         for row in rows:
             low, high = row["latency_p50_ms"], row["latency_p99_ms"]
             if low is None or high is None:
                 continue
+            mark = MARKS[row["system"]]
             at = kinds.index(row["stalling"]) + (systems.index(row["system"]) - (len(systems) - 1) / 2) * width
-            axes.bar(at, high[0] - low[0], bottom=low[0], width=0.85 * width, color=MARKS[row["system"]].colour)
+            axes.vlines(at, low[0], high[0], color=mark.colour, linewidth=2.5)
             axes.vlines(at, max(low[0], high[0] - high[1]), high[0] + high[1], color="#333333", linewidth=0.8)
+            axes.plot(at, high[0], mark.marker, color=mark.colour, markersize=mark.size)
+            axes.plot(at, low[0], mark.marker, color=mark.colour, markerfacecolor="white", markersize=mark.size)
         axes.set_xticks(range(len(kinds)), ["no stalls" if kind == "none" else kind for kind in kinds])
         axes.grid(visible=False, axis="x")
         _log_axis(axes)

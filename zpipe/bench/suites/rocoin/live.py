@@ -1,7 +1,8 @@
 """Some of it over real sockets: emulated boards, each a process of its own that is really killed or stopped, beside the simulator.
 
 Both have the same boards, arrivals and faults. Links have no limits beside loopback's own; students and pieces take the boards'
-time, so that this machine's cores have little to do. What a hop takes is measured (`zpipe.bench.hop`) just before each case.
+time, so that this machine's cores have little to do. Students have ten times slower boards than in the sweep: else a third of what
+an answer takes would be hops, and those are this machine's. What a hop takes is measured (`zpipe.bench.hop`) just before each case.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from zpipe.bench.run import BenchOptions, run_bench
 from zpipe.bench.suites.rocoin import plans
 from zpipe.bench.suites.rocoin.groups import GROUP, ONE_OF_EACH, lost_boards
 from zpipe.bench.suites.rocoin.plans import Plan
-from zpipe.bench.suites.rocoin.settings import DYING, STALLINGS, Bundles, Scale, system_named, topology_in
+from zpipe.bench.suites.rocoin.settings import DEVICE, DYING, STALLINGS, Bundles, Scale, system_named, topology_in
 from zpipe.bench.suites.rocoin.sweep import WARM_UP, Row, outcomes_of
 from zpipe.bench.suites.statistics import interval
 from zpipe.bench.suites.work import Progress
+from zpipe.devices import load_device
 from zpipe.emulation import EMULATED
 from zpipe.model import NO_CODEC
 from zpipe.sim import Death, HopProfile, SimOptions, run_sim
@@ -29,6 +31,9 @@ from zpipe.topology import Topology
 
 #: Of boards that die on the way: enough that some do in a short run, and seldom all that hold a part.
 DYING_PROBABILITY = 0.3
+#: Boards of students, one of which takes 60 to 70 ms for a sample, and arrivals as a share of what they can do all together: where
+#: most are idle a source may never turn to one that stalls.
+STUDENTS_DEVICE, STUDENTS_LOAD = "raspberry-pi-3/40", 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,8 @@ CASES = {
 def live_topology(system: str, bundles: Bundles, *, boards: int) -> Topology:
     """Emulated nodes on this machine's loopback."""
     topology = topology_in(system_named(system), bundles, boards=boards)
-    nodes = tuple(replace(node, executor=EMULATED) if node.stages else node for node in topology.nodes)
+    device = STUDENTS_DEVICE if topology.students else DEVICE
+    nodes = tuple(replace(node, executor=EMULATED, device=device) if node.stages else node for node in topology.nodes)
     links = tuple(replace(link, bandwidth_bps=math.inf, latency_seconds=0.0, codec=NO_CODEC) for link in topology.links)
     return replace(topology, nodes=nodes, links=links)
 
@@ -92,6 +98,7 @@ async def live_rows(bundles: Bundles, scale: Scale, *, progress: Progress) -> li
     for place, case in enumerate(CASES[name] for name in scale.live):
         boards = bundles.parts * (scale.stalling_replicas if case.stalling else scale.replicas)
         topology = live_topology(case.system, bundles, boards=boards)
+        rate_hz = _students_hz(bundles, boards) if topology.students else bundles.rate_hz
         pairs, used = [], []
         progress("live", place / len(scale.live))
         hop = await look(seed=place)
@@ -100,8 +107,8 @@ async def live_rows(bundles: Bundles, scale: Scale, *, progress: Progress) -> li
             progress("live", done)
             plan = plans.for_live(case.plan(boards, bundles.parts, run, scale.live_seconds))
             load: dict[str, Any] = {
-                "count": round(bundles.rate_hz * scale.live_seconds),
-                "rate_hz": bundles.rate_hz,
+                "count": round(rate_hz * scale.live_seconds),
+                "rate_hz": rate_hz,
                 "warm_up": WARM_UP,
                 "seed": run,
             }
@@ -111,6 +118,13 @@ async def live_rows(bundles: Bundles, scale: Scale, *, progress: Progress) -> li
             used.append(sum(node["cpu_s"] or 0.0 for node in report["nodes"]) / report["seconds"])
         rows.append(_row(case, pairs, used, hop, boards=boards))
     return rows
+
+
+def _students_hz(bundles: Bundles, boards: int) -> float:
+    """Arrivals that keep the group with the most to do as busy as was said."""
+    students = bundles.students
+    most = max(sum(students.stages[stage].macs for stage in student.stages) for student in students.students)
+    return STUDENTS_LOAD * boards / bundles.parts * load_device(STUDENTS_DEVICE).macs_per_second / most
 
 
 def _unseen(progress: Progress, done: float, line: str, of_run: float) -> None:
@@ -147,8 +161,8 @@ def _row(case: Case, pairs: Sequence[tuple[Row, Row]], used: Sequence[float], ho
         "cores_busy": max(used) / cores,
         "hop_ms": {part: 1e3 * getattr(hop, part).mean for part in ("forward", "finish", "control")},
         "how": (
-            "Each board is a process, over real sockets on loopback. The simulator has the same arrivals and faults; its hops take "
-            "what those of three other boards took just before."
+            f"Each board is a process ({STUDENTS_DEVICE} for students, else {DEVICE}), over real sockets on loopback. The "
+            "simulator has the same arrivals and faults; its hops take what those of three other boards took just before."
         ),
     }
 

@@ -154,7 +154,7 @@ FULL = Scale(
     size_samples=120,
     live=("sound", "one-of-each", "group", "dying", "stall-failover", "stall-hedged", "chain-replicas"),
     live_runs=2,
-    live_seconds=15.0,
+    live_seconds=20.0,
 )
 QUICK = replace(
     FULL,

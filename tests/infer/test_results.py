@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from zpipe.errors import ConfigError
-from zpipe.infer import Results
+from zpipe.infer import Answer, Results, to_line
+from zpipe.infer.items import Entry
+from zpipe.model import Outcome, Result
 
 LINES: list[dict[str, Any]] = [{"input": "a.png", "outcome": "result"}, {"input": "clip.avi", "frame": 3, "outcome": "expired"}]
 
@@ -32,6 +34,14 @@ def test_a_later_run_knows_what_is_there_and_adds_to_it(file: Path) -> None:
         assert not results.holds("b.png", None)
         results.write({"input": "b.png"})
     assert file.read_bytes() == before + b'{"input": "b.png"}\n'
+
+
+@pytest.mark.parametrize(("missing", "said"), [((), None), ((0, 2), [0, 2])])
+def test_a_line_names_the_parts_of_students_that_were_missing(missing: tuple[int, ...], said: list[int] | None) -> None:
+    result = Result(7, 3, "three", 0.5, 1, 0.01, 0.0, 0.0, 1, missing)
+    line = to_line(Answer(Entry("a.png"), Outcome(7, "result", 0.01, 1, result)))
+    assert line.get("missing") == said
+    assert line["label"] == "three"
 
 
 @pytest.mark.parametrize("kept", range(1, 44))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from tests import students
 from zpipe import simulate
 from zpipe.bench.chaos.director import Event
 from zpipe.bench.chaos.schedule import Fault
 from zpipe.bench.chaos.spec import parse_chaos
 from zpipe.bench.chaos.timeline import chaos_report
 from zpipe.report import RunLog, build_report
-from zpipe.sim import SimOptions, generated, run_sim
+from zpipe.sim import Death, SimOptions, generated, run_sim
 
 Report = dict[str, Any]
 
@@ -74,6 +77,18 @@ def mesh(name: str = "mesh3") -> Report:
 def grid(nodes: int, shape: str = "grid") -> Report:
     topology = generated(shape, nodes=nodes, sources=3, bundle="digits-mobilenetv2", seed=1)
     return simulate(topology, count=300, rate_hz=200.0, warm_up=0)
+
+
+@cache
+def _of_students() -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        topology = students.star(students.write_students(Path(folder) / "three"))
+        return run_sim(SimOptions(topology, count=100, rate_hz=30.0, warm_up=0, faults=(Death(2, 1.0), Death(5, 1.0))))[0]
+
+
+def of_students() -> Report:
+    """Three students, of one of which nobody is left after a second."""
+    return copy.deepcopy(_of_students())
 
 
 def empty() -> Report:

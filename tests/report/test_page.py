@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.browser import photograph, shown
-from tests.report.reports import Report, empty, grid, line, mesh, overloaded
+from tests.report.reports import Report, empty, grid, line, mesh, of_students, overloaded
 from zpipe import simulate
 from zpipe.report import check_schema
 from zpipe.report.page import render_page
@@ -84,6 +84,8 @@ PAGES: dict[str, Callable[[], list[Report]]] = {
     "grid of 60": lambda: [grid(60)],
     "line of 100": lambda: [grid(100, "line")],
     "nothing": lambda: [empty()],
+    "students": lambda: [of_students()],
+    "students beside a line": lambda: [of_students(), line()],
     "compared": lambda: [mesh(), {**line(), "topology": "mesh3/local"}, empty()],
 }
 
@@ -152,6 +154,22 @@ def test_latency_accuracy_and_exits_stand_in_tables_and_in_what_pictures_say() -
     assert f"{100 * report['accuracy']:.1f} %" in pictures
     for point in report["operating_points"]:
         assert f"{point['name']}: {100 * point['test']:.1f} % right at {100 * point['macs_share']:.1f} %" in page
+
+
+def test_answers_of_students_are_told_by_which_parts_were_missing() -> None:
+    report = of_students()
+    page = render_page([report])
+    told = rows_of(page, "answers")
+    assert ["missing parts", "answers", "share (%)", "accuracy (%)", "on the test data (%)"] in told
+    whole, without = report["missing"]
+    assert without["parts"] == [1]
+    assert [name for name, *_ in told if name in ("none", "1")] == ["none", "1"]
+    assert ["1", number(without["samples"]), *[number(100 * without[key]) for key in ("share", "accuracy", "expected")]] in told
+    text = " ".join(Tags(page).text)
+    assert f"{without['samples']} answers without some" in text
+    assert "Each exit" not in text
+    assert "multiply-adds" not in text
+    assert whole["samples"] + without["samples"] == report["counts"]["result"]
 
 
 def test_page_says_how_it_was_made() -> None:

@@ -31,6 +31,7 @@ class BenchOptions:
         rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
         offload: an offload strategy, with the service order that comes with it.
+        redundancy: of students, `failover`, `hedged` or `all`, instead of the topology's.
         executor: of every node.
         device: profile of every node that names none, for the emulated executor.
         warm_up: samples before the measured ones.
@@ -56,6 +57,7 @@ class BenchOptions:
     offload: str | None = None
     admission: str | None = None
     when_full: str | None = None
+    redundancy: str | None = None
     max_batch: int | None = None
     bundle: str | None = None
     executor: str | None = None

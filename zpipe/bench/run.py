@@ -86,7 +86,7 @@ async def compare_bench(options: BenchOptions, names: Sequence[str], *, progress
                 f"{option}: found it beside --compare, which starts every node several times; expected one of the two"
             )
     variants = compared(_topology(options), names, exit_point=options.exit_point, admission=options.admission)
-    plain = replace(options, exit_point=None, admission=None, offload=None)
+    plain = replace(options, exit_point=None, admission=None, offload=None, redundancy=None)
     reports = []
     for topology in variants:
         report, _ = await run_bench(replace(plain, topology=topology), progress=partial(_told, progress, topology.name))
@@ -113,11 +113,19 @@ def _inside(lab: EdgeLab | None, rank: int, progress: Progress) -> Iterator[None
 
 def _topology(options: BenchOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
-    of_every_node = (options.max_batch, options.bundle, options.executor, options.device, options.accuracy, options.offload)
+    of_every_node = (
+        options.max_batch,
+        options.bundle,
+        options.executor,
+        options.device,
+        options.accuracy,
+        options.offload,
+        options.redundancy,
+    )
     if options.attach and any(value is not None for value in of_every_node):
         raise ConfigError(
-            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node: with --attach, change all "
-            "topology files instead"
+            "--max-batch, --bundle, --executor, --device, --accuracy, --offload and --redundancy concern every node: with "
+            "--attach, change all topology files instead"
         )
     if options.source is not None and not options.attach:
         raise ConfigError(f"--source: found {options.source!r} without --attach, expected none: a bench drives every source itself")
@@ -133,6 +141,7 @@ def _topology(options: BenchOptions) -> Topology:
         device=options.device,
         accuracy=options.accuracy,
         offload=options.offload,
+        redundancy=options.redundancy,
     )
 
 

@@ -92,6 +92,11 @@ _LOAD = (
         "--admission", type=click.Choice(["fixed", "mdi-rate", "mdi-threshold", "aimd"]), help="Instead of the topology's."
     ),
     click.option("--when-full", type=click.Choice(["block", "latest", "deadline"]), help="Instead of the topology's."),
+    click.option(
+        "--redundancy",
+        type=click.Choice(["failover", "hedged", "all"]),
+        help="Of a bundle of students, how many hosts of each get a sample, instead of the topology's.",
+    ),
     click.option("--max-batch", type=click.IntRange(1), help="Most tasks in one batch, at every node."),
     click.option("--bundle", shell_complete=complete_bundle, help="A bundle's folder or name, instead of the topology's."),
     click.option("--deadline", type=SECONDS, help="Seconds a sample has, instead of the topology's."),

@@ -54,6 +54,7 @@ class SimOptions:
         rates: {name or rank of a source: its arrivals per second}, instead of what the topology says; the others have that.
         exit_point: an operating point or `no-exit`.
         offload: an offload strategy, with the service order that comes with it.
+        redundancy: of students, `failover`, `hedged` or `all`, instead of the topology's.
         warm_up: samples before the measured ones.
         accuracy: that every source wants; the bundle's accuracy table has thresholds for it.
         severity: only evaluation samples of these severities.
@@ -74,6 +75,7 @@ class SimOptions:
     exit_point: str | None = None
     admission: str | None = None
     when_full: str | None = None
+    redundancy: str | None = None
     max_batch: int | None = None
     bundle: str | None = None
     deadline: float | None = None
@@ -105,8 +107,8 @@ def simulate(topology: str | Path | Topology, **options: Any) -> dict[str, Any]:
     Args:
         topology: a topology, its file or its name.
         options: as `SimOptions` lists them: `count`, `duration`, `window`, `rate_hz`, `arrivals`, `rates`, `exit_point`,
-            `admission`, `when_full`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`, `offload`,
-            `device`, `service`, `hop`, `check`, `faults`.
+            `admission`, `when_full`, `redundancy`, `max_batch`, `bundle`, `deadline`, `seed`, `warm_up`, `accuracy`, `severity`,
+            `offload`, `device`, `service`, `hop`, `check`, `faults`.
 
     Raises:
         ConfigError: topology, bundle or an option is wrong.
@@ -140,7 +142,7 @@ def compare_sim(options: SimOptions, names: Sequence[str], *, progress: Progress
     """
     topology = _overridden(options)
     variants = compared(topology, names, exit_point=options.exit_point, admission=options.admission)
-    plain = replace(options, exit_point=None, admission=None, offload=None)
+    plain = replace(options, exit_point=None, admission=None, offload=None, redundancy=None)
     return [run_sim(replace(plain, topology=each), progress=partial(_told, progress, each.name))[0] for each in variants]
 
 
@@ -321,7 +323,12 @@ def _prepared(options: SimOptions) -> tuple[Topology, Bundle]:
 def _overridden(options: SimOptions) -> Topology:
     topology = options.topology if isinstance(options.topology, Topology) else load_topology(options.topology)
     return override(
-        topology, max_batch=options.max_batch, bundle=options.bundle, offload=options.offload, accuracy=options.accuracy
+        topology,
+        max_batch=options.max_batch,
+        bundle=options.bundle,
+        offload=options.offload,
+        accuracy=options.accuracy,
+        redundancy=options.redundancy,
     )
 
 

@@ -277,6 +277,11 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, arguments: list[s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recipe_for_one_network_makes_no_students(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found 'digits-mobilenetv2', expected one of digits-rocoin, rocoin"):
+        train_students("digits-mobilenetv2", out=tmp_path / "out")
+
+
 def test_what_is_for_one_network_alone_refuses_students(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found students"):
         retrain_codecs(ENGINES / "digits-rocoin")

@@ -256,7 +256,8 @@ class StudentsRecipe:
     rounds: int | None = None
 
 
-#: Of the digits' test images one round goes into the bundle, every digit once: five times less than all, which were measured.
+#: Of the digits' test images one round goes into the bundle, every digit once: a fifth of those that were measured. 90 passes took
+#: 13 minutes on a third of a core, and brought 95.8 % of all parts and at least 95.1 % without one; 28 passes 93.3 and 90.9.
 STUDENT_RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -275,3 +276,14 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"--recipe: found {name!r}, expected one of {', '.join(RECIPES)}; choose one of these")
     return RECIPES[name]
+
+
+def find_students_recipe(name: str) -> StudentsRecipe:
+    """The same among those that make students.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in STUDENT_RECIPES:
+        raise ConfigError(f"--recipe: found {name!r}, expected one of {', '.join(STUDENT_RECIPES)}; choose one of these")
+    return STUDENT_RECIPES[name]

@@ -15,7 +15,7 @@ from zpipe.model import MAX_PARTS
 from zpipe.models import DATA_SETS
 from zpipe.models.building import check_numbers, find_task
 from zpipe.models.heads.data import read_head_data
-from zpipe.models.recipes import STUDENT_RECIPES, StudentsRecipe
+from zpipe.models.recipes import StudentsRecipe, find_students_recipe
 from zpipe.models.students.build import Tell, Wishes, build_students
 from zpipe.models.task import Task
 
@@ -41,7 +41,7 @@ class StudentOptions:
 
 def run_students(options: StudentOptions, tell: Tell) -> Bundle:
     """See `zpipe.models.train_students`."""
-    recipe = STUDENT_RECIPES[options.recipe]
+    recipe = find_students_recipe(options.recipe)
     check_numbers(epochs=options.epochs, threads=options.threads, seed=options.seed)
     teacher = find_teacher(recipe, options.teacher)
     count = count_students(recipe, options)

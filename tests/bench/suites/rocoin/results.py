@@ -66,6 +66,7 @@ def live_row(case: str, *, p99_ms: float = 200.0, off: float = 0.02, answered: i
         **{f"simulated_{name}": [value, 0.01] for name, value in simulated.items()},
         **{f"difference_{name}": [simulated[name] / value - 1.0, 0.01] for name, value in values.items()},
         "resubmitted": 3,
+        "simulated_resubmitted": 2,
         "second_results": 1,
         "broken": 0,
         "cores_busy": 0.2,

@@ -307,15 +307,15 @@ def test_unknown_operating_point(refused: Refused, tmp_path: Path) -> None:
         (("bench", "--compare", "local", "--attach"), "--attach: found it beside --compare, which starts every node several times"),
         (
             ("bench", "--attach", "--max-batch", "2"),
-            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
+            "--max-batch, --bundle, --executor, --device, --accuracy, --offload and --redundancy concern every node",
         ),
         (
             ("bench", "--attach", "--offload", "fifo"),
-            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
+            "--max-batch, --bundle, --executor, --device, --accuracy, --offload and --redundancy concern every node",
         ),
         (
             ("bench", "--attach", "--device", "raspberry-pi-3"),
-            "--max-batch, --bundle, --executor, --device, --accuracy and --offload concern every node",
+            "--max-batch, --bundle, --executor, --device, --accuracy, --offload and --redundancy concern every node",
         ),
         (("bench", "--suite", "mdi"), "--suite: found 'mdi', expected one of mdi-exit"),
         (("bench", "--suite", "mdi-exit", "--count", "3"), "--count: found it beside --suite, expected none"),

@@ -105,12 +105,17 @@ class Shape:
 
     @property
     def fanout(self) -> FanoutConfig | None:
-        """With a class per set of parts, so that an answer's label tells which parts were joined (see `Mesh.scores`)."""
+        """With a class per set of parts, so that an answer's label tells which parts were joined (see `scores`)."""
         if not self.students:
             return None
         sets = range(1 << len(self.students))
         bias = tuple(-0.5 * bin(each).count("1") for each in sets)
         return FanoutConfig(self.firsts, self.ends, bias, (1.0,) * len(sets), self.redundancy)  # type: ignore[arg-type]
+
+    def scores(self, stage: int, sample: int) -> bytes:
+        """A student's: more for every set of parts that holds its own, so that the sum is largest for just the set that is in."""
+        part, sets = self.gates.parts[stage], range(1 << len(self.students))
+        return array("f", [(1.0 + sample % 7) * (each >> part & 1) for each in sets]).tobytes()
 
     def lanes(self, sender: int, receiver: int) -> tuple[int, ...]:
         if self.students:
@@ -381,13 +386,8 @@ class Mesh:
         ]
         exited = [command.gate.last or answer[0] for answer in answers]
         labels, confidences = [answer[1] for answer in answers], [answer[2] for answer in answers]
-        scores = [self.scores(task.part, task.key.sample) for task in command.tasks] if command.gate.scores else ()
+        scores = [self.shape.scores(command.stage, task.key.sample) for task in command.tasks] if command.gate.scores else ()
         self.tell(rank, StageCompleted(command.run, exited, labels, confidences, seconds, (), scores))
-
-    def scores(self, part: int, sample: int) -> bytes:
-        """A student's: more for every set of parts that holds its own, so that the sum is largest for just the set that is in."""
-        sets = range(1 << len(self.shape.students))
-        return array("f", [(1.0 + sample % 7) * (each >> part & 1) for each in sets]).tobytes()
 
     def _carry(self, sender: int, receiver: int, plane: str, command: Any, event: Event, *, epoch: int | None = None) -> None:
         """A frame on a FIFO link. It vanishes with its connection."""

@@ -36,7 +36,7 @@ from zpipe.policy.messages import (
 from zpipe.policy.node import NodePolicy
 from zpipe.policy.state import NeighbourConfig, NodeConfig
 
-#: Part 0 is hosted by ranks 1 and 2, part 1 by 3 and 4; one stage each. A class per set of parts that may be in (`Mesh.scores`).
+#: Part 0 is hosted by ranks 1 and 2, part 1 by 3 and 4; one stage each. A class per set of parts that may be in (`Shape.scores`).
 GROUPS = {1: 0, 2: 0, 3: 1, 4: 1}
 SCORES = [array("f", [float(each >> part & 1) for each in range(4)]).tobytes() for part in (0, 1)]
 

@@ -29,6 +29,11 @@ BETWEEN = Shape(((0,), (0, 1), (2,)), ((0, 1), (1, 2)), window=1, sources={0: 1,
 #: Each of two sources may run the other's last stage.
 BOTH = Shape(((0, 1), (0, 1)), ((0, 1),), window=3, sources={0: 1, 1: 0}, offload="pa-mdi", order="priority")
 
+#: Two students on a node each: a sample is two tasks, over two links.
+STUDENTS = Shape(((), (0,), (1,)), ((0, 1), (0, 2)), window=1, students=(1, 1), redundancy="failover")
+#: One of them on two nodes, the other at the source.
+GROUPS = Shape(((1,), (0,), (0,)), ((0, 1), (0, 2)), window=1, students=(1, 1), redundancy="failover")
+
 TWO = (FAR, FAR)
 #: One with time enough, and one that may expire.
 NEAR = (FAR, 2.0)
@@ -43,6 +48,8 @@ SMALL = [
     Case("line of 2", NARROW2, Faults(slow=1), (1.0,), moments=2),
     Case("line of 2", NARROW2, Faults(together=1, repeat=1), moments=1),
     Case("line of 3", LINE3, Faults(), moments=2),
+    Case("two students", STUDENTS, Faults(cut=1), moments=0),
+    Case("one student twice", GROUPS, Faults(cut=1), moments=0),
     Case("two classes meet", FRONTS, Faults(lose=1), moments=0, others={1: TWO}),
     Case("two classes in line", BETWEEN, Faults(repeat=1), moments=0, others={1: (FAR,)}),
 ]
@@ -74,6 +81,8 @@ LARGE = [
     Case("a stage twice", REPLICAS, Faults(stop=1), moments=6, ranks=(1,)),
     Case("a stage twice", REPLICAS, Faults(drain=1), TWO, moments=1, ranks=(1,)),
     Case("a stage twice", REPLICAS, Faults(restart=1, repeat=1), moments=2, ranks=(1,)),
+    Case("two students", STUDENTS, Faults(restart=1), moments=1, ranks=(1,)),
+    Case("one student twice", GROUPS, Faults(lose=1, repeat=1), moments=1),
     Case("triangle", TRIANGLE, Faults(), TWO, moments=1),
     Case("triangle", TRIANGLE, Faults(lose=1), moments=1),
     Case("triangle", TRIANGLE, Faults(restart=1), moments=0, ranks=(1,)),

@@ -269,6 +269,8 @@ class Change:
         used = self._used
         stage = case.leaves_at.get(resolve.sample, case.shape.stage_count - 1)
         answer = label(source, self.story.lives[source], resolve.sample)
+        if case.shape.students and resolve.row is not None:  # which parts were joined, and by which of them it ended
+            answer, stage = (1 << len(case.shape.students)) - 1 & ~resolve.missing, resolve.row.exit_stage
         match resolve.kind:
             case "result":
                 row = resolve.row

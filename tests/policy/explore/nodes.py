@@ -172,7 +172,9 @@ class Nodes:
                 assert running is not None
                 run, stage, samples = running
                 exited = [stage >= self._leaves_at.get(sample, self._last_stage) for *_, sample in samples]
-                return StageCompleted(run, exited, [label(*sample) for sample in samples], [0.9] * len(samples), BATCH_SECONDS)
+                labels, confidences = [label(*sample) for sample in samples], [0.9] * len(samples)
+                scores = [self.shape.scores(stage, sample) for *_, sample in samples] if self.shape.students else ()
+                return StageCompleted(run, exited, labels, confidences, BATCH_SECONDS, (), scores)
             case ("failed",):
                 assert running is not None
                 return StageFailed(running.run, "poison")

@@ -30,7 +30,8 @@ class Rules:
         self.faults = Table()
         self.tell_tale: Any = None
         self._links = [pair for pair in self.pairs if case.shape.lanes(*pair)]
-        takers = [sum(1 for near in ranks if stage in case.shape.stages[near]) for stage in range(1, case.shape.stage_count)]
+        sent = range(0 if case.shape.students else 1, case.shape.stage_count)  #: stages that are sent for over links
+        takers = [sum(1 for near in ranks if stage in case.shape.stages[near]) for stage in sent]
         self._one_way = max(takers) == 1  #: a sample of each source, which hosts stage 0, and every link was taken
         nodes = [NodePolicy(case.shape.config(rank, 1), rng=NO_DICE) for rank in ranks]
         #: {receiver: slots that all its senders together are cleared for, by class} (C8)

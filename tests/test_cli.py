@@ -388,10 +388,10 @@ def test_port_in_use(tmp_path: Path, port: int) -> None:
         taken.listen()
         attached = completed("bench", "--attach", *FEW, "--topology", file)
     assert attached.process.returncode == 2
-    assert (
-        only_line("\n".join(attached.err))
-        == f"address 127.0.0.1:{port + 1} is in use; stop the other program or choose another port"
+    said = (
+        f"address 127.0.0.1:{port + 1} is in use: found a program that is source 0 already, or another at its port, expected none"
     )
+    assert only_line("\n".join(attached.err)) == f"{said}: one program is a source; stop that one"
 
     file = line2(tmp_path / "t.yaml", ports=[*free_ports(1), port])
     with closing(socket.socket()) as taken:

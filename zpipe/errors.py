@@ -4,6 +4,7 @@
         ConfigError             a file, key or option is wrong; nothing was started (exit code 2)
             TopologyError       ... in a topology file
             BundleError         ... in a model bundle
+            AddressInUse        ... or somebody listens already where this node is to
         ExecutorError           a stage could not be run
             EngineMismatchError an engine was built for another model, device or version
             BackendUnavailable  the library or device an executor needs is not here
@@ -58,6 +59,18 @@ class TopologyError(ConfigError):
 
 class BundleError(ConfigError):
     """A model bundle is missing, incomplete or changed."""
+
+
+class AddressInUse(ConfigError):
+    """Somebody listens already where this node is to.
+
+    Attributes:
+        address: `host:port`.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(f"address {address} is in use; stop the other program or choose another port")
 
 
 class ExecutorError(ZpipeError):

@@ -28,7 +28,7 @@ from zpipe.runtime.entrance import Intake, Places
 from zpipe.runtime.launch import Launcher, Program, Site
 from zpipe.runtime.node import by_hand, executor_for, new_session
 from zpipe.runtime.outcomes import outcome_of, result_or_raise
-from zpipe.runtime.starting import load_and_launch, monitor_of
+from zpipe.runtime.starting import load_and_launch, monitor_of, somebody_else
 from zpipe.runtime.streaming import outcomes_of
 from zpipe.security import is_loopback, node_keys
 from zpipe.topology import Topology, load_topology
@@ -212,7 +212,8 @@ class Pipeline:
             seed=self._seed,
             trace=self._trace if self._trace is None or self._meet is not None else trace_file(self._trace, self.rank),
         )
-        addresses[self.rank] = await self._driver.start()
+        with somebody_else(self.topology, self.rank):
+            addresses[self.rank] = await self._driver.start()
         if self._meet is not None:
             self.topology = self.topology.with_addresses({**addresses, **await self._meet(addresses[self.rank])})
         if self._launcher is not None:

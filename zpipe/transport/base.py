@@ -171,7 +171,8 @@ class Transport(Protocol):
         """Binds both planes and returns `host:port` of the data plane; control is at the next port.
 
         Raises:
-            ConfigError: the address is in use, or is none of this machine's.
+            AddressInUse: somebody else listens there.
+            ConfigError: the address is none of this machine's.
         """
 
     def open(self, address: str, *, data: bool = True, key: str = "") -> Channel:

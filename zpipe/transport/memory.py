@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from zpipe.errors import ConfigError
+from zpipe.errors import AddressInUse
 from zpipe.transport.base import MAX_FRAMES, MAX_INCOMING, Buffer, Channel, Origin, TransportCounts, TransportHandler
 from zpipe.transport.shared import Sharing
 
@@ -86,7 +86,7 @@ class MemoryNetwork:
             self._next_port += 2
         address = f"{host}:{port}"
         if address in self._nodes:
-            raise ConfigError(f"address {address} is in use; stop the other node or choose another port")
+            raise AddressInUse(address)
         self._nodes[address] = node
         self._seek()
         return address

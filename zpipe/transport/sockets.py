@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from zpipe.errors import ConfigError
+from zpipe.errors import AddressInUse, ConfigError
 from zpipe.transport.base import Buffer
 from zpipe.transport.curve import CurveKeys
 from zpipe.transport.zap import DOMAIN, ENDPOINT
@@ -107,7 +107,8 @@ class SocketOptions:
         """PULL and ROUTER on two neighbouring ports, and `host:port` of the first.
 
         Raises:
-            ConfigError: the address is in use, or is none of this machine's.
+            AddressInUse: somebody else listens there.
+            ConfigError: the address is none of this machine's.
             zmq.ZMQError: out of sockets (OUT_OF_SOCKETS).
         """
         host, _, port = bind.rpartition(":")
@@ -130,7 +131,7 @@ class SocketOptions:
                     raise ConfigError(f"cannot bind {wanted}: {exc}; expected an IP address of this machine and a port") from exc
             else:
                 return pull, router, f"{host}:{data_port}"
-        raise ConfigError(f"address {wanted} is in use; stop the other program or choose another port")
+        raise AddressInUse(wanted)
 
 
 def _bound_port(socket: Socket) -> int:

@@ -35,7 +35,12 @@ from zpipe.errors import ConfigError
 @click.option(
     "--checkpoint", type=FOLDER, help="A GPT-2 of yours for gpt2-small: config.json, model.safetensors or pytorch_model.bin."
 )
-@click.option("--teacher", metavar="BUNDLE", shell_complete=complete_bundle, help="What the students of rocoin learn from.")
+@click.option(
+    "--teacher",
+    metavar="BUNDLE",
+    shell_complete=complete_bundle,
+    help="What the students of rocoin learn from; `zpipe split` makes one of a torch model.",
+)
 @click.option("--students", type=click.IntRange(1), help="How many.  [default: 3]")
 @click.option(
     "--student-bytes",

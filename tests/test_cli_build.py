@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.executors.tensorrt.device import networks
 from tests.executors.tensorrt.fake import RTX, FakeTrt, installed
 from tests.executors.tiny import tiny_emulation
 from zpipe import bundle as bundles
-from zpipe.bundle import Bundle
+from zpipe.bundle import Bundle, StudentSpec
 from zpipe.cli import main
 from zpipe.executors.cuda import presence
 from zpipe.executors.tensorrt import build, check
@@ -131,3 +132,16 @@ def test_what_cannot_be_built_ends_with_2_and_one_line(
     code, out, err = zpipe(*arguments)
     assert (code, out, len(err)) == (2, [], 1)
     assert err[0].startswith(message)
+
+
+def test_students_are_refused_and_told_where_they_run(
+    bundle: Bundle, zpipe: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = replace(bundle, students=(StudentSpec(0, (0, 1, 2), (), 1, 1),))
+    monkeypatch.setattr(bundles, "load_bundle", lambda name: students)
+    code, out, (line,) = zpipe("--bundle", "three", "--target", "8.6")
+    assert (code, out) == (2, [])
+    assert line == (
+        "zpipe: --bundle three: found students, expected one chain of stages, as engines do not give the scores that are joined; "
+        "run students on executor onnx"
+    )

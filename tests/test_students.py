@@ -13,6 +13,7 @@ import pytest
 from tests.students import CLASSES, ENDS, PARTS, SAMPLES, STAGES, classes, join, scores, students, write_students
 from zpipe.bundle import load_bundle, mask_of, parts_of
 from zpipe.errors import BundleError
+from zpipe.policy.join import join as policy_join
 
 # ---- the join ----------------------------------------------------------------------------------
 
@@ -35,6 +36,16 @@ def test_one_sample_and_many_are_answered_alike_to_the_last_bit() -> None:
         for sample in range(SAMPLES):
             said = join().answer({part: taken[sample, index].tobytes() for index, part in enumerate(present)})
             assert said == (labels[sample], confidences[sample])
+
+
+def test_a_source_answers_alike() -> None:
+    for mask in range(1, 2**PARTS):
+        present = parts_of(mask)
+        labels, confidences = join().answers(scores()[:, [ENDS[part] for part in present]], present)
+        for sample in range(SAMPLES):
+            taken = {part: scores()[sample, ENDS[part]].tolist() for part in present}
+            label, confidence = policy_join(taken, join().bias, join().temperatures)
+            assert (label, pytest.approx(confidence, rel=1e-5)) == (labels[sample], confidences[sample])
 
 
 def test_the_order_in_which_parts_came_does_not_matter() -> None:

@@ -87,11 +87,12 @@ class Join:
         Returns:
             Labels `[samples]` and confidences `[samples]`: the largest probability; 0 where a sum is not finite.
         """
-        # One part after the other: a sum over an axis may take them in another order, and float32 would tell.
-        logits = np.broadcast_to(self._bias, (len(scores), len(self.bias)))
+        # One part after the other and the bias last, as a source does it (`zpipe.policy.join`): float32 would tell another order.
+        logits = scores[:, 0]
         with np.errstate(all="ignore"):
-            for index in range(len(present)):
+            for index in range(1, len(present)):
                 logits = logits + scores[:, index]
+            logits = logits + self._bias
             scaled = logits / np.float32(self.temperatures[mask_of(present)])
             exponential = np.exp(scaled - np.maximum.reduce(scaled, axis=1, keepdims=True))
             confidences = np.reciprocal(np.add.reduce(exponential, axis=1))

@@ -165,7 +165,7 @@ def test_chains_have_no_students(tmp_path: Path) -> None:
 def test_codecs_change_no_answer_of_students_of_one_stage(tmp_path: Path) -> None:
     """Nothing but raw inputs travels, which codecs leave alone."""
     whole = load_bundle("digits-rocoin", verify=False)
-    assert whole.student_stages == (1, 1, 1)
+    assert set(whole.student_stages) == {1}
     np.testing.assert_array_equal(whole.replay("int8").confidences, whole.replay().confidences)
     assert "int8+zstd" in whole.replay_codecs()
     with pytest.raises(BundleError, match=r"label.int8: found no such array"):

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from zpipe.model import Task
     from zpipe.policy.credit import OutgoingLink
-    from zpipe.policy.fanout import FanoutSource, PartOfSample
+    from zpipe.policy.fanout import FanoutSource
     from zpipe.policy.links import Links
     from zpipe.policy.load import Load
     from zpipe.policy.messages import Command
     from zpipe.policy.outlet import Outlet
+    from zpipe.policy.parts import PartOfSample
     from zpipe.policy.state import Neighbour, NodeConfig, NodeCounts
     from zpipe.policy.tasks import TaskTable
 

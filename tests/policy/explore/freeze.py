@@ -28,10 +28,11 @@ from typing import Any
 from zpipe.policy.credit import IncomingLink
 from zpipe.policy.delivery import DeliveryCounts, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
-from zpipe.policy.fanout import FanoutConfig, FanoutCounts
+from zpipe.policy.fanout import FanoutConfig
 from zpipe.policy.links import Links
 from zpipe.policy.node import NodePolicy
 from zpipe.policy.outlet import Outlet
+from zpipe.policy.parts import FanoutCounts
 from zpipe.policy.state import Neighbour, NeighbourConfig, NodeConfig, NodeCounts
 
 

@@ -215,6 +215,9 @@ class ChainOffload(Plain):
     Source: AR-MDI and MS-MDI as PA-MDI (arXiv:2412.12371) compares with them, our reading; layers in proportion to rates
     along a circle of workers as in AR-MDI. Differs: a task whose next node is gone goes to any other that takes it.
 
+    Of a few coarse stages on a full mesh of equal nodes both often come to the same allocation: what others leave free is nearly
+    the same everywhere, a stage is nobody's half, and raw inputs go one hop (S3).
+
     Args:
         chained: `BLIND` or `LEFT_FREE`.
     """

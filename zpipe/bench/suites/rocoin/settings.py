@@ -104,7 +104,7 @@ STALLING_SHARE = 0.2
 #: A pause that is over before a neighbour may call it silence (policy rule R5: three reports of 100 ms); one that is not; silence.
 STALLINGS = (
     Stalling("short", 0.25, 2.0, "stand still for 0.25 s, every 2 s on average"),
-    Stalling("long", 1.5, 6.0, "stand still for 1.5 s, every 6 s on average"),
+    Stalling("long", 1.0, 3.0, "stand still for 1 s, every 3 s on average"),
     Stalling("for good", float("inf"), float("inf"), "stand still for good, from some time in the first half of the run on"),
 )
 

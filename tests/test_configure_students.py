@@ -55,6 +55,11 @@ def test_codecs_leave_every_raw_input_alone(folder: Path) -> None:
     assert lane_bytes(bundle)[0] == lane_bytes(bundle)[2]
 
 
+def test_auto_of_students_is_refused_with_a_way_that_there_is(folder: Path) -> None:
+    with pytest.raises(TopologyError, match=r"found auto, .* \(three-students does not\); name one codec, such as int8\+zstd$"):
+        load_checked(star(folder, links={"shape": "star", "codec": "auto"}))
+
+
 def test_other_students_than_the_bundles_are_refused(folder: Path) -> None:
     with pytest.raises(TopologyError, match=r"students: found \[2, 1, 1\], expected \[1, 1, 2\], the stages of each student"):
         load_checked(star(folder, students=[2, 1, 1], links="mesh"))

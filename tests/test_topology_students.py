@@ -83,7 +83,11 @@ def test_within_a_student_every_host_reaches_the_next_stage() -> None:
     ("found", "bundle", "says"),
     [
         ([1, 1, 2], (2, 2), "students: found [1, 1, 2], expected [2, 2], the stages of each student of bundle three"),
-        ([1, 1, 2], (), "students: found [1, 1, 2], expected none, as one chain is all there is in bundle three"),
+        (
+            [1, 1, 2],
+            (),
+            "students: found [1, 1, 2], expected none, as one chain is all there is in bundle three; remove `students:`",
+        ),
         (None, (1, 1, 2), "students: found none, expected [1, 1, 2], the stages of each student of bundle three"),
     ],
 )
@@ -100,7 +104,7 @@ def test_other_students_than_the_bundles_are_refused_with_both(found: Any, bundl
         ({"students": [1] * 9}, "expected how many stages each of 1 to 8 students has"),
         ({"students": [1, 0, 3]}, "students[1]: found 0, expected a whole number from 1 on"),
         ({"policy": {"redundancy": "twice"}}, "policy.redundancy: found 'twice', expected one of failover, hedged, all"),
-        ({"students": None, "policy": {"redundancy": "all"}}, "policy.redundancy: found it without students"),
+        ({"students": None, "policy": {"redundancy": "all"}}, "policy.redundancy: found it where `students` is empty or not there"),
         ({"policy": {"offload_input": True}}, "policy.offload_input: found True, expected none that passes raw inputs on"),
         ({"policy": {"offload": "ddi"}}, "policy.offload: found 'ddi', expected none that passes raw inputs on"),
     ],

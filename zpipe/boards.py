@@ -8,11 +8,12 @@ A devices file is short YAML; `topologies/devices/` holds examples. Its keys, wi
         device: ""                how fast it is: a profile of zpipe/devices.yaml, NAME/4 for four times slower, or the JSON that
                                   `zpipe profile` wrote on that board (a path, beside this file); required
         memory: none              what the node may take, such as 512 MB; none = not limited
-        count: 1                  so many of them, called NAME-1, NAME-2, ...
+        count: 1                  so many of them, called NAME-1, NAME-2, ...; NAME is all of them (`zpipe plan --failure`)
         address: 127.0.0.1:0      as in a topology; not with a count
         executor: onnx            as in a topology
         max_batch: 8              most tasks in one batch
-        failure: none             P(it does not answer), 0 to below 1: which boards host the same student (`zpipe plan --failure`)
+        failure: none             P(it does not answer), 0 to below 1: which boards host the same student (`zpipe plan --failure`);
+                                  none or 0 for the source
     links: mesh                   which devices can be linked: line (in this order), ring, mesh, star (all to the first one); or
                                   {shape: mesh, bandwidth: 100 Mbit/s, latency: 1 ms, ...}; or a list of {between: [camera, arm],
                                   ...}; keys and defaults as in a topology, but `codec: auto` (the default here) leaves the choice
@@ -65,6 +66,7 @@ class Board:
         address, executor, max_batch: as in a topology.
         faster: by this factor quicker than its profile says: what a planner asks about.
         failure: P(it does not answer), 0..1 and below 1; None = not said.
+        entry: what the file calls it and its likes, where its `count` is above 1; "" = it stands alone.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Board:
     max_batch: int = NodeSpec(0, ()).max_batch
     faster: float = 1.0
     failure: float | None = None
+    entry: str = ""
 
     def batch_seconds(self, stage: StageSpec, rows: float) -> float:
         """How long a batch of so many rows takes; a mean number of rows need not be whole."""
@@ -215,7 +218,7 @@ def _entry(at: At, value: object, measured: Callable[[str], Measured]) -> Sequen
         raise (at / "executor").wrong(board.executor, one_of((*EXECUTORS, "MODULE:CLASS of your own"), board.executor))
     if count == 1:
         return (board,)
-    return [replace(board, name=f"{board.name}-{number}") for number in range(1, count + 1)]
+    return [replace(board, name=f"{board.name}-{number}", entry=board.name) for number in range(1, count + 1)]
 
 
 def _with_unit(at: At, value: object, units: Mapping[str, float], example: str) -> float:

@@ -85,9 +85,10 @@ def _check_codecs(topology: Topology, bundle: Bundle) -> None:
             except BundleError as exc:
                 raise TopologyError(f"{key}, which bundle {bundle.name} cannot do: {exc}") from exc
         if link.codec == AUTO_CODEC and measured_codecs(bundle) == (NO_CODEC,):
+            # No recipe measures codecs of students: most of them have one stage and send nothing but raw inputs.
+            way = "such as int8+zstd" if bundle.students else "or make the bundle anew with `zpipe train`"
             raise TopologyError(
-                f"{key}, expected a bundle whose manifest says what codecs cost ({bundle.name} does not); name one codec, or make "
-                "the bundle anew with `zpipe train`"
+                f"{key}, expected a bundle whose manifest says what codecs cost ({bundle.name} does not); name one codec, {way}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,31 @@ def test_failures_by_name_go_before_the_file_and_that_before_the_rest() -> None:
         with_failures(file, None, {})
     with pytest.raises(ConfigError, match="--failure: found e, expected a device of devices: a, b, c, d"):
         with_failures(file, 0.1, {"e": 0.2})
+
+
+def test_a_failure_by_the_name_of_an_entry_is_that_of_all_its_boards() -> None:
+    plain = {"devices": [{"name": "a", **pi()}, {"name": "b", "count": 3, **pi()}, {"name": "c", **pi()}]}
+    file = parse_boards(plain, file="hand", path=None, measured=no_file)
+    said = with_failures(file, 0.1, {"b-2": 0.2, "b": 0.5})
+    assert [board.failure for board in said.boards] == [0.1, 0.5, 0.2, 0.5, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "by_name", "says"),
+    [
+        ({"failure": 0.3}, {}, "devices: failure: found the source a, expected others: .* leave it out there"),
+        ({}, {"a": 0.3}, "--failure: found the source a, expected others: "),
+        ({"failure": 0}, {"a": 0.0}, None),
+        ({"failure": 0.3, "count": 2}, {}, None),
+    ],
+)
+def test_a_source_that_fails_is_refused_wherever_it_is_said(
+    entry: dict[str, Any], by_name: dict[str, float], says: str | None
+) -> None:
+    plain = {"devices": [{"name": "a", **pi(**entry)}, {"name": "b", **pi()}]}
+    file = parse_boards(plain, file="hand", path=None, measured=no_file)
+    with nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        with_failures(file, 0.1, by_name)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, "often", True, [0.1]])

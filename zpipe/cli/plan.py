@@ -57,7 +57,8 @@ OF_CHAINS, OF_GROUPS = ("rate", "time_limit", "simulated"), ("failures", "missin
     "failures",
     metavar="[NAME=]P",
     multiple=True,
-    help="groups: P(a device does not answer), of all whose file does not say, or of one; the source has none.",
+    help="groups: P(a device does not answer), of all whose file does not say, or of one (or of all of one entry); the source "
+    "has none.",
 )
 @click.option(
     "--missing",

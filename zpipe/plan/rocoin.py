@@ -133,21 +133,22 @@ def with_failures(boards: Boards, everywhere: float | None, by_name: Mapping[str
     Args:
         boards: what their file says is kept where nothing else is said by name.
         everywhere: of those whose file says nothing.
-        by_name: of single ones.
+        by_name: of single ones, or of all that one entry of the file is for; a board's own name goes first.
 
     Raises:
-        ConfigError: a name is none of them or the source, or of some board nothing is said.
+        ConfigError: a name is none of them, the source is said to fail, or of some board nothing is said.
     """
-    names = [board.name for board in boards.boards]
-    if names[boards.source] in by_name:
-        raise ConfigError(
-            f"--failure: found the source {names[boards.source]}, expected others: where it fails nobody waits for an answer"
-        )
+    names, source = [board.name for board in boards.boards], boards.boards[boards.source]
+    nobody = f"found the source {source.name}, expected others: where it fails nobody waits for an answer"
+    if by_name.get(source.name):
+        raise ConfigError(f"--failure: {nobody}")
+    if source.failure and not source.entry:  # an entry for several says it of the others
+        raise ConfigError(f"{boards.path or boards.name}: failure: {nobody}; leave it out there")
     for name in by_name:
-        if name not in names:
+        if name not in names and all(name != board.entry for board in boards.boards):
             raise ConfigError(f"--failure: found {name}, expected a device of {boards.path or boards.name}: {', '.join(names)}")
     known = [everywhere if board.failure is None else board.failure for board in boards.boards]
-    known = [by_name.get(name, failure) for name, failure in zip(names, known, strict=True)]
+    known = [by_name.get(board.name, by_name.get(board.entry, usual)) for board, usual in zip(boards.boards, known, strict=True)]
     unsaid = [name for at, name in enumerate(names) if known[at] is None and at != boards.source]
     if unsaid:
         raise ConfigError(

@@ -24,7 +24,8 @@ A topology is a short YAML file; `topologies/line4.yaml` shows how little one ne
         latency: 0 s
         jitter: 0 s               frames take up to this much longer (the lab and the simulator; a live link has its own)
         codec: none               how activations are packed: none, fp16, int8, int8+zstd, bottleneck (`zpipe.codecs` says what
-                                  each does), or auto: the one that costs least accuracy and keeps up, by measured bandwidth
+                                  each does), or auto: the one that costs least accuracy and keeps up, by measured bandwidth;
+                                  raw inputs, all that students of one stage get, only int8+zstd changes, and without loss
         medium: ""                links of one medium share its airtime
         window: 16                slots of each direction at its receiver (policy rule C1)
     source: 0                     a rank, or the keys below; `sources:` a list of these; the lowest rank where neither is given

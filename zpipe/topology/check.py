@@ -28,8 +28,11 @@ def check(topology: Topology, stage_count: int, students: tuple[int, ...] = ()) 
     last = stage_count - 1
     if topology.students != students:
         found = f"{list(topology.students)}" if topology.students else "none"
-        expected = f"{list(students)}, the stages of each student of" if students else "none, as one chain is all there is in"
-        raise (at / "students").error(found, f"{expected} bundle {topology.bundle}")
+        if students:
+            expected = f"{list(students)}, the stages of each student of bundle {topology.bundle}"
+        else:
+            expected = f"none, as one chain is all there is in bundle {topology.bundle}; remove `students:`"
+        raise (at / "students").error(found, expected)
     for node in topology.nodes:
         if node.stages and node.stages[-1] > last:
             raise (at / f"nodes[{node.rank}].stages").error(

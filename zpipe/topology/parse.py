@@ -242,7 +242,9 @@ def _policy(at: At, value: object, *, students: bool) -> PolicySpec:
         if key in read and order != "priority":
             raise (at / key).error("it with order fifo, which knows no classes", "order: priority, or none of it")
     if "redundancy" in read and not students:
-        raise (at / "redundancy").error("it without students", "students beside it, or none of it")
+        raise (at / "redundancy").error(
+            "it where `students` is empty or not there", "students beside it, such as [1, 1, 2], or none of it"
+        )
     offload_input = _offload_input(at / "offload_input", read.raw("offload_input"), offload)
     if students and offload_input != "no":
         key = "offload" if offload == "ddi" else "offload_input"

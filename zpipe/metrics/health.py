@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zpipe.runtime.ways import parts_away, way_open, ways
+
 if TYPE_CHECKING:
     from zpipe.runtime.driver import Driver
 
@@ -40,7 +42,7 @@ def health_of(driver: Driver) -> Health:
     waits = list(dead)
     if not policy.accepting and policy.serving:
         waits.append("it finishes what it holds and takes nothing more")
-    waits += [_no_way(driver, stage) for stage in _onward(driver) if not _way_open(driver, stage)]
+    waits += [_no_way(driver, stage) for stage in _onward(driver) if not way_open(driver, stage)]
     waits += _no_entrance(driver)
     return Health(tuple(dead), tuple(waits), missing)
 
@@ -53,28 +55,11 @@ def _onward(driver: Driver) -> list[int]:
 
 def _no_entrance(driver: Driver) -> list[str]:
     """Why no sample of this source can begin; [] where one can: one part of several is enough for an answer."""
-    firsts = driver.topology.firsts
-    hosted = driver.policy.config.stages
-    if driver.policy.source is None or any(first in hosted or _way_open(driver, first) for first in firsts):
+    if driver.policy.source is None or len(parts_away(driver)) < len(driver.topology.firsts):
         return []
-    return [_no_way(driver, first) for first in firsts]
-
-
-def _way_open(driver: Driver, stage: int) -> bool:
-    return any(_takes(driver, peer) for peer in _ways(driver, stage))
-
-
-def _ways(driver: Driver, stage: int) -> list[int]:
-    """Neighbours to whom tasks that wait for this stage may go."""
-    topology, rank = driver.topology, driver.rank
-    return [peer for peer in topology.neighbours(rank) if stage in topology.lanes(rank, peer)]
-
-
-def _takes(driver: Driver, peer: int) -> bool:
-    neighbour = driver.policy.neighbour(peer)
-    return neighbour.sends and neighbour.takes and not neighbour.suspected
+    return [_no_way(driver, first) for first in driver.topology.firsts]
 
 
 def _no_way(driver: Driver, stage: int) -> str:
-    ways = ", ".join(f"{peer} ({driver.topology.node(peer).address})" for peer in _ways(driver, stage))
-    return f"nobody takes samples to stage {stage}: it waits for rank {ways}"
+    waits = ", ".join(f"{peer} ({driver.topology.node(peer).address})" for peer in ways(driver, stage))
+    return f"nobody takes samples to stage {stage}: it waits for rank {waits}"

@@ -167,6 +167,8 @@ def test_answers_of_students_are_told_by_which_parts_were_missing() -> None:
     assert ["1", number(without["samples"]), *[number(100 * without[key]) for key in ("share", "accuracy", "expected")]] in told
     text = " ".join(Tags(page).text)
     assert f"{without['samples']} answers without some" in text
+    copies, hedged = (report["counts"][key] for key in ("copies", "hedged"))
+    assert f"copies sent to students: {copies}, {100 * hedged / copies:.1f} % of them hedged" in text
     assert "Each exit" not in text
     assert "multiply-adds" not in text
     assert whole["samples"] + without["samples"] == report["counts"]["result"]

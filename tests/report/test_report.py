@@ -104,7 +104,7 @@ def of_students() -> dict[str, Any]:
         outcome = result(sample, label=label, stage=1)
         assert outcome.result is not None
         log.outcome(replace(outcome, result=replace(outcome.result, missing=missing)), now=0.5)
-    return report_of(log, parts=PARTS)
+    return report_of(log, parts=PARTS, copies={"copies": 12, "hedged": 3, "partial": 2})
 
 
 def test_answers_of_students_are_counted_by_what_was_missing() -> None:
@@ -125,6 +125,7 @@ def test_report_of_students_shows_missing_parts_in_place_of_exits() -> None:
     assert "missing parts answers share accuracy on test" in lines
     assert "none 3 60.0 % 66.7 % 90.0 %" in lines
     assert "1 2 40.0 % 50.0 % 60.0 %" in lines
+    assert "copies sent to students: 12, 25.0 % of them hedged, as an earlier one was late" in lines
     assert not any(line.startswith(("exit", "multiply-adds")) for line in lines)
 
 

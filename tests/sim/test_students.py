@@ -42,6 +42,9 @@ def run(folder: Path, *faults: NodeFault, **keys: Any) -> dict[str, Any]:
     assert answers.joined is not None
     assert (columns["kind"] == KINDS.index("result")).all()
     assert (columns["label"] == answers.joined[columns["missing"], columns["index"]]).all()
+    assert counts["copies"] == sum(node["sent_inputs"] for node in report["nodes"])  # the source has no stage of its own
+    assert counts["partial"] == sum(row["samples"] for row in report["missing"] if row["parts"])
+    assert 0 <= counts["hedged"] <= (counts["copies"] if topology.policy.redundancy == "hedged" else 0)
     return report
 
 

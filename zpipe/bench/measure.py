@@ -17,7 +17,7 @@ from zpipe.calibrate.drift import drift_rows
 from zpipe.configure import fixed_thresholds, promises, source_config
 from zpipe.load import SourceLoad, run_span, shares
 from zpipe.policy.delivery import SourceConfig
-from zpipe.report import RunLog, build_report, grown, link_rows, merged, node_rows, policy_words, sources_grown
+from zpipe.report import RunLog, build_report, copies_grown, grown, link_rows, merged, node_rows, policy_words, sources_grown
 from zpipe.runtime.attending import all_attached, unless_crashed
 from zpipe.runtime.pipeline import Pipeline
 from zpipe.series import MOST_ROWS, merged_series
@@ -174,6 +174,7 @@ class Run:
             memory=memory,
             second_results=sources_grown(before, after, "second_results", self.loads),
             resubmitted=sources_grown(before, after, "resubmitted", self.loads),
+            copies=copies_grown(before, after, self.loads) if bundle.students else None,
             shared_machine=not options.attach and bundle.emulates is None,  # emulated boards hardly compute
             generated_inputs=bundle.evaluation_generated,
             severity=severity,

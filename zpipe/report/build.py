@@ -108,6 +108,7 @@ def build_report(
     memory: list[dict[str, Any]],
     second_results: int,
     resubmitted: int,
+    copies: Mapping[str, int] | None = None,
     shared_machine: bool,
     simulated: bool = False,
     generated_inputs: bool = False,
@@ -132,6 +133,8 @@ def build_report(
         series: the source's admission state over time.
         memory: every node's resident set over time.
         second_results, resubmitted: of this run, as the source counted them.
+        copies: of students, in `counts` too: `copies` of samples that the sources sent, how many of these were `hedged` (sent
+            since an earlier one was late), and `partial`, results without every part. None where there are no students.
         shared_machine: all nodes ran on this one, so throughput measures the sum of their computing.
         simulated: no node ran at all.
         generated_inputs: samples are made up and their labels are the network's own answers; accuracy is agreement with these.
@@ -161,7 +164,7 @@ def build_report(
         "simulated": simulated,
         "generated_inputs": generated_inputs,
         "seconds": seconds,
-        "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted},
+        "counts": {**_counts(log, columns["kind"]), "second_results": second_results, "resubmitted": resubmitted, **(copies or {})},
         "strangers": log.strangers,
         "causes": dict(log.causes.most_common()),
         "throughput_hz": int(answered.sum()) / seconds if seconds else 0.0,

@@ -107,6 +107,12 @@ def sources_grown(before: list[dict[str, Any]], after: list[dict[str, Any]], key
     return sum(int(last[rank] - first[rank]) for rank in ranks if rank in first and rank in last)
 
 
+def copies_grown(before: list[dict[str, Any]], after: list[dict[str, Any]], ranks: Iterable[int]) -> dict[str, int]:
+    """Of students, what a report's counts say of copies; of those sources that answered both times."""
+    own = list(ranks)
+    return {key: sources_grown(before, after, key, own) for key in ("copies", "hedged", "partial")}
+
+
 def _same_start(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """{rank: its counters before}, of those that ran all the time between; simulated ones have no session and always did."""
     sessions = {stats["rank"]: stats.get("session") for stats in after}

@@ -107,6 +107,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
     if "missing" in report:
         answers = report["counts"]["result"]
         lines += [f"raw inputs sent to students: {report['raw_inputs_sent'] / answers:.2f} per result"] if answers else []
+        lines += _copies(report["counts"])
     elif report["raw_inputs_sent"]:
         lines.append(f"raw inputs sent on to other nodes: {report['raw_inputs_sent']:,}")
     restarted = [str(row["rank"]) for row in report["nodes"] if row.get("restarted")]
@@ -128,6 +129,14 @@ def footnotes(report: dict[str, Any]) -> list[str]:
             f"all nodes shared {cores} cores of this machine: throughput measures the sum of their computing, not a line of boards"
         )
     return lines
+
+
+def _copies(counts: dict[str, int]) -> list[str]:
+    """Of students: how many copies went out, and how many of them a second time; reports of older versions do not say."""
+    copies = counts.get("copies", 0)
+    if not copies:
+        return []
+    return [f"copies sent to students: {copies:,}, {percent(counts['hedged'] / copies)} of them hedged, as an earlier one was late"]
 
 
 def _ran_on(nodes: list[dict[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ from zpipe.errors import ConfigError
 from zpipe.load import POISSON, Order, SourceLoad, Span, run_span, samples_of, shares, source_loads
 from zpipe.policy.delivery import SourceConfig
 from zpipe.policy.messages import Resolve
-from zpipe.report import RunLog, build_report, link_rows, merged, node_rows, policy_words, sources_grown
+from zpipe.report import RunLog, build_report, copies_grown, link_rows, merged, node_rows, policy_words, sources_grown
 from zpipe.series import AdmissionSeries
 from zpipe.service import load_service
 from zpipe.sim.faults import NodeFault, check_faults, never_there
@@ -284,6 +284,7 @@ class _Run:
             memory=[],
             second_results=sources_grown(before, after, "second_results", self.offerings),
             resubmitted=sources_grown(before, after, "resubmitted", self.offerings),
+            copies=copies_grown(before, after, self.offerings) if bundle.students else None,
             shared_machine=False,
             simulated=True,
             generated_inputs=bundle.evaluation_generated,

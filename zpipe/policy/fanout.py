@@ -343,7 +343,7 @@ class FanoutSource(Source):
             self._forecast.came(sojourn - entry.queue_seconds)
         self._resolve(entry.sample, "result", now=now, row=row)
         self.admission.resolved(
-            queued_seconds=last.queued_seconds,
+            queued_seconds=last.queued_seconds - last.yielded_seconds,
             service_seconds=last.service_seconds,
             sojourn_seconds=sojourn,
             in_flight=self._in_flight,

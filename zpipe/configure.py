@@ -218,7 +218,9 @@ def _farther(topology: Topology, rank: int) -> dict[int, tuple[int, ...]]:
 
 
 def _chains(topology: Topology, rank: int) -> dict[int, tuple[int, int]]:
-    """{source: the ranks before and behind this node on its chain}; none where it is not on it."""
+    """{source: the ranks before and behind this node on its chain}; none where it is not on it, or nothing goes along chains."""
+    if not OFFLOADS[topology.policy.offload](topology.policy.output_threshold).chained:
+        return {}
     neighbours = {node.rank: topology.neighbours(node.rank) for node in topology.nodes}
     hosts = [node.rank for node in topology.nodes if node.stages]
     found = {}

@@ -54,13 +54,13 @@ def merge(paths: tuple[Path, ...], out: Path, every: int) -> None:
 @trace.command(epilog=example("zpipe trace show traces/node-1.trace"))
 @click.argument("file", type=FILE)
 def show(file: Path) -> None:
-    """Print a trace as lines of JSON: its header, a line per round, its end."""
+    """Print a trace as lines of JSON: its header, a line per round, its end. Bytes (students' scores) are hexadecimal."""
     from zpipe.trace import Trace
 
     with Trace(file) as found:
         try:
             for part in found.plain():
-                click.echo(json.dumps(part, separators=(",", ":")))
+                click.echo(json.dumps(part, separators=(",", ":"), default=bytes.hex))
         except BrokenPipeError:  # whoever read the lines has enough of them; nor is there anything left to flush at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -287,10 +287,9 @@ def chain_of(start: int, neighbours: Mapping[int, Iterable[int]], hosts: Iterabl
         neighbours: {rank: ranks it is linked with}.
         hosts: ranks that may be on it.
     """
-    allowed, ranks = set(hosts), len(neighbours)
+    left, ranks = set(hosts) - {start}, len(neighbours)
     way = [start]
-    while True:
-        ahead = [rank for rank in neighbours[way[-1]] if rank in allowed and rank not in way]
-        if not ahead:
-            return way
+    while ahead := [rank for rank in neighbours[way[-1]] if rank in left]:
         way.append(min(ahead, key=lambda rank: (rank - way[-1]) % ranks))
+        left.remove(way[-1])
+    return way

@@ -57,7 +57,7 @@ def test_a_trace_is_shown_as_lines_of_json(trace: Path) -> None:
     header, *rounds, end = map(json.loads, shown.stdout.splitlines())
     assert (header["trace"], header["rank"], end) == (2, 1, {"end": "closed"})
     assert dict(zip(header["fields"]["NeighbourConfig"], header["config"][3][0], strict=True))["bandwidth_bps"] == "inf"
-    assert rounds == json.loads(json.dumps(parts(trace)[1:-1]).replace("Infinity", '"inf"'))
+    assert rounds == json.loads(json.dumps(parts(trace)[1:-1], default=bytes.hex).replace("Infinity", '"inf"'))
 
 
 def test_what_cannot_be_merged_is_one_line_and_exit_code_2(trace: Path, tmp_path: Path) -> None:

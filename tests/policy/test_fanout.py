@@ -13,9 +13,9 @@ import pytest
 from tests.policy.build import OUT, Driven, key
 from tests.policy.mesh import Mesh, Shape
 from zpipe.model import Credit, LostRow, Report, ResultRow
-from zpipe.policy.delivery import SourceConfig
+from zpipe.policy.delivery import RESUBMIT_TRICKLE_SECONDS, SourceConfig
 from zpipe.policy.exits import ExitGates, ExitLadder
-from zpipe.policy.fanout import HEDGE_FREE, FanoutConfig, FanoutSource
+from zpipe.policy.fanout import HEDGE_FREE, HEDGE_SHARE, FanoutConfig, FanoutSource
 from zpipe.policy.messages import (
     Command,
     CreditReceived,
@@ -365,7 +365,16 @@ def test_hedging_ends_with_its_budget(make: Maker) -> None:
     for late in range(60):
         node.submit(sample + late, now=now)
     node.pass_time(now + 0.5)
-    assert node.source.counts.hedged == (sample + 60) / 2 + HEDGE_FREE
+    assert node.source.counts.hedged == HEDGE_SHARE * 60 + HEDGE_FREE
+
+
+def test_what_the_budget_put_off_is_due_when_its_timer_fires(make: Maker) -> None:
+    """In floats 0.13 + 1 - 0.13 is below 1: a timer set anew to the present would never let go."""
+    source = make("failover").source
+    source.counts.resubmitted = 1000
+    for last in (0.13, 0.4, 7.7):
+        source._resubmitted_at = last
+        assert source._may_resubmit(last + RESUBMIT_TRICKLE_SECONDS)
 
 
 # ---- in virtual time -----------------------------------------------------------------------------

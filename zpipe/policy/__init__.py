@@ -136,7 +136,9 @@ task with `part` set, and its student ends where the gate says so.
       timer is per copy, with the budget of R3.
   F5. `hedged`: a copy that is out for longer than its part's smoothed sojourn and two deviations is late, and another goes to
       a second replica, now or as soon as one can take it; the second may be late as well. A budget holds: half of the
-      samples, and 10. A replica is late until it answers what it was late with, or for MIN_RETRANSMIT_SECONDS.
+      samples, and 10, what calm times spared is forgotten; and while first copies of that part wait for room there are no
+      second ones: hedging is for late replicas, not for busy ones. A replica is late until it answers what it was late with, or
+      for MIN_RETRANSMIT_SECONDS.
   F6. What is still queued at the source for a part that is in is dropped. Replicas are told nothing: what they work on comes
       as a second result, or is below `oldest` (S5).
 """

@@ -104,12 +104,12 @@ class Dispatch:
         source.let_in(now=now)
         frames: dict[tuple[int, int], tuple[list[Task], int]] = {}  #: {(neighbour, stage): its last frame, and what that takes}
         source.free_at = math.inf
+        while source.unsent and self._serve(commands, frames, now) and source.let_in(now=now):
+            pass
         if source.hedges:
             hedges, source.hedges = source.hedges, []
             for sample, part in hedges:
                 self._hedge(sample, part, commands, frames, now)
-        while source.unsent and self._serve(commands, frames, now) and source.let_in(now=now):
-            pass
 
     def _serve(self, commands: list[Command], frames: dict[tuple[int, int], tuple[list[Task], int]], now: float) -> bool:
         """Sends what may go of every part. Returns whether something did."""
@@ -136,12 +136,11 @@ class Dispatch:
         source, group, state = self._source, self._groups[part], self._source.part(sample, part)
         if state is None or not state.out or state.waiting:
             return
-        rank = self._choose(group, sample, part, state, now, waits=False)
+        rank = None if source.outbox[part] else self._choose(group, sample, part, state, now, waits=False)
         if rank is None:
             source.hedge_later(sample, part, now=now)
             return
-        source.counts.hedged += 1
-        self._send(group, source.copy(sample, part, rank, now=now), rank, commands, frames, now)
+        self._send(group, source.hedges_now(sample, part, rank, now=now), rank, commands, frames, now)
 
     def _left(self, group: Group, state: PartOfSample) -> Iterator[bool]:
         """Per replica, whether it takes copies and has none of this part out."""

@@ -38,9 +38,10 @@ LEAST_HEDGE_SECONDS = 0.005
 #: Where no other replica could take a second copy, or the budget is spent, it is tried again after as long as the copy was given,
 #: and no sooner than this.
 HEDGE_AGAIN_SECONDS = 0.05
-#: Second copies that were not caused by a loss: half of the samples, and 10. ("The tail at scale", Dean and Barroso 2013, send 5 %
-#: at the 95th percentile; a fifth of the nodes may stall here.)
-HEDGE_SHARE, HEDGE_FREE = 0.5, 10
+#: Second copies that were not caused by a loss: half of the samples, and 10; of those not used so far no more than so many for the
+#: samples in flight: what a calm time spared is not there to feed an overload. ("The tail at scale", Dean and Barroso 2013, send
+#: 5 % at the 95th percentile; a fifth of the nodes may stall here.)
+HEDGE_SHARE, HEDGE_FREE = 0.5, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class FanoutSource(Source):
         self.free_at = math.inf
         self._own_slots = own_slots
         self._hedged = fanout.redundancy == "hedged"
+        self._may_hedge = HEDGE_FREE  #: second copies within the budget
         self._samples: dict[int, SharedSample] = {}  #: {number: every admitted one}
         self._timers: list[tuple[float, int, int, int, bool]] = []  #: (when, sample, part, attempt, whether only to hedge)
         self._sojourns = [Sojourn() for _ in range(parts)]
@@ -186,6 +188,12 @@ class FanoutSource(Source):
         state.waiting -= 1
         self.unsent -= 1
         self.outbox[part].remove(number)
+
+    def hedges_now(self, number: int, part: int, rank: int, *, now: float) -> Task:
+        """A second copy, which goes to that replica now."""
+        self.counts.hedged += 1
+        self._may_hedge -= 1.0
+        return self.copy(number, part, rank, now=now)
 
     def hedge_later(self, number: int, part: int, *, now: float) -> None:
         """No other replica could take a second copy."""
@@ -279,6 +287,7 @@ class FanoutSource(Source):
 
     def _start(self, entry: OpenSample, *, now: float) -> None:
         entry.attempt, entry.sent_at, entry.first_sent_at = 1, now, now
+        self._may_hedge = min(HEDGE_FREE + HEDGE_SHARE * self._in_flight, self._may_hedge + HEDGE_SHARE)
         self._forget_past()
         parts = [PartOfSample() for _ in self.live]
         thresholds = self.config.ladder.thresholds[self.admission.point]
@@ -401,7 +410,7 @@ class FanoutSource(Source):
         if (number, part, attempt) not in self._late:
             self._late[number, part, attempt] = copy.rank, now + MIN_RETRANSMIT_SECONDS
             self.late[copy.rank] = self.late.get(copy.rank, 0) + 1
-        if self.live[part] and self.counts.hedged + len(self.hedges) < HEDGE_SHARE * self.counts.admitted + HEDGE_FREE:
+        if self.live[part] and not self.outbox[part] and len(self.hedges) + 1 <= self._may_hedge:
             if (number, part) not in self.hedges:
                 self.hedges.append((number, part))
         else:
@@ -451,7 +460,7 @@ class FanoutSource(Source):
     def _may_resubmit(self, now: float) -> bool:
         """The budget of R3, of copies: each sample has as many as parts, and each may be lost."""
         budget = RESUBMIT_SHARE * len(self.live) * self.counts.results + RESUBMIT_FREE
-        return self.counts.resubmitted - self._raise_again < budget or now - self._resubmitted_at >= RESUBMIT_TRICKLE_SECONDS
+        return self.counts.resubmitted - self._raise_again < budget or now >= self._resubmitted_at + RESUBMIT_TRICKLE_SECONDS
 
     def _copy_seconds(self, state: PartOfSample, part: int) -> float:
         """Rule R3: how long a copy is waited for."""

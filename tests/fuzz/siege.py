@@ -83,6 +83,7 @@ class EnemyTransport:
 
     def close_channel(self, channel: Channel) -> None:
         channel.closed, channel.connected = True, False
+        self.sharing.close(channel)
 
     def ban(self, key: str) -> None:
         pass
@@ -94,7 +95,8 @@ class EnemyTransport:
     send_control = send_data
 
     async def aclose(self) -> None:
-        pass
+        for channel in self.opened:
+            self.sharing.close(channel)
 
 
 class Clock:

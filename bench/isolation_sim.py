@@ -111,6 +111,7 @@ class Case:
 def topology(case: Case, bundle: Path | str, **node: Any) -> Topology:
     """The case's, checked; `node`: further keys of every node."""
     shape = SHAPES[case.shape]
+    admission = {"name": case.admission, "waiting": SATURATING}  # else a source that replaces what is rejected never ends
     link = {"bandwidth": shape.bandwidth_bps, "latency": 0.0005}
     return from_dict(
         {
@@ -122,7 +123,7 @@ def topology(case: Case, bundle: Path | str, **node: Any) -> Topology:
             ],
             "links": [{"between": list(pair), **link} for pair in shape.links],
             "sources": [
-                {"rank": rank, "priority": each, "weight": WEIGHTS[each], "admission": case.admission, "deadline": case.deadline}
+                {"rank": rank, "priority": each, "weight": WEIGHTS[each], "admission": admission, "deadline": case.deadline}
                 for each, rank in shape.sources.items()
             ],
             "policy": {**case.policy, "exit": NO_EXIT},
